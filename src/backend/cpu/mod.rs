@@ -1,0 +1,210 @@
+//! The reference backend: every op is the plain Rust function of its name at f32, rows in parallel; products go to the
+//! gemm crate and attention to blocks of it (`fast.rs`).
+use super::{Backend, Buf, Launch, Memory, same_bytes};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops::{Elem, Extent, Op, Slice};
+use rayon::prelude::*;
+use std::cell::{Cell, RefCell, UnsafeCell};
+
+mod fast;
+
+/// 8-aligned memory that many buffers share.
+type Slab = Box<[UnsafeCell<u64>]>;
+
+/// Holds floats as f32 and rounds to the buffer's dtype at each store.
+#[derive(Default)]
+pub struct Cpu {
+    slabs: RefCell<Vec<Option<Slab>>>,
+    memory: Cell<Memory>,
+    /// Only references, no fast paths: for tests of the fast paths.
+    plain: bool,
+}
+
+/// Where an argument lies, safe to hand to rayon: `Launch` proved that what is written overlaps nothing else.
+#[derive(Clone, Copy)]
+struct Place {
+    ptr: *mut u8,
+    len: usize,
+    elem: Elem,
+    writes: bool,
+}
+// SAFETY: a `Place` is only turned into slices of disjoint rows (written) or shared slices (read) within one launch.
+unsafe impl Send for Place {}
+unsafe impl Sync for Place {}
+
+impl Place {
+    /// Elements `start..start + len` as a reference receives them.
+    ///
+    /// # Safety
+    /// The range lies in the argument, and no two written ranges that live at the same time overlap.
+    unsafe fn slice<'a>(self, start: usize, len: usize) -> Slice<'a, f32> {
+        assert!(start + len <= self.len);
+        unsafe {
+            match (self.elem, self.writes) {
+                (Elem::U32, _) => Slice::U32(std::slice::from_raw_parts((self.ptr as *const u32).add(start), len)),
+                (Elem::U8, false) => Slice::U8(std::slice::from_raw_parts(self.ptr.add(start), len)),
+                (Elem::U8, true) => Slice::U8Mut(std::slice::from_raw_parts_mut(self.ptr.add(start), len)),
+                (_, false) => Slice::Float(std::slice::from_raw_parts((self.ptr as *const f32).add(start), len)),
+                (_, true) => Slice::FloatMut(std::slice::from_raw_parts_mut((self.ptr as *mut f32).add(start), len)),
+            }
+        }
+    }
+}
+
+impl Cpu {
+    pub fn new() -> Cpu {
+        Cpu::default()
+    }
+    /// Without fast paths: every op is its reference.
+    pub fn plain() -> Cpu {
+        Cpu { plain: true, ..Cpu::default() }
+    }
+    /// The buffer's first byte; a buffer of another backend panics here.
+    fn ptr(&self, buf: &Buf) -> *mut u8 {
+        let slabs = self.slabs.borrow();
+        let slab = slabs[buf.slab as usize].as_ref().expect("the buffer was freed");
+        assert!(buf.start + buf.bytes() <= slab.len() * 8);
+        // SAFETY: within the slab.
+        unsafe { (slab.as_ptr() as *mut u8).add(buf.start) }
+    }
+    fn floats(&self, buf: &Buf) -> &mut [f32] {
+        // SAFETY: `ptr` checked the range, and no slice of a slab outlives a method of `Cpu`, which is not Sync.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr(buf) as *mut f32, buf.len) }
+    }
+    fn places(&self, launch: &Launch) -> Vec<Option<Place>> {
+        let args = launch.op().spec().args.iter().zip(launch.args());
+        args.map(|(arg, buf)| {
+            buf.map(|b| Place { ptr: self.ptr(b), len: b.len, elem: arg.elem, writes: arg.access.writes() })
+        })
+        .collect()
+    }
+}
+
+/// Ops whose rows depend on no other row of a written argument: they run in chunks of rows, in parallel.
+fn by_rows(op: Op) -> bool {
+    matches!(
+        op,
+        Op::embedding_forward
+            | Op::rmsnorm_forward
+            | Op::rmsnorm_backward
+            | Op::bias_forward
+            | Op::rope_forward
+            | Op::rope_backward
+            | Op::swiglu_forward
+            | Op::swiglu_backward
+            | Op::logprob_forward
+            | Op::logprob_backward
+    )
+}
+
+/// Rows a task takes at least: below it, splitting costs more than it brings.
+const MIN_ROWS: usize = 16;
+
+/// Runs `op` on chunks of its rows; `N` is the first field of such an op's params.
+fn run_rows(op: Op, places: &[Option<Place>], extents: &[Extent], params: &[u8]) {
+    assert_eq!(op.spec().fields[0].0, "N", "{op:?} runs by rows");
+    let rows = u32::from_ne_bytes(params[..4].try_into().expect("4 bytes")) as usize;
+    let chunk = rows.div_ceil(4 * rayon::current_num_threads()).max(MIN_ROWS);
+    (0..rows.div_ceil(chunk)).into_par_iter().for_each(|c| {
+        let (first, count) = (c * chunk, chunk.min(rows - c * chunk));
+        let mut params = params.to_vec();
+        params[..4].copy_from_slice(&(count as u32).to_ne_bytes());
+        let slices = places.iter().zip(extents).zip(op.spec().args).map(|((place, extent), arg)| match place {
+            None => Slice::Absent,
+            // SAFETY: chunks of rows are disjoint.
+            Some(p) if arg.shape.starts_with("[N") => unsafe {
+                let row = extent.elements() / rows;
+                p.slice(first * row, count * row)
+            },
+            Some(p) => unsafe { p.slice(0, p.len) },
+        });
+        op.reference(slices, &params);
+    });
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+    fn device(&self) -> String {
+        format!("CPU, {} threads", rayon::current_num_threads())
+    }
+    fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
+        let width = if dtype.is_float() { 4 } else { dtype.size() };
+        let words = (len * width).div_ceil(8);
+        let mut zeros: Vec<u64> = Vec::new();
+        zeros.try_reserve_exact(words).map_err(|_| Error::device("cpu", format!("out of memory: {} MiB wanted", words >> 17)))?;
+        zeros.resize(words, 0);
+        let mut slabs = self.slabs.borrow_mut();
+        slabs.push(Some(zeros.into_iter().map(UnsafeCell::new).collect()));
+        let mut memory = self.memory.get();
+        memory.used += words as u64 * 8;
+        memory.peak = memory.peak.max(memory.used);
+        self.memory.set(memory);
+        Ok(Buf { slab: slabs.len() as u32 - 1, start: 0, len, dtype, width })
+    }
+
+    fn free(&self, buf: Buf) {
+        let slab = self.slabs.borrow_mut()[buf.slab as usize].take();
+        let mut memory = self.memory.get();
+        memory.used -= slab.map_or(0, |s| s.len() as u64 * 8);
+        self.memory.set(memory);
+    }
+
+    fn upload(&self, to: &mut Buf, bytes: &[u8]) -> Result<()> {
+        same_bytes("upload", to.len * to.dtype.size(), bytes.len())?;
+        if to.dtype.is_float() {
+            self.floats(to).copy_from_slice(&to.dtype.decode(bytes));
+        } else {
+            // SAFETY: as in `floats`.
+            unsafe { std::slice::from_raw_parts_mut(self.ptr(to), bytes.len()) }.copy_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    fn download(&self, from: &Buf) -> Result<Vec<u8>> {
+        if from.dtype.is_float() {
+            return Ok(from.dtype.encode(self.floats(from)));
+        }
+        // SAFETY: as in `floats`.
+        Ok(unsafe { std::slice::from_raw_parts(self.ptr(from), from.bytes()) }.to_vec())
+    }
+
+    fn copy(&self, to: &mut Buf, from: &Buf) -> Result<()> {
+        same_bytes("copy", to.len * to.dtype.size(), from.len * from.dtype.size())?;
+        assert!(to.dtype == from.dtype && !to.overlaps(from), "copy: other dtype or overlap");
+        // SAFETY: both ranges were checked by `ptr`, and they do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(self.ptr(from), self.ptr(to), to.bytes()) };
+        Ok(())
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        let (op, params) = (launch.op(), launch.params());
+        let (places, extents) = (self.places(launch), op.extents(params).1);
+        // SAFETY: each argument once, as a whole; `Launch` proved that what is written overlaps nothing else.
+        let whole = || places.iter().map(|p| p.map_or(Slice::Absent, |p| unsafe { p.slice(0, p.len) }));
+        if self.plain || !fast::run(op, whole(), params) {
+            match by_rows(op) {
+                true => run_rows(op, &places, &extents, params),
+                false => op.reference(whole(), params),
+            }
+        }
+        for (slice, buf) in whole().zip(launch.args()) {
+            if let (Slice::FloatMut(s), Some(b)) = (slice, buf)
+                && b.dtype != DType::F32
+            {
+                s.par_chunks_mut(1 << 14).for_each(|s| s.iter_mut().for_each(|x| *x = b.dtype.round(*x)));
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn memory(&self) -> Memory {
+        self.memory.get()
+    }
+}

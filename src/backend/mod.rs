@@ -1,0 +1,155 @@
+//! `Backend`: memory, one `launch`, and one provided method per row of the op table.
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops::{self, Op, table::for_each_op};
+pub mod cpu;
+#[cfg(any())]
+pub mod cuda;
+pub mod kernel_text;
+mod launch;
+// pub mod pick;
+#[cfg(any())]
+pub mod wgpu;
+pub use launch::Launch;
+
+/// A stretch of a backend's memory, in elements. The same type for every backend.
+/// Not `Clone`: `&mut Buf` says who writes, and `Launch` refuses the views that say otherwise.
+#[derive(Debug, PartialEq)]
+pub struct Buf {
+    /// Which allocation.
+    pub(crate) slab: u32,
+    /// First byte in it.
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+    pub(crate) dtype: DType,
+    /// Bytes of an element as the backend holds it: the cpu holds every float as f32.
+    pub(crate) width: usize,
+}
+
+impl Buf {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+    /// Elements `offset..offset + len` of this buffer. GPUs address words: bytes start at multiples of 4, 16-bit values at
+    /// multiples of 2.
+    pub fn view(&self, offset: usize, len: usize) -> Buf {
+        assert!(offset + len <= self.len, "a view of {offset}+{len} elements in a buffer of {}", self.len);
+        assert!(offset * self.dtype.size() % 4 == 0, "a view at element {offset} of a {} buffer", self.dtype.name());
+        Buf { start: self.start + offset * self.width, len, ..*self }
+    }
+    fn bytes(&self) -> usize {
+        self.len * self.width
+    }
+    fn overlaps(&self, other: &Buf) -> bool {
+        self.slab == other.slab
+            && self.start < other.start + other.bytes()
+            && other.start < self.start + self.bytes()
+    }
+}
+
+/// Bytes on the device, as allocated by this process through its backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub used: u64,
+    pub peak: u64,
+    /// What the device has in all, where it says so.
+    pub total: Option<u64>,
+}
+
+/// The type of an argument, its handle, and the presence flag of an `opt` one.
+#[rustfmt::skip]
+macro_rules! buf {
+    (type: opt read $($ty:ident)?) => { Option<&Buf> };
+    (type: read $($ty:ident)?) => { &Buf };
+    (type: $written:ident $($ty:ident)?) => { &mut Buf };
+    (handle: $arg:ident, opt read $($ty:ident)?) => { $arg };
+    (handle: $arg:ident, $($always:ident)+) => { Some(&*$arg) };
+    (flag: $p:ident.$arg:ident, opt read $($ty:ident)?) => { $p.$arg = $arg.is_some() as u32; };
+    (flag: $p:ident.$arg:ident, $($always:ident)+) => {};
+}
+
+macro_rules! declare {
+    ($( $(#[$doc:meta])* $file:ident :: $op:ident { $($D:ident),+ } (
+        $( $arg:ident : $($acc:ident)+ [ $($shape:tt)+ ] ),+ ; $params:ident ); )*) => {
+        /// Object-safe: model and trainer take `&dyn Backend` and compile once. Calls are queued in order; only
+        /// `download` and `sync` wait, and only they prove that what was queued has run.
+        pub trait Backend {
+            /// `cpu`, `wgpu` or `cuda`.
+            fn name(&self) -> &'static str;
+            /// The device, for people.
+            fn device(&self) -> String;
+            /// `len` elements of zeros.
+            fn alloc(&self, len: usize, dtype: DType) -> Result<Buf>;
+            /// Gives back what `alloc` returned (not a view of it).
+            fn free(&self, buf: Buf);
+            /// `bytes` as the dtype stores them, little-endian.
+            fn upload(&self, to: &mut Buf, bytes: &[u8]) -> Result<()>;
+            /// The bytes as the dtype stores them, little-endian. Waits.
+            fn download(&self, from: &Buf) -> Result<Vec<u8>>;
+            /// Same dtype, same length, no overlap.
+            fn copy(&self, to: &mut Buf, from: &Buf) -> Result<()>;
+            /// Runs a checked call. A fast path is a `match launch.op()` in here.
+            fn launch(&self, launch: &Launch) -> Result<()>;
+            /// Waits until everything queued has run; an error of any of it comes out here.
+            fn sync(&self) -> Result<()>;
+            fn memory(&self) -> Memory;
+
+            $( $(#[$doc])*
+            #[allow(unused_mut, reason = "only an `opt` argument has a flag to fill in")]
+            fn $op(&self, $( $arg: buf!(type: $($acc)+), )+ p: &ops::$file::$params) -> Result<()> {
+                let mut p = *p;
+                $( buf!(flag: p.$arg, $($acc)+); )+
+                let args = [ $( buf!(handle: $arg, $($acc)+) ),+ ];
+                self.launch(&Launch::new(Op::$op, &args, bytemuck::bytes_of(&p))?)
+            } )*
+        }
+    };
+}
+for_each_op!(declare);
+
+impl dyn Backend + '_ {
+    /// Uploads values, rounded to the buffer's dtype.
+    pub fn upload_f32(&self, to: &mut Buf, values: &[f32]) -> Result<()> {
+        let bytes = to.dtype.encode(values);
+        self.upload(to, &bytes)
+    }
+    pub fn upload_u32(&self, to: &mut Buf, values: &[u32]) -> Result<()> {
+        self.upload(to, bytemuck::cast_slice(values))
+    }
+    pub fn download_f32(&self, from: &Buf) -> Result<Vec<f32>> {
+        Ok(from.dtype.decode(&self.download(from)?))
+    }
+    /// A new buffer that holds `values`.
+    pub fn alloc_f32(&self, values: &[f32], dtype: DType) -> Result<Buf> {
+        let mut buf = self.alloc(values.len(), dtype)?;
+        self.upload_f32(&mut buf, values)?;
+        Ok(buf)
+    }
+    pub fn alloc_u32(&self, values: &[u32]) -> Result<Buf> {
+        let mut buf = self.alloc(values.len(), DType::U32)?;
+        self.upload_u32(&mut buf, values)?;
+        Ok(buf)
+    }
+    /// out = value everywhere.
+    pub fn fill(&self, out: &mut Buf, value: f32) -> Result<()> {
+        let p = ops::fill::Fill { P: out.len as u32, value };
+        self.fill_forward(out, &p)
+    }
+    /// out = inp in out's dtype.
+    pub fn cast(&self, out: &mut Buf, inp: &Buf) -> Result<()> {
+        let p = ops::cast::Cast { P: out.len as u32 };
+        self.cast_forward(out, inp, &p)
+    }
+}
+
+/// `upload` and `copy` of every backend start with this.
+pub(crate) fn same_bytes(what: &'static str, want: usize, got: usize) -> Result<()> {
+    if want == got { Ok(()) } else { Err(Error::Bug(format!("{what}: {want} bytes wanted, {got} given"))) }
+}

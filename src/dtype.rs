@@ -1,0 +1,117 @@
+//! How values are stored (`DType`) and what references compute with (`Real`).
+use std::iter::Sum;
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+/// The storage type: a tag on a buffer, never another row of the op table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DType {
+    F32,
+    F16,
+    Bf16,
+    /// Token ids, positions, spans.
+    U32,
+    /// Packed quantized codes.
+    U8,
+}
+
+impl DType {
+    /// Bytes of one element in files and on GPUs.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F32 | DType::U32 => 4,
+            DType::F16 | DType::Bf16 => 2,
+            DType::U8 => 1,
+        }
+    }
+    pub const fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::F16 | DType::Bf16)
+    }
+    /// The name in Hugging Face configs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "float32",
+            DType::F16 => "float16",
+            DType::Bf16 => "bfloat16",
+            DType::U32 => "uint32",
+            DType::U8 => "uint8",
+        }
+    }
+    /// `bfloat16`, `torch.bfloat16`, `bf16` and the like.
+    pub fn parse(name: &str) -> Option<DType> {
+        match name.strip_prefix("torch.").unwrap_or(name) {
+            "float32" | "float" | "f32" | "fp32" => Some(DType::F32),
+            "float16" | "half" | "f16" | "fp16" => Some(DType::F16),
+            "bfloat16" | "bf16" => Some(DType::Bf16),
+            _ => None,
+        }
+    }
+    /// The nearest value this type can store, ties to even.
+    pub fn round(self, x: f32) -> f32 {
+        match self {
+            DType::F16 => half::f16::from_f32(x).to_f32(),
+            DType::Bf16 => half::bf16::from_f32(x).to_f32(),
+            _ => x,
+        }
+    }
+    /// Values as this type stores them, little-endian.
+    pub fn encode(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            DType::F16 => values.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect(),
+            DType::Bf16 => values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
+            DType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            DType::U32 => values.iter().flat_map(|x| (*x as u32).to_le_bytes()).collect(),
+            DType::U8 => values.iter().map(|x| *x as u8).collect(),
+        }
+    }
+    /// The reverse of [`DType::encode`]; a trailing part of an element is left out.
+    pub fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        match self {
+            DType::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            DType::Bf16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            DType::U32 => bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect(),
+            DType::U8 => bytes.iter().map(|b| *b as f32).collect(),
+        }
+    }
+}
+
+/// The backend runs a reference at f32; the tests run the same code at f64.
+#[rustfmt::skip]
+pub trait Real:
+    Copy + From<f32> + PartialOrd + AddAssign + Neg<Output = Self> + Sum
+    + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+    + Send + Sync
+{
+    fn sqrt(self) -> Self;
+    fn exp(self) -> Self;
+    fn ln(self) -> Self;
+    fn abs(self) -> Self;
+    fn to_f32(self) -> f32;
+}
+
+macro_rules! real {
+    ($($t:ty),*) => { $(
+        impl Real for $t {
+            fn sqrt(self) -> Self { self.sqrt() }
+            fn exp(self) -> Self { self.exp() }
+            fn ln(self) -> Self { self.ln() }
+            fn abs(self) -> Self { self.abs() }
+            fn to_f32(self) -> f32 { self as f32 }
+        }
+    )* };
+}
+real!(f32, f64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn encode_then_decode_rounds_once() {
+        let x = [1.0 + 1.0 / 256.0, -0.3, 65504.0, 1e-30, f32::INFINITY];
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let want: Vec<f32> = x.iter().map(|x| dtype.round(*x)).collect();
+            assert_eq!(dtype.decode(&dtype.encode(&x)), want, "{dtype:?}");
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! AdamW: Adam with the decay taken off the weight itself. Loshchilov & Hutter 2017, arXiv:1711.05101.
+//!
+//! g = grad·scale[0],  m = β₁·m + (1 − β₁)·g,  v = β₂·v + (1 − β₂)·g²
+//! weight = weight·(1 − lr·decay) − lr·correct1·m / (√(v·correct2) + eps)
+//! The host computes correctᵢ = 1/(1 − βᵢᵗ) in f64, so no kernel needs a power.
+//! 8-bit: both moments live as codes of the dynamic maps in blocks of 256 (`dyn8`); the step uses them before they are
+//! rounded again, a first moment never changes its sign by rounding, and a block with no finite gradient norm is the
+//! caller's to stop. bitsandbytes' order: update, then decay.
+use super::dyn8::{BLOCK, nearest};
+use super::params;
+use crate::dtype::Real;
+
+params! { AdamW { P: u32, lr: f32, beta1: f32, beta2: f32, eps: f32, decay: f32, correct1: f32, correct2: f32 } }
+
+/// The moments after this gradient, and the weight after this step.
+fn step<R: Real>(weight: R, m: R, v: R, g: R, p: &AdamW, decay_first: bool) -> (R, R, R) {
+    let (one, beta1, beta2) = (R::from(1.0), R::from(p.beta1), R::from(p.beta2));
+    let m = beta1 * m + (one - beta1) * g;
+    let v = beta2 * v + (one - beta2) * g * g;
+    let update = R::from(p.lr) * m * R::from(p.correct1) / ((v * R::from(p.correct2)).sqrt() + R::from(p.eps));
+    let keep = one - R::from(p.lr) * R::from(p.decay);
+    (if decay_first { weight * keep - update } else { (weight - update) * keep }, m, v)
+}
+
+pub fn adamw_step<R: Real>(weight: &mut [R], m: &mut [R], v: &mut [R], grad: &[R], scale: &[R], p: &AdamW) {
+    for i in 0..p.P as usize {
+        (weight[i], m[i], v[i]) = step(weight[i], m[i], v[i], grad[i] * scale[0], p, true);
+    }
+}
+
+pub fn adamw_step_8bit<R: Real>(
+    weight: &mut [R],
+    m: &mut [u8],
+    v: &mut [u8],
+    absmax1: &mut [R],
+    absmax2: &mut [R],
+    grad: &[R],
+    scale: &[R],
+    map1: &[R],
+    map2: &[R],
+    p: &AdamW,
+) {
+    let (levels1, levels2): (Vec<f32>, Vec<f32>) = map1.iter().zip(map2).map(|(a, b)| (a.to_f32(), b.to_f32())).unzip();
+    let P = p.P as usize;
+    for b in 0..P.div_ceil(BLOCK) {
+        let block = b * BLOCK..P.min((b + 1) * BLOCK);
+        let mut moments = [(R::from(0.0), R::from(0.0)); BLOCK];
+        let (mut max1, mut max2) = (R::from(0.0), R::from(0.0));
+        for (i, moment) in block.clone().zip(&mut moments) {
+            let (m, v) = (map1[m[i] as usize] * absmax1[b], map2[v[i] as usize] * absmax2[b]);
+            let (w, m, v) = step(weight[i], m, v, grad[i] * scale[0], p, false);
+            weight[i] = w;
+            *moment = (m, v);
+            (max1, max2) = (if m.abs() > max1 { m.abs() } else { max1 }, if v > max2 { v } else { max2 });
+        }
+        (absmax1[b], absmax2[b]) = (max1, max2);
+        let tiny = f32::MIN_POSITIVE;
+        for (i, (m1, v1)) in block.zip(moments) {
+            let x = m1.to_f32() / max1.to_f32().max(tiny);
+            let code = nearest(&levels1, x);
+            let flipped = (levels1[code as usize] < 0.0) != (x < 0.0);
+            m[i] = if !flipped { code } else if x > 0.0 { code + 1 } else { code.saturating_sub(1) };
+            v[i] = nearest(&levels2, v1.to_f32() / max2.to_f32().max(tiny));
+        }
+    }
+}

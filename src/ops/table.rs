@@ -1,0 +1,97 @@
+//! One row per kernel: `file::op{dims}(outputs, inputs; Params)`.
+//!
+//! Access  `write` sets every element and never reads · `add` accumulates · `update` reads and writes
+//!         in place · `read` · `opt read` may be absent, and then the u32 field of its name in the params is 0
+//! Type    none: f32, f16 or bf16 as the buffer says · `f32` · `u32` · `u8`
+//! Shape   `[N, ceil(P, 64)]`: expressions over the row's dims, which are u32 fields of the params
+//!         `[N, O; ld_inp]`: rows of O elements, ld_inp elements apart; the pads belong to the buffer
+macro_rules! for_each_op { ($then:ident) => { $then! {
+    /// out[n,:] = weight[ids[n],:].
+    embedding::embedding_forward{N, V, C}(out: write [N, C], ids: read u32 [N], weight: read [V, C]; Embedding);
+    /// dweight[ids[n],:] += dout[n,:]. `order` lists the tokens sorted by id (stable), so that every sum has one owner.
+    embedding::embedding_backward{N, V, C}(dweight: add [V, C], dout: read [N, C], ids: read u32 [N], order: read u32 [N]; Embedding);
+
+    /// out[n,:] = inp[n,:]·rstd[n]·weight, with rstd[n] = 1/√(mean(inp[n,:]²) + eps).
+    rmsnorm::rmsnorm_forward{N, C}(out: write [N, C], rstd: write f32 [N], inp: read [N, C], weight: read [C]; RmsNorm);
+    /// dinp += ∂L/∂inp. It accumulates: the residual stream's gradient is already there.
+    rmsnorm::rmsnorm_backward{N, C}(dinp: add [N, C], dout: read [N, C], inp: read [N, C], weight: read [C], rstd: read f32 [N]; RmsNorm);
+    /// dweight += ∂L/∂weight. Its own row: it reduces over N, rmsnorm_backward over C.
+    rmsnorm::rmsnorm_backward_weight{N, C}(dweight: add f32 [C], dout: read [N, C], inp: read [N, C], rstd: read f32 [N]; RmsNorm);
+
+    /// out = alpha·a·bᵀ: a linear layer's forward (a = inp, b = weight).
+    matmul::matmul_nt{I, J, Q}(out: write [I, J; ld_out], a: read [I, Q; ld_a], b: read [J, Q; ld_b]; MatMul);
+    /// out += alpha·a·bᵀ.
+    matmul::matmul_nt_add{I, J, Q}(out: add [I, J; ld_out], a: read [I, Q; ld_a], b: read [J, Q; ld_b]; MatMul);
+    /// out = alpha·a·b: a linear layer's input gradient (a = dout, b = weight).
+    matmul::matmul_nn{I, J, Q}(out: write [I, J; ld_out], a: read [I, Q; ld_a], b: read [Q, J; ld_b]; MatMul);
+    /// out += alpha·a·b.
+    matmul::matmul_nn_add{I, J, Q}(out: add [I, J; ld_out], a: read [I, Q; ld_a], b: read [Q, J; ld_b]; MatMul);
+    /// out = alpha·aᵀ·b.
+    matmul::matmul_tn{I, J, Q}(out: write [I, J; ld_out], a: read [Q, I; ld_a], b: read [Q, J; ld_b]; MatMul);
+    /// out += alpha·aᵀ·b: a linear layer's weight gradient (a = dout, b = inp).
+    matmul::matmul_tn_add{I, J, Q}(out: add [I, J; ld_out], a: read [Q, I; ld_a], b: read [Q, J; ld_b]; MatMul);
+
+    /// out[n,:] += bias.
+    bias::bias_forward{N, O}(out: update [N, O; ld_out], bias: read [O]; Bias);
+    /// dbias += Σ_N dout[n,:].
+    bias::bias_backward{N, O}(dbias: add f32 [O], dout: read [N, O; ld_dout]; BiasBackward);
+
+    /// Rotates each head of x in place by its token's position; `table` holds cos then sin per position.
+    rope::rope_forward{N, H, D, T}(x: update [N, H*D; ld_x], table: read f32 [T, D], positions: read u32 [N]; Rope);
+    /// The inverse rotation, in place: dx becomes the gradient of the unrotated x.
+    rope::rope_backward{N, H, D, T}(dx: update [N, H*D; ld_x], table: read f32 [T, D], positions: read u32 [N]; Rope);
+
+    /// out = softmax(scale·q·kᵀ)·v per head, query n seeing the keys span[n,0] <= j < span[n,1]; lse = log Σ exp of its scores.
+    attention::attention_forward{N, T, H, K, D}(out: write [N, H*D], lse: write f32 [N, H], q: read [N, H*D; ld_q], k: read [T, K*D; ld_k],
+        v: read [T, K*D; ld_v], span: read u32 [N, 2]; Attention);
+    /// dq, dk, dv = ∂L/∂(q, k, v), from recomputed scores; dot[n,h] = Σ_D dout·out. Key j is seen by the queries reach[j,0] <= n < reach[j,1].
+    attention::attention_backward{N, T, H, K, D}(dq: write [N, H*D; ld_q], dk: write [T, K*D; ld_k], dv: write [T, K*D; ld_v], dot: write f32 [N, H],
+        dout: read [N, H*D], out: read [N, H*D], lse: read f32 [N, H], q: read [N, H*D; ld_q], k: read [T, K*D; ld_k], v: read [T, K*D; ld_v],
+        span: read u32 [N, 2], reach: read u32 [T, 2]; Attention);
+
+    /// out = silu(gate)·up.
+    swiglu::swiglu_forward{N, F}(out: write [N, F], gate: read [N, F; ld_gate], up: read [N, F; ld_up]; SwiGlu);
+    /// In place: dout becomes out (recomputed), gate becomes dgate, up becomes dup.
+    swiglu::swiglu_backward{N, F}(dout: update [N, F], gate: update [N, F; ld_gate], up: update [N, F; ld_up]; SwiGlu);
+
+    /// out = a + b.
+    residual::residual_forward{P}(out: write [P], a: read [P], b: read [P]; Residual);
+    /// dinp += dout: the gradient of either branch.
+    residual::residual_backward{P}(dinp: add [P], dout: read [P]; Residual);
+
+    /// logp[n] = logits[n, labels[n]] − lse[n]; 0 where the label is ignored (2³² − 1). lse[n] = log Σ_V exp(logits[n,:]).
+    logprob::logprob_forward{N, V}(logp: write f32 [N], lse: write f32 [N], logits: read [N, V; ld_logits], labels: read u32 [N]; LogProb);
+    /// dlogits[n,:] = coef[n]·(1[label] − softmax(logits[n,:])), coef = ∂L/∂logp; 0 where the label is ignored.
+    logprob::logprob_backward{N, V}(dlogits: write [N, V; ld_dlogits], coef: read f32 [N], lse: read f32 [N], logits: read [N, V; ld_logits],
+        labels: read u32 [N]; LogProb);
+
+    /// NF4: blocks of 64 values; codes hold two values a byte, the first in the high half.
+    nf4::nf4_quantize{P}(codes: write u8 [ceil(P, 2)], absmax: write f32 [ceil(P, 64)], inp: read [P]; Nf4);
+    /// out[i] = level[code i]·absmax[i/64].
+    nf4::nf4_dequantize{P}(out: write [P], codes: read u8 [ceil(P, 2)], absmax: read f32 [ceil(P, 64)]; Nf4);
+    /// The same with double quantization: absmax[b] = map[qabsmax[b]]·nested[b/256] + offset.
+    nf4::nf4_dequantize_double{P}(out: write [P], codes: read u8 [ceil(P, 2)], qabsmax: read u8 [ceil(P, 64)],
+        nested: read f32 [ceil(ceil(P, 64), 256)], map: read f32 [256]; Nf4Double);
+
+    /// Block-wise 8-bit quantization (blocks of 256) to the nearest of the map's 256 rising levels in units of the block's absmax.
+    dyn8::dyn8_quantize{P}(codes: write u8 [P], absmax: write f32 [ceil(P, 256)], inp: read [P], map: read f32 [256]; Dyn8);
+    /// out[i] = map[codes[i]]·absmax[i/256].
+    dyn8::dyn8_dequantize{P}(out: write [P], codes: read u8 [P], absmax: read f32 [ceil(P, 256)], map: read f32 [256]; Dyn8);
+
+    /// One step of AdamW on one tensor: weight and both moments move. grad is multiplied by scale[0] first (clipping).
+    adamw::adamw_step{P}(weight: update f32 [P], m: update f32 [P], v: update f32 [P], grad: read f32 [P], scale: read f32 [1]; AdamW);
+    /// The same with both moments in 8 bits, in blocks of 256: codes into map1 (signed) and map2 (unsigned) in units of absmax1, absmax2.
+    adamw::adamw_step_8bit{P}(weight: update f32 [P], m: update u8 [P], v: update u8 [P], absmax1: update f32 [ceil(P, 256)],
+        absmax2: update f32 [ceil(P, 256)], grad: read f32 [P], scale: read f32 [1], map1: read f32 [256], map2: read f32 [256]; AdamW);
+
+    /// partial[b] = Σ inp² over block b of 4096 values; a tensor's share of the gradient norm.
+    gradnorm::gradnorm_partial{P}(partial: write f32 [ceil(P, 4096)], inp: read [P]; GradNorm);
+    /// norm[0] = √Σ partial; scale[0] = min(1, max_norm/(norm + 1e-6)), or 1 when max_norm is 0.
+    gradnorm::gradnorm_finish{P}(norm: write f32 [1], scale: write f32 [1], partial: read f32 [P]; GradNormFinish);
+
+    /// out = inp in out's own storage type.
+    cast::cast_forward{P}(out: write [P], inp: read [P]; Cast);
+    /// out = value everywhere.
+    fill::fill_forward{P}(out: write [P]; Fill);
+}}}
+pub(crate) use for_each_op;
