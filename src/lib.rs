@@ -5,4 +5,7 @@
 pub mod backend;
 pub mod dtype;
 pub mod error;
+pub mod io;
+pub mod model;
 pub mod ops;
+pub mod rng;
