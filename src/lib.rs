@@ -5,7 +5,10 @@
 pub mod backend;
 pub mod dtype;
 pub mod error;
+pub mod export;
+pub mod infer;
 pub mod io;
 pub mod model;
 pub mod ops;
 pub mod rng;
+pub mod train;

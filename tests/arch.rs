@@ -6,7 +6,7 @@
 #![allow(clippy::neg_cmp_op_on_partial_ord, reason = "`!(err <= tol)`, so that NaN fails")]
 use luthier::backend::Backend;
 use luthier::dtype::DType;
-use luthier::model::{LoadOptions, Model, Plan, Session, Trained};
+use luthier::model::{LoadOptions, Model, Plan, Session};
 use std::path::Path;
 mod support;
 use support::*;
@@ -18,7 +18,7 @@ const GRADIENT: f64 = 1e-8;
 /// What was measured, or what is wrong.
 fn check(b: &dyn Backend, folder: &Path, plan: Plan) -> Result<String, String> {
     let golden = open(&folder.join("golden.safetensors"));
-    let options = LoadOptions { train: Trained::Everything, ..LoadOptions::frozen(DType::F32) };
+    let options = LoadOptions { train: true, ..LoadOptions::frozen(DType::F32) };
     let mut model = Model::load(b, folder, &options).map_err(|e| e.to_string())?;
     let (tokens, labels) = packed(&golden, "input_ids", "labels");
     let N = tokens.ids.len();

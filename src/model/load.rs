@@ -20,27 +20,23 @@ pub struct LoadOptions {
     pub dtype: DType,
     /// Linear layers of the blocks in NF4 with double quantization.
     pub load_in_4bit: bool,
-    pub train: Trained,
+    /// An adapter on some linear layers.
+    pub lora: Option<LoraConfig>,
+    /// The adapter (with its modules_to_save) is trained, or without one every weight.
+    pub train: bool,
     /// Of the adapter's first values.
     pub seed: u64,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum Trained {
-    Nothing,
-    Everything,
-    Lora(LoraConfig),
 }
 
 impl LoadOptions {
     /// For reading a model as it is.
     pub fn frozen(dtype: DType) -> LoadOptions {
-        LoadOptions { dtype, load_in_4bit: false, train: Trained::Nothing, seed: 0 }
+        LoadOptions { dtype, load_in_4bit: false, lora: None, train: false, seed: 0 }
     }
     /// The first contradiction, if any.
     fn check(&self, spec: &Spec) -> Result<()> {
         let usage = |what: String| Err(Error::Usage(what));
-        if self.load_in_4bit && self.train == Trained::Everything {
+        if self.load_in_4bit && self.full() {
             return usage("load_in_4bit trains an adapter only: add a [lora] table, or set load_in_4bit = false".into());
         }
         if self.load_in_4bit && spec.linears().iter().any(|(_, O, C, _)| O * C % nf4::BLOCK != 0) {
@@ -50,7 +46,7 @@ impl LoadOptions {
             let what = format!("hidden {}, ffn {}, head {}", spec.C, spec.F, spec.D);
             return usage(format!("16-bit dtypes want even sizes and head sizes in fours ({what}): use dtype = \"float32\""));
         }
-        if let Trained::Lora(config) = &self.train {
+        if let Some(config) = &self.lora {
             let modules = linear_names(spec);
             config.target_modules.check(&modules).or_else(usage)?;
             let known = [spec.names.embed, spec.names.head];
@@ -60,8 +56,13 @@ impl LoadOptions {
         }
         Ok(())
     }
+    /// Every weight is trained.
+    fn full(&self) -> bool {
+        self.train && self.lora.is_none()
+    }
+    /// The adapter has a copy of this module of its own.
     fn saves(&self, module: &str) -> bool {
-        matches!(&self.train, Trained::Lora(c) if c.modules_to_save.iter().any(|m| saves(m, module)))
+        self.lora.as_ref().is_some_and(|c| c.modules_to_save.iter().any(|m| saves(m, module)))
     }
 }
 
@@ -111,16 +112,18 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn model(mut self, spec: Spec) -> Result<Model> {
-        let full = self.options.train == Trained::Everything;
+        let full = self.options.full();
         let (embed, head) = (spec.names.embed, spec.names.head);
-        let (train_embed, train_head) = (full || self.options.saves(embed), full || self.options.saves(head));
+        let (own_embed, own_head) = (self.options.saves(embed), self.options.saves(head));
+        let train = |own| full || self.options.train && own;
+        let (train_embed, train_head) = (train(own_embed), train(own_head));
         let shape = [spec.V, spec.C];
         let file = |module: &str| format!("{module}.weight");
         let embed_param = self.param(&file(embed), &file(embed), &shape, train_embed)?;
         let blocks = (0..spec.layers).map(|l| self.block(l)).collect::<Result<Vec<_>>>()?;
         let final_norm = self.param(&file(spec.names.final_norm), &file(spec.names.final_norm), &[spec.C], full)?;
         // As PEFT: a module to save is a copy of its own, which unties a tied head.
-        let untie = spec.head == Head::Tied && !full && (train_embed || train_head);
+        let untie = spec.head == Head::Tied && (own_embed || own_head);
         let head_param = match spec.head {
             Head::Own => Some(self.param(&file(head), &file(head), &shape, train_head)?),
             Head::Tied if untie => Some(self.param(&file(embed), &file(head), &shape, train_head)?),
@@ -129,7 +132,7 @@ impl Loader<'_> {
         if let Some(staging) = self.staging {
             self.b.free(staging);
         }
-        let lora = if let Trained::Lora(config) = &self.options.train { Some(config.clone()) } else { None };
+        let lora = self.options.lora.clone();
         Ok(Model { spec, dtype: self.options.dtype, embed: embed_param, blocks, final_norm, head: head_param, lora })
     }
 
@@ -152,7 +155,7 @@ impl Loader<'_> {
     }
 
     fn block(&mut self, layer: usize) -> Result<Block> {
-        let full = self.options.train == Trained::Everything;
+        let full = self.options.full();
         let (names, C) = (self.spec.names.clone(), self.spec.C);
         let norm = |module| {
             let name = format!("{}.weight", names.of(layer, module));
@@ -168,7 +171,7 @@ impl Loader<'_> {
     }
 
     fn linear(&mut self, name: String, O: usize, C: usize, bias: Bias) -> Result<Linear> {
-        let full = self.options.train == Trained::Everything;
+        let full = self.options.full();
         let weight = format!("{name}.weight");
         let weight = if self.options.load_in_4bit {
             Weight::Nf4(self.nf4(&weight, O, C)?)
@@ -181,10 +184,8 @@ impl Loader<'_> {
             Bias::Absent => None,
         };
         let mut linear = Linear { name, O, C, weight, bias, lora: None };
-        if let Trained::Lora(config) = &self.options.train
-            && config.target_modules.matches(&linear.name)
-        {
-            config.attach(self.b, &mut linear, self.options.dtype, self.options.seed)?;
+        if let Some(config) = self.options.lora.as_ref().filter(|c| c.target_modules.matches(&linear.name)) {
+            config.attach(self.b, &mut linear, self.options.dtype, self.options.train, self.options.seed)?;
         }
         Ok(linear)
     }

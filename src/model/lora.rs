@@ -67,7 +67,7 @@ impl LoraConfig {
     }
 
     /// Gives `linear` an adapter that changes nothing yet: A uniform in ±1/√C (Kaiming with a = √5, as PEFT), B zero.
-    pub fn attach(&self, b: &dyn Backend, linear: &mut Linear, dtype: DType, seed: u64) -> Result<()> {
+    pub fn attach(&self, b: &dyn Backend, linear: &mut Linear, dtype: DType, train: bool, seed: u64) -> Result<()> {
         if self.r == 0 {
             return Err(Error::Usage("lora.r must be at least 1".into()));
         }
@@ -75,8 +75,10 @@ impl LoraConfig {
         let name = |side| format!("base_model.model.{}.lora_{side}.weight", linear.name);
         let mut a = Param::zeros_held(b, &name("A"), &[r, linear.C], [R, linear.C], dtype)?;
         let mut bb = Param::zeros_held(b, &name("B"), &[linear.O, r], [linear.O, R], dtype)?;
-        a.unfreeze(b)?;
-        bb.unfreeze(b)?;
+        if train {
+            a.unfreeze(b)?;
+            bb.unfreeze(b)?;
+        }
         let bound = 1.0 / (linear.C as f32).sqrt();
         let mut rng = Rng::named(seed, &a.name);
         let values: Vec<f32> = (0..r * linear.C).map(|_| (rng.uniform() * 2.0 - 1.0) * bound).collect();

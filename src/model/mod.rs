@@ -19,7 +19,7 @@ pub mod param;
 pub mod session;
 pub mod spec;
 pub use batch::Tokens;
-pub use load::{LoadOptions, Trained};
+pub use load::LoadOptions;
 pub use session::{Plan, Session};
 
 /// Weights on a device.
