@@ -6,3 +6,5 @@ pub mod backend;
 pub mod dtype;
 pub mod error;
 pub mod ops;
+pub mod train;
+pub use error::{Error, Result};
