@@ -12,3 +12,4 @@ pub mod model;
 pub mod ops;
 pub mod rng;
 pub mod train;
+pub use error::{Error, Result};

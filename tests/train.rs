@@ -9,6 +9,7 @@ use luthier::error::Error;
 use luthier::export::peft;
 use luthier::model::{LoadOptions, Model, Plan, Session};
 use luthier::train::optim::{Hyper, Optimizer};
+use luthier::train::config::{SchedulerKwargs, SchedulerType};
 use luthier::train::schedule::Schedule;
 use std::path::Path;
 mod support;
@@ -82,7 +83,8 @@ fn run(b: &dyn Backend, folder: &Path) -> Result<String, Error> {
     };
     let mut optimizer = Optimizer::new(b, &model, hyper)?;
     let (steps, warmup) = (t.number("steps") as u64, t.number("warmup") as u64);
-    let schedule = Schedule::new(t.0["schedule"].as_str().unwrap(), t.number("lr"), warmup, steps).expect("a schedule");
+    let kind: SchedulerType = serde_json::from_value(t.0["schedule"].clone()).expect("a schedule");
+    let schedule = Schedule { kind, kwargs: SchedulerKwargs::default(), learning_rate: t.number("lr"), warmup, total: steps };
     let (losses, norms, lrs) = (t.list("losses"), t.list("grad_norms"), t.list("lrs"));
     let batches = open(&folder.join("batches.safetensors"));
     let batch = [packed(&batches, "ids0", "labels0"), packed(&batches, "ids1", "labels1")];
@@ -104,7 +106,7 @@ fn run(b: &dyn Backend, folder: &Path) -> Result<String, Error> {
                 grow(&mut worst.gradient, nmse(&got, &floats(&clipped, &format!("grad.{}", live_name(&param.name)))));
             }
         }
-        let lr = schedule.at(step as u64);
+        let lr = schedule.lr(step as u64);
         grow(&mut worst.lr, (lr - lrs[step]).abs() / lrs[step].max(1e-30));
         let norm = optimizer.step(b, &mut model, lr)? as f64;
         grow(&mut worst.norm, (norm - norms[step]).abs() / norms[step]);
