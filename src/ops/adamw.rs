@@ -81,7 +81,13 @@ pub fn adamw_step_8bit<R: Real>(
             let x = m1.to_f32() / max1.to_f32().max(tiny);
             let code = nearest(&levels1, x);
             let flipped = (levels1[code as usize] < 0.0) != (x < 0.0);
-            m[i] = if !flipped { code } else if x > 0.0 { code + 1 } else { code.saturating_sub(1) };
+            m[i] = if !flipped {
+                code
+            } else if x > 0.0 {
+                code + 1
+            } else {
+                code.saturating_sub(1)
+            };
             v[i] = nearest(&levels2, v1.to_f32() / max2.to_f32().max(tiny));
         }
     }
