@@ -18,7 +18,10 @@ use support::*;
 const LOSS: f64 = 1e-4;
 const WEIGHTS: f64 = 1e-9;
 const GRADIENT: f64 = 1e-8;
-const NORM: f64 = 1e-6;
+const RATE: f64 = 1e-6;
+/// PyTorch's own f32 norms are up to 1.5e-6 from the same trajectory in f64 (`tests/golden/float64.py` prints it; ours are up to
+/// 1.1e-6), so two right programs differ by the sum.
+const NORM: f64 = 3e-6;
 
 struct Trajectory(serde_json::Value);
 
@@ -83,7 +86,8 @@ fn run(b: &dyn Backend, folder: &Path) -> Result<String, Error> {
     };
     let mut optimizer = Optimizer::new(b, &model, hyper)?;
     let (steps, warmup) = (t.number("steps") as u64, t.number("warmup") as u64);
-    let kind: SchedulerType = serde_json::from_value(t.0["schedule"].clone()).expect("a schedule");
+    let name = t.0["schedule"].as_str().expect("schedule");
+    let kind = *SchedulerType::ALL.iter().find(|k| k.name() == name).expect("a known schedule");
     let schedule = Schedule { kind, kwargs: SchedulerKwargs::default(), learning_rate: t.number("lr"), warmup, total: steps };
     let (losses, norms, lrs) = (t.list("losses"), t.list("grad_norms"), t.list("lrs"));
     let batches = open(&folder.join("batches.safetensors"));
@@ -125,7 +129,7 @@ fn run(b: &dyn Backend, folder: &Path) -> Result<String, Error> {
     let report = format!(
         "loss {loss:.1e} norm {norm:.1e} lr {lr:.1e} gradients {gradient:.1e} weights {weights:.1e} end logits {logits:.1e} trainable {got}"
     );
-    let ok = loss <= LOSS && norm <= NORM && lr <= NORM && gradient <= GRADIENT && weights <= WEIGHTS && got == want;
+    let ok = loss <= LOSS && norm <= NORM && lr <= RATE && gradient <= GRADIENT && weights <= WEIGHTS && got == want;
     if ok { Ok(report) } else { Err(Error::Bug(format!("{report} (wanted {want} trainable)"))) }
 }
 

@@ -84,11 +84,12 @@ impl Rope {
         }
     }
 
-    /// The op's table: per position cos of the D/2 angles, then sin.
+    /// The op's table: per position cos of the D/2 angles, then sin. Frequencies and angles are rounded to f32, as the models
+    /// were trained with: at large positions an exact angle would be another one.
     pub fn table(&self, positions: usize, D: usize) -> Vec<f32> {
-        let freq = self.inv_freq(D);
+        let freq: Vec<f32> = self.inv_freq(D).into_iter().map(|f| f as f32).collect();
         let row = |t: usize| {
-            let angles: Vec<f64> = freq.iter().map(|f| t as f64 * f).collect();
+            let angles: Vec<f64> = freq.iter().map(|f| (t as f32 * f) as f64).collect();
             let cos: Vec<f32> = angles.iter().map(|a| a.cos() as f32).collect();
             cos.into_iter().chain(angles.into_iter().map(|a| a.sin() as f32))
         };

@@ -46,7 +46,15 @@ pub(crate) fn forward_row<R: Real>(out: &mut [R], q: &[R], k: &[R], v: &[R], key
     max + sum.ln()
 }
 
-pub fn attention_forward<R: Real>(out: &mut [R], lse: &mut [R], q: &[R], k: &[R], v: &[R], span: &[u32], p: &Attention) {
+pub fn attention_forward<R: Real>(
+    out: &mut [R],
+    lse: &mut [R],
+    q: &[R],
+    k: &[R],
+    v: &[R],
+    span: &[u32],
+    p: &Attention,
+) {
     let D = p.D as usize;
     for n in 0..p.N as usize {
         for h in 0..p.H as usize {

@@ -75,7 +75,14 @@ pub fn nf4_dequantize<R: Real>(out: &mut [R], codes: &[u8], absmax: &[R], p: &Nf
     }
 }
 
-pub fn nf4_dequantize_double<R: Real>(out: &mut [R], codes: &[u8], qabsmax: &[u8], nested: &[R], map: &[R], p: &Nf4Double) {
+pub fn nf4_dequantize_double<R: Real>(
+    out: &mut [R],
+    codes: &[u8],
+    qabsmax: &[u8],
+    nested: &[R],
+    map: &[R],
+    p: &Nf4Double,
+) {
     for i in 0..p.P as usize {
         let b = i / BLOCK;
         let absmax = map[qabsmax[b] as usize] * nested[b / super::dyn8::BLOCK] + R::from(p.offset);

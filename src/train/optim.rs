@@ -117,7 +117,8 @@ impl Optimizer {
         let trained = model.params_mut().filter(|p| p.train.is_some());
         for (param, moments) in trained.zip(&mut self.moments) {
             let decay = if self.hyper.decay_all || decays(param) { self.hyper.weight_decay } else { 0.0 };
-            let p = params(&self.hyper, self.step, lr, decay, param.value.len());
+            let betas = (self.hyper.beta1, self.hyper.beta2);
+            let p = AdamW::new(param.value.len(), self.step, lr, betas, self.hyper.eps, decay);
             let Param { value, train: Some(train), .. } = param else { unreachable!("only trained weights") };
             let weight = train.master.as_mut().unwrap_or(value);
             match moments {
@@ -189,18 +190,4 @@ fn exact(param: &Param) -> &Buf {
 /// transformers' rule: no decay on norms and biases.
 fn decays(param: &Param) -> bool {
     param.shape.len() > 1
-}
-
-fn params(h: &Hyper, step: u64, lr: f64, decay: f64, P: usize) -> AdamW {
-    let correct = |beta: f64| (1.0 / (1.0 - beta.powi(step.min(1 << 30) as i32))) as f32;
-    AdamW {
-        P: P as u32,
-        lr: lr as f32,
-        beta1: h.beta1 as f32,
-        beta2: h.beta2 as f32,
-        eps: h.eps as f32,
-        decay: decay as f32,
-        correct1: correct(h.beta1),
-        correct2: correct(h.beta2),
-    }
 }

@@ -1,0 +1,1 @@
+//! What the stamped methods promise, through `&dyn Backend`.

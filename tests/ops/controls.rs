@@ -1,0 +1,1 @@
+//! Negative controls: what is wrong on purpose must turn the matrix red.
