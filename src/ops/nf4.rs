@@ -91,3 +91,13 @@ pub fn nf4_dequantize_double<R: Real>(
         out[i] = level::<R>(codes[i / 2], i) * absmax;
     }
 }
+
+/// Double quantization of a weight's scales: their codes, the scales of those codes, and the mean that was taken off first.
+pub fn double_quantize(absmax: &[f32]) -> (Vec<u8>, Vec<f32>, f32) {
+    let offset = (absmax.iter().map(|x| *x as f64).sum::<f64>() / absmax.len() as f64) as f32;
+    let centred: Vec<f32> = absmax.iter().map(|x| x - offset).collect();
+    let (mut codes, mut nested) = (vec![0; absmax.len()], vec![0.0; absmax.len().div_ceil(super::dyn8::BLOCK)]);
+    let p = super::dyn8::Dyn8 { P: absmax.len() as u32 };
+    super::dyn8::dyn8_quantize(&mut codes, &mut nested, &centred, &super::dyn8::dynamic_map(true), &p);
+    (codes, nested, offset)
+}
