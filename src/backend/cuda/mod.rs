@@ -1,0 +1,3 @@
+pub mod libs;
+pub mod nvrtc;
+pub mod source;
