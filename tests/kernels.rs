@@ -1,6 +1,7 @@
 //! Every CUDA kernel compiles to a cubin for every architecture that we name, in every mix of storage types that the trainer
 //! uses. No GPU is wanted, NVRTC is: `pip install "nvidia-cuda-nvrtc==13.0.*"`.
 #![cfg(feature = "cuda")]
+use luthier::backend::cuda::fast::ATTENTION_VARIANTS;
 use luthier::backend::cuda::nvrtc;
 use luthier::backend::cuda::source::Kernel;
 use luthier::dtype::DType;
@@ -36,6 +37,21 @@ fn plain_jobs() -> BTreeSet<(String, String, &'static str)> {
     jobs
 }
 
+/// The tensor-core kernels, which want sm_80: every head size, f16 at one of them.
+fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
+    let mut jobs = BTreeSet::new();
+    for op in [Op::attention_forward, Op::attention_backward] {
+        for (head, variant) in ATTENTION_VARIANTS {
+            let floats = if *head == 128 { &[DType::Bf16, DType::F16][..] } else { &[DType::Bf16] };
+            for dtypes in floats.iter().map(|float| dtypes(op.spec(), *float, false)) {
+                let text = Kernel { op, dtypes: &dtypes, variant: Some(*variant) }.source().unwrap_or_else(|e| panic!("{e}"));
+                jobs.extend(ARCHES[1..].iter().map(|arch| (format!("{}_{}", op.spec().name, variant.name), text.clone(), *arch)));
+            }
+        }
+    }
+    jobs
+}
+
 /// What the log says of each kernel's registers and spilled bytes: (kernel, registers, spills).
 fn usage(log: &str) -> Vec<(String, u32, u32)> {
     let number = |line: &str, before: &str| -> u32 {
@@ -59,7 +75,9 @@ fn usage(log: &str) -> Vec<(String, u32, u32)> {
 #[test]
 fn every_kernel_compiles_for_every_architecture() {
     let (major, minor) = nvrtc::version().unwrap_or_else(|e| panic!("{e}"));
-    let jobs: Vec<_> = plain_jobs().into_iter().collect();
+    let only = std::env::var("LUTHIER_KERNELS").unwrap_or_default();
+    let jobs: Vec<_> = plain_jobs().into_iter().chain(fast_jobs()).filter(|j| format!("{} {}", j.0, j.2).contains(&only)).collect();
+    assert!(!jobs.is_empty(), "no kernel's name contains LUTHIER_KERNELS={only}");
     let (next, failed, most) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Mutex::new(BTreeSet::new()));
     let work = || {
         while let Some((name, text, arch)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -73,7 +91,8 @@ fn every_kernel_compiles_for_every_architecture() {
                     if warned {
                         failed.lock().unwrap().push(format!("{name} {arch}: {}", compiled.log));
                     }
-                    most.lock().unwrap().extend(seen.into_iter().filter(|k| k.2 > 0).map(|k| (arch, k)));
+                    let shown = |k: &(String, u32, u32)| k.2 > 0 || !only.is_empty();
+                    most.lock().unwrap().extend(seen.into_iter().filter(shown).map(|k| (arch, name, k)));
                 }
                 Err(e) => failed.lock().unwrap().push(format!("{name} {arch}: {e}")),
             }
@@ -82,6 +101,9 @@ fn every_kernel_compiles_for_every_architecture() {
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get());
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
     let failed = failed.into_inner().unwrap();
-    println!("NVRTC {major}.{minor}: {} compilations; spills: {:?}", jobs.len(), most.into_inner().unwrap());
+    println!("NVRTC {major}.{minor}: {} compilations", jobs.len());
+    most.into_inner().unwrap().iter().for_each(|(arch, name, (kernel, registers, spills))| {
+        println!("{name} {arch}: {kernel} {registers} registers, {spills} bytes spilled");
+    });
     assert!(failed.is_empty(), "{} of {}:\n{}", failed.len(), jobs.len(), failed.join("\n"));
 }
