@@ -4,8 +4,8 @@ fn adamw_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
   let i = flat(group) * 256u + t;
   if (i >= p.P) { return; }
   let g = ld1_grad(i) * ld1_scale(0u);
-  let m = p.beta1 * ld1_m(i) + (1.0 - p.beta1) * g;
-  let v = p.beta2 * ld1_v(i) + (1.0 - p.beta2) * g * g;
+  let m = p.beta1 * ld1_m(i) + p.rest1 * g;
+  let v = p.beta2 * ld1_v(i) + p.rest2 * g * g;
   let update = p.lr * m * p.correct1 / (sqrt(v * p.correct2) + p.eps);
   st1_weight(i, ld1_weight(i) * (1.0 - p.lr * p.decay) - update);
   st1_m(i, m);
@@ -31,8 +31,8 @@ fn adamw_step_8bit(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
   var v = 0.0;
   if (i < p.P) {
     let g = ld1_grad(i) * ld1_scale(0u);
-    m = p.beta1 * (map1[ld_m(i)] * ld1_absmax1(block)) + (1.0 - p.beta1) * g;
-    v = p.beta2 * (map2[ld_v(i)] * ld1_absmax2(block)) + (1.0 - p.beta2) * g * g;
+    m = p.beta1 * (map1[ld_m(i)] * ld1_absmax1(block)) + p.rest1 * g;
+    v = p.beta2 * (map2[ld_v(i)] * ld1_absmax2(block)) + p.rest2 * g * g;
     let update = p.lr * m * p.correct1 / (sqrt(v * p.correct2) + p.eps);
     st1_weight(i, (ld1_weight(i) - update) * (1.0 - p.lr * p.decay));
   }

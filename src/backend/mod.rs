@@ -7,7 +7,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod kernel_text;
 mod launch;
-// pub mod pick;
+pub mod pick;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 pub use launch::Launch;
@@ -87,7 +87,7 @@ macro_rules! declare {
             fn device(&self) -> String;
             /// `len` elements of zeros.
             fn alloc(&self, len: usize, dtype: DType) -> Result<Buf>;
-            /// Gives back what `alloc` returned (not a view of it).
+            /// Gives back what `alloc` returned, as a whole; calls already queued may still use it.
             fn free(&self, buf: Buf);
             /// `bytes` as the dtype stores them, little-endian.
             fn upload(&self, to: &mut Buf, bytes: &[u8]) -> Result<()>;
@@ -146,6 +146,39 @@ impl dyn Backend + '_ {
     pub fn cast(&self, out: &mut Buf, inp: &Buf) -> Result<()> {
         let p = ops::cast::Cast { P: out.len as u32 };
         self.cast_forward(out, inp, &p)
+    }
+}
+
+/// Buffers that are given back together, when the scope ends.
+pub struct Scope<'b> {
+    b: &'b dyn Backend,
+    held: std::cell::RefCell<Vec<Buf>>,
+}
+
+impl<'b> Scope<'b> {
+    pub fn new(b: &'b dyn Backend) -> Scope<'b> {
+        Scope { b, held: Default::default() }
+    }
+    pub fn backend(&self) -> &'b dyn Backend {
+        self.b
+    }
+    /// As [`Backend::alloc`].
+    pub fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
+        let buf = self.b.alloc(len, dtype)?;
+        self.held.borrow_mut().push(buf.view(0, len));
+        Ok(buf)
+    }
+    /// A new buffer that holds `values`.
+    pub fn alloc_f32(&self, values: &[f32], dtype: DType) -> Result<Buf> {
+        let mut buf = self.alloc(values.len(), dtype)?;
+        self.b.upload_f32(&mut buf, values)?;
+        Ok(buf)
+    }
+}
+
+impl Drop for Scope<'_> {
+    fn drop(&mut self) {
+        self.held.take().into_iter().for_each(|buf| self.b.free(buf));
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! g = grad·scale[0],  m = β₁·m + (1 − β₁)·g,  v = β₂·v + (1 − β₂)·g²
 //! weight = weight·(1 − lr·decay) − lr·correct1·m / (√(v·correct2) + eps)
-//! The host computes correctᵢ = 1/(1 − βᵢᵗ) in f64, so no kernel needs a power.
+//! The host computes correctᵢ = 1/(1 − βᵢᵗ) and restᵢ = 1 − βᵢ in f64: no kernel needs a power, and 1 − 0.999 in f32 would be
+//! off by 1e-5.
 //! 8-bit: both moments live as codes of the dynamic maps in blocks of 256 (`dyn8`); the step uses them before they are
 //! rounded again, a first moment never changes its sign by rounding, and a block with no finite gradient norm is the
 //! caller's to stop. bitsandbytes' order: update, then decay.
@@ -10,13 +11,34 @@ use super::dyn8::{BLOCK, nearest};
 use super::params;
 use crate::dtype::Real;
 
-params! { AdamW { P: u32, lr: f32, beta1: f32, beta2: f32, eps: f32, decay: f32, correct1: f32, correct2: f32 } }
+params! {
+    AdamW { P: u32, lr: f32, beta1: f32, beta2: f32, rest1: f32, rest2: f32, eps: f32, decay: f32, correct1: f32, correct2: f32 }
+}
+
+impl AdamW {
+    /// For the `t`-th step (from 1) of `P` values.
+    pub fn new(P: usize, t: u64, lr: f64, (beta1, beta2): (f64, f64), eps: f64, decay: f64) -> AdamW {
+        let correct = |beta: f64| (1.0 / (1.0 - beta.powi(t.min(1 << 30) as i32))) as f32;
+        AdamW {
+            P: P as u32,
+            lr: lr as f32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            rest1: (1.0 - beta1) as f32,
+            rest2: (1.0 - beta2) as f32,
+            eps: eps as f32,
+            decay: decay as f32,
+            correct1: correct(beta1),
+            correct2: correct(beta2),
+        }
+    }
+}
 
 /// The moments after this gradient, and the weight after this step.
 fn step<R: Real>(weight: R, m: R, v: R, g: R, p: &AdamW, decay_first: bool) -> (R, R, R) {
     let (one, beta1, beta2) = (R::from(1.0), R::from(p.beta1), R::from(p.beta2));
-    let m = beta1 * m + (one - beta1) * g;
-    let v = beta2 * v + (one - beta2) * g * g;
+    let m = beta1 * m + R::from(p.rest1) * g;
+    let v = beta2 * v + R::from(p.rest2) * g * g;
     let update = R::from(p.lr) * m * R::from(p.correct1) / ((v * R::from(p.correct2)).sqrt() + R::from(p.eps));
     let keep = one - R::from(p.lr) * R::from(p.decay);
     (if decay_first { weight * keep - update } else { (weight - update) * keep }, m, v)
@@ -59,7 +81,13 @@ pub fn adamw_step_8bit<R: Real>(
             let x = m1.to_f32() / max1.to_f32().max(tiny);
             let code = nearest(&levels1, x);
             let flipped = (levels1[code as usize] < 0.0) != (x < 0.0);
-            m[i] = if !flipped { code } else if x > 0.0 { code + 1 } else { code.saturating_sub(1) };
+            m[i] = if !flipped {
+                code
+            } else if x > 0.0 {
+                code + 1
+            } else {
+                code.saturating_sub(1)
+            };
             v[i] = nearest(&levels2, v1.to_f32() / max2.to_f32().max(tiny));
         }
     }

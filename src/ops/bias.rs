@@ -2,7 +2,7 @@
 //!
 //! forward   out[n,o] += bias[o]
 //! backward  dbias[o] += Σ_N dout[n,o]; the gradient of out passes through
-use super::params;
+use super::{params, sum};
 use crate::dtype::Real;
 
 params! { Bias { N: u32, O: u32, ld_out: u32 } }
@@ -18,6 +18,6 @@ pub fn bias_forward<R: Real>(out: &mut [R], bias: &[R], p: &Bias) {
 
 pub fn bias_backward<R: Real>(dbias: &mut [R], dout: &[R], p: &BiasBackward) {
     for o in 0..p.O as usize {
-        dbias[o] += (0..p.N as usize).map(|n| dout[n * p.ld_dout as usize + o]).sum::<R>();
+        dbias[o] += sum((0..p.N as usize).map(|n| dout[n * p.ld_dout as usize + o]));
     }
 }

@@ -33,7 +33,9 @@ pub fn dynamic_map(signed: bool) -> [f32; 256] {
 /// torch.linspace in float32: from the start up to the middle, from the end back to it.
 fn linspace(start: f32, end: f32, items: usize) -> Vec<f32> {
     let step = (end - start) / (items - 1) as f32;
-    let at = |i: usize| if i < items / 2 { step.mul_add(i as f32, start) } else { (-step).mul_add((items - 1 - i) as f32, end) };
+    let at = |i: usize| {
+        if i < items / 2 { step.mul_add(i as f32, start) } else { (-step).mul_add((items - 1 - i) as f32, end) }
+    };
     (0..items).map(at).collect()
 }
 

@@ -3,7 +3,7 @@
 //! forward   out[n,:] = weight[ids[n],:]
 //! backward  dweight[v,:] += Σ_{n: ids[n] = v} dout[n,:]
 //! `order` lists the tokens sorted by id, stable: a run of equal ids is summed by one thread, without atomics.
-use super::params;
+use super::{params, sum};
 use crate::dtype::Real;
 
 params! { Embedding { N: u32, V: u32, C: u32 } }
@@ -23,14 +23,14 @@ pub fn embedding_backward<R: Real>(dweight: &mut [R], dout: &[R], ids: &[u32], o
         let id = ids[order[first] as usize];
         let run = order[first..].iter().take_while(|n| ids[**n as usize] == id).count();
         for c in 0..C {
-            dweight[id as usize * C + c] += order[first..][..run].iter().map(|n| dout[*n as usize * C + c]).sum::<R>();
+            dweight[id as usize * C + c] += sum(order[first..][..run].iter().map(|n| dout[*n as usize * C + c]));
         }
         first += run;
     }
 }
 
 /// The tokens sorted by id, stable: what [`embedding_backward`] wants as `order`.
-pub(crate) fn order(ids: &[u32]) -> Vec<u32> {
+pub fn order(ids: &[u32]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..ids.len() as u32).collect();
     order.sort_by_key(|n| ids[*n as usize]);
     order

@@ -3,7 +3,7 @@
 //! forward   lse[n] = log Σ_V exp(logits[n,:]),  logp[n] = logits[n, labels[n]] − lse[n]
 //! backward  dlogits[n,v] = coef[n]·(1[v = labels[n]] − exp(logits[n,v] − lse[n])),  coef = ∂L/∂logp
 //! The label [`IGNORE`] counts for nothing: logp = 0, dlogits = 0. Called on chunks of tokens, so that [N, V] never exists.
-use super::params;
+use super::{params, sum};
 use crate::dtype::Real;
 
 params! { LogProb { N: u32, V: u32, ld_logits: u32, ld_dlogits: u32 } }
@@ -16,7 +16,7 @@ pub fn logprob_forward<R: Real>(logp: &mut [R], lse: &mut [R], logits: &[R], lab
     for n in 0..p.N as usize {
         let z = &logits[n * p.ld_logits as usize..][..V];
         let max = z.iter().fold(R::from(f32::NEG_INFINITY), |m, z| if *z > m { *z } else { m });
-        lse[n] = max + z.iter().map(|z| (*z - max).exp()).sum::<R>().ln();
+        lse[n] = max + sum(z.iter().map(|z| (*z - max).exp())).ln();
         logp[n] = if labels[n] == IGNORE { R::from(0.0) } else { z[labels[n] as usize] - lse[n] };
     }
 }

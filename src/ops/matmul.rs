@@ -11,7 +11,13 @@ use crate::dtype::Real;
 params! { MatMul { I: u32, J: u32, Q: u32, ld_out: u32, ld_a: u32, ld_b: u32, alpha: f32 } }
 
 /// One output per (i, j): `a(i, q)·b(q, j)` summed over q.
-fn product<R: Real>(out: &mut [R], p: &MatMul, add: bool, a: impl Fn(usize, usize) -> R, b: impl Fn(usize, usize) -> R) {
+fn product<R: Real>(
+    out: &mut [R],
+    p: &MatMul,
+    add: bool,
+    a: impl Fn(usize, usize) -> R,
+    b: impl Fn(usize, usize) -> R,
+) {
     for i in 0..p.I as usize {
         for j in 0..p.J as usize {
             let sum = (0..p.Q as usize).map(|q| a(i, q) * b(q, j)).sum::<R>() * R::from(p.alpha);

@@ -14,6 +14,7 @@ params! { Nf4Double { P: u32, /** mean of the scales */ offset: f32 } }
 pub const BLOCK: usize = 64;
 
 /// bitsandbytes' table.
+#[allow(clippy::excessive_precision, reason = "its own digits")]
 pub const LEVELS: [f32; 16] = [
     -1.0,
     -0.6961928009986877,
@@ -34,6 +35,7 @@ pub const LEVELS: [f32; 16] = [
 ];
 
 /// Where one level's half of the way to the next ends; a value above `MIDPOINTS[i]` is at least level i + 1.
+#[allow(clippy::excessive_precision, reason = "its own digits")]
 pub const MIDPOINTS: [f32; 15] = [
     -0.8480964004993439,
     -0.6106329262256622,
@@ -53,7 +55,7 @@ pub const MIDPOINTS: [f32; 15] = [
 ];
 
 fn level<R: Real>(byte: u8, i: usize) -> R {
-    R::from(LEVELS[if i % 2 == 0 { byte >> 4 } else { byte & 15 } as usize])
+    R::from(LEVELS[if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 } as usize])
 }
 
 pub fn nf4_quantize<R: Real>(codes: &mut [u8], absmax: &mut [R], inp: &[R], p: &Nf4) {
@@ -75,10 +77,27 @@ pub fn nf4_dequantize<R: Real>(out: &mut [R], codes: &[u8], absmax: &[R], p: &Nf
     }
 }
 
-pub fn nf4_dequantize_double<R: Real>(out: &mut [R], codes: &[u8], qabsmax: &[u8], nested: &[R], map: &[R], p: &Nf4Double) {
+pub fn nf4_dequantize_double<R: Real>(
+    out: &mut [R],
+    codes: &[u8],
+    qabsmax: &[u8],
+    nested: &[R],
+    map: &[R],
+    p: &Nf4Double,
+) {
     for i in 0..p.P as usize {
         let b = i / BLOCK;
         let absmax = map[qabsmax[b] as usize] * nested[b / super::dyn8::BLOCK] + R::from(p.offset);
         out[i] = level::<R>(codes[i / 2], i) * absmax;
     }
+}
+
+/// Double quantization of a weight's scales: their codes, the scales of those codes, and the mean that was taken off first.
+pub fn double_quantize(absmax: &[f32]) -> (Vec<u8>, Vec<f32>, f32) {
+    let offset = (absmax.iter().map(|x| *x as f64).sum::<f64>() / absmax.len() as f64) as f32;
+    let centred: Vec<f32> = absmax.iter().map(|x| x - offset).collect();
+    let (mut codes, mut nested) = (vec![0; absmax.len()], vec![0.0; absmax.len().div_ceil(super::dyn8::BLOCK)]);
+    let p = super::dyn8::Dyn8 { P: absmax.len() as u32 };
+    super::dyn8::dyn8_quantize(&mut codes, &mut nested, &centred, &super::dyn8::dynamic_map(true), &p);
+    (codes, nested, offset)
 }

@@ -5,7 +5,7 @@
 //! backward  dinp += rstd·(g − inp·rstd²·mean_C(g·inp)),   g = dout·weight
 //!           dweight += Σ_N dout·inp·rstd
 //! Saved for backward: rstd (N).
-use super::params;
+use super::{params, sum};
 use crate::dtype::Real;
 
 params! { RmsNorm { N: u32, C: u32, eps: f32 } }
@@ -14,7 +14,7 @@ pub fn rmsnorm_forward<R: Real>(out: &mut [R], rstd: &mut [R], inp: &[R], weight
     let (N, C) = (p.N as usize, p.C as usize);
     for n in 0..N {
         let x = &inp[n * C..][..C];
-        let mean_sq = x.iter().map(|&x| x * x).sum::<R>() / R::from(C as f32);
+        let mean_sq = sum(x.iter().map(|&x| x * x)) / R::from(C as f32);
         let r = R::from(1.0) / (mean_sq + R::from(p.eps)).sqrt();
         rstd[n] = r;
         for c in 0..C {
@@ -27,7 +27,7 @@ pub fn rmsnorm_backward<R: Real>(dinp: &mut [R], dout: &[R], inp: &[R], weight: 
     let (N, C) = (p.N as usize, p.C as usize);
     for n in 0..N {
         let (x, dy, r) = (&inp[n * C..][..C], &dout[n * C..][..C], rstd[n]);
-        let dot = (0..C).map(|c| dy[c] * weight[c] * x[c]).sum::<R>() / R::from(C as f32);
+        let dot = sum((0..C).map(|c| dy[c] * weight[c] * x[c])) / R::from(C as f32);
         for c in 0..C {
             dinp[n * C + c] += r * (dy[c] * weight[c] - x[c] * r * r * dot);
         }
@@ -37,6 +37,6 @@ pub fn rmsnorm_backward<R: Real>(dinp: &mut [R], dout: &[R], inp: &[R], weight: 
 pub fn rmsnorm_backward_weight<R: Real>(dweight: &mut [R], dout: &[R], inp: &[R], rstd: &[R], p: &RmsNorm) {
     let (N, C) = (p.N as usize, p.C as usize);
     for c in 0..C {
-        dweight[c] += (0..N).map(|n| dout[n * C + c] * inp[n * C + c] * rstd[n]).sum::<R>();
+        dweight[c] += sum((0..N).map(|n| dout[n * C + c] * inp[n * C + c] * rstd[n]));
     }
 }

@@ -11,7 +11,8 @@ params! { SwiGlu { N: u32, F: u32, ld_gate: u32, ld_up: u32 } }
 pub fn swiglu_forward<R: Real>(out: &mut [R], gate: &[R], up: &[R], p: &SwiGlu) {
     let F = p.F as usize;
     for n in 0..p.N as usize {
-        let (out, gate, up) = (&mut out[n * F..][..F], &gate[n * p.ld_gate as usize..][..F], &up[n * p.ld_up as usize..][..F]);
+        let (out, gate, up) =
+            (&mut out[n * F..][..F], &gate[n * p.ld_gate as usize..][..F], &up[n * p.ld_up as usize..][..F]);
         for f in 0..F {
             out[f] = gate[f] * sigmoid(gate[f]) * up[f];
         }

@@ -1,0 +1,42 @@
+//! The files beside the weights: tokenizer, chat template, generation config.
+use crate::error::{Error, Result};
+use std::path::Path;
+
+/// What makes a model folder run elsewhere as it is.
+const COMPANIONS: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+];
+
+/// Copies the tokenizer's files, template and generation config of `model` that exist.
+pub fn copy_companions(model: &Path, out: &Path) -> Result<()> {
+    for name in COMPANIONS {
+        let from = model.join(name);
+        if from.is_file() {
+            let bytes = std::fs::read(&from).map_err(Error::read(&from))?;
+            write(&out.join(name), &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// A whole file on disk.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes).map_err(Error::write(path))?;
+    std::fs::File::open(path).and_then(|f| f.sync_all()).map_err(Error::write(path))
+}
+
+/// A JSON file, indented as Hugging Face writes it.
+pub(super) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::Bug(e.to_string()))?;
+    text.push(b'\n');
+    write(path, &text)
+}

@@ -1,0 +1,71 @@
+//! A whole model as a Hugging Face folder: `config.json` and `model.safetensors`, or shards with an index.
+use super::folder::{write, write_json};
+use crate::backend::Backend;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::io::safetensors::{Outline, Writer, dtype_of};
+use crate::model::Model;
+use crate::model::param::Param;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A shard's size, as Hugging Face's default.
+const SHARD: usize = 5 << 30;
+
+/// Writes every weight in the model's dtype, and the config of `base` with that dtype.
+pub fn save(b: &dyn Backend, model: &Model, base: &Path, out: &Path) -> Result<()> {
+    let params: BTreeMap<&str, &Param> = model.params().map(|p| (p.name.as_str(), p)).collect();
+    let outlines: Vec<Outline> = params
+        .values()
+        .map(|p| Outline { name: p.name.clone(), dtype: dtype_of(model.dtype), shape: p.shape.clone() })
+        .collect();
+    write_shards(out, outlines, |name| Ok(model.dtype.encode(&params[name].get(b)?)))?;
+    write_config(&base.join("config.json"), model.dtype, &out.join("config.json"))
+}
+
+/// The config of a model, with the dtype its weights have now.
+pub fn write_config(from: &Path, dtype: DType, to: &Path) -> Result<()> {
+    let text = std::fs::read(from).map_err(Error::read(from))?;
+    let mut config: Value = serde_json::from_slice(&text).map_err(|e| Error::content(from, "", e))?;
+    let keys = config.as_object_mut().ok_or_else(|| Error::content(from, "", "a JSON object is wanted"))?;
+    keys.remove("torch_dtype");
+    keys.insert("dtype".into(), json!(dtype.name()));
+    write_json(to, &config)
+}
+
+/// Writes tensors into one file, or into several with an index when they are many; `bytes` gives each by name.
+pub fn write_shards(out: &Path, outlines: Vec<Outline>, bytes: impl Fn(&str) -> Result<Vec<u8>>) -> Result<()> {
+    let mut shards: Vec<Vec<Outline>> = vec![Vec::new()];
+    let mut size = 0;
+    for outline in outlines {
+        if size > 0 && size + outline.bytes() > SHARD {
+            shards.push(Vec::new());
+            size = 0;
+        }
+        size += outline.bytes();
+        shards.last_mut().expect("one at least").push(outline);
+    }
+    let count = shards.len();
+    let name = |i: usize| match count {
+        1 => "model.safetensors".to_string(),
+        _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+    };
+    let (mut map, mut total) = (BTreeMap::new(), 0);
+    for (i, shard) in shards.into_iter().enumerate() {
+        let names: Vec<String> = shard.iter().map(|o| o.name.clone()).collect();
+        total += shard.iter().map(Outline::bytes).sum::<usize>();
+        let mut writer = Writer::create(&out.join(name(i)), shard)?;
+        for tensor in names {
+            writer.write(&bytes(&tensor)?)?;
+            map.insert(tensor, name(i));
+        }
+        writer.finish()?;
+    }
+    if count > 1 {
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+        let text = serde_json::to_vec_pretty(&index).map_err(|e| Error::Bug(e.to_string()))?;
+        write(&out.join("model.safetensors.index.json"), &text)?;
+    }
+    Ok(())
+}

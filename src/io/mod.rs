@@ -1,0 +1,2 @@
+//! Bytes to named tensors and back; nothing about models.
+pub mod safetensors;

@@ -1,0 +1,77 @@
+//! `config.json` of a model folder: typed access with errors that name file and key.
+use crate::error::{Error, Result};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// Larger configs are refused.
+const MAX_CONFIG: u64 = 1 << 20;
+/// No real model has a size beyond it; keeps products of sizes within 64 bits.
+const MAX_SIZE: usize = 1 << 24;
+
+/// A JSON object of a file.
+pub struct Keys {
+    pub file: PathBuf,
+    prefix: String,
+    value: Value,
+}
+
+impl Keys {
+    pub fn read(file: &Path) -> Result<Keys> {
+        let size = std::fs::metadata(file).map_err(Error::read(file))?.len();
+        if size > MAX_CONFIG {
+            return Err(Error::content(file, "", format!("{size} bytes are too many for a config")));
+        }
+        let text = std::fs::read(file).map_err(Error::read(file))?;
+        let value: Value = serde_json::from_slice(&text).map_err(|e| Error::content(file, format!("line {}", e.line()), e))?;
+        if !value.is_object() {
+            return Err(Error::content(file, "", "a JSON object is wanted"));
+        }
+        Ok(Keys { file: file.to_path_buf(), prefix: String::new(), value })
+    }
+
+    /// `Err` about a key.
+    pub fn wrong<T>(&self, key: &str, what: impl std::fmt::Display) -> Result<T> {
+        Err(Error::content(&self.file, format!("{}{key}", self.prefix), what))
+    }
+
+    /// The key's value; null counts as absent.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.value.get(key).filter(|v| !v.is_null())
+    }
+
+    /// The object under a key, if there is one.
+    pub fn object(&self, key: &str) -> Result<Option<Keys>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) if value.is_object() => {
+                let prefix = format!("{}{key}.", self.prefix);
+                Ok(Some(Keys { file: self.file.clone(), prefix, value: value.clone() }))
+            }
+            Some(value) => self.wrong(key, format!("an object is wanted, got {value}")),
+        }
+    }
+
+    fn typed<T>(&self, key: &str, default: Option<T>, want: &str, read: impl Fn(&Value) -> Option<T>) -> Result<T> {
+        match (self.get(key), default) {
+            (Some(value), _) => read(value).map_or_else(|| self.wrong(key, format!("{want} is wanted, got {value}")), Ok),
+            (None, Some(default)) => Ok(default),
+            (None, None) => self.wrong(key, format!("{want} is wanted, but the key is missing")),
+        }
+    }
+
+    /// A size: a whole number from 1.
+    pub fn size(&self, key: &str, default: Option<usize>) -> Result<usize> {
+        let read = |v: &Value| v.as_u64().map(|x| x as usize).filter(|x| (1..=MAX_SIZE).contains(x));
+        self.typed(key, default, "a whole number of at least 1", read)
+    }
+    /// A number above zero.
+    pub fn positive(&self, key: &str, default: Option<f64>) -> Result<f64> {
+        self.typed(key, default, "a number above 0", |v| v.as_f64().filter(|x| x.is_finite() && *x > 0.0))
+    }
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        self.typed(key, Some(default), "true or false", Value::as_bool)
+    }
+    pub fn text(&self, key: &str, default: Option<&str>) -> Result<String> {
+        self.typed(key, default.map(str::to_string), "a text", |v| v.as_str().map(str::to_string))
+    }
+}

@@ -1,0 +1,181 @@
+//! A linear layer: dense or NF4 base, optional bias, optional LoRA. Nothing above it knows which.
+//!
+//! forward   Y = X·Wᵀ + bias + s·(X·Aᵀ)·Bᵀ
+//! backward  dX = G·W + s·P·A,  P = G·B;   dA = s·Pᵀ·X,  dB = s·Gᵀ·(X·Aᵀ),  dW = Gᵀ·X,  dbias = Σ_N G
+//! B·A is never formed. Hu et al. 2021, arXiv:2106.09685; rank-stabilized s: Kalajdzievski 2023, arXiv:2312.03732.
+use super::param::Param;
+use crate::backend::{Backend, Buf, Scope};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::ops::bias::{Bias, BiasBackward};
+use crate::ops::matmul::MatMul;
+use crate::ops::nf4::Nf4Double;
+
+pub struct Linear {
+    /// The module's name: `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// Output channels.
+    pub O: usize,
+    /// Input channels.
+    pub C: usize,
+    pub weight: Weight,
+    pub bias: Option<Param>,
+    pub lora: Option<Lora>,
+}
+
+pub enum Weight {
+    Dense(Param),
+    Nf4(Nf4Weight),
+}
+
+/// A frozen weight in 4 bits with double quantization: 4.127 bits a value.
+pub struct Nf4Weight {
+    pub codes: Buf,
+    pub qabsmax: Buf,
+    pub nested: Buf,
+    /// The 256 levels of `qabsmax`.
+    pub map: Buf,
+    pub offset: f32,
+}
+
+/// A low-rank adapter: A [R, C] and B [O, R].
+pub struct Lora {
+    pub a: Param,
+    pub b: Param,
+    /// The rank on the device, a multiple of 8.
+    pub R: usize,
+    /// lora_alpha/r, or lora_alpha/√r when rank-stabilized.
+    pub scale: f32,
+}
+
+/// What the linears of a model share while they run, sized for the largest.
+pub struct LinearScratch {
+    /// A dequantized weight.
+    weight: Option<Buf>,
+    /// X·Aᵀ, [N, R].
+    xa: Option<Buf>,
+    /// P = G·B, [N, R]; left by `backward_input` for `backward_weight`.
+    p: Option<Buf>,
+}
+
+impl LinearScratch {
+    /// For `linears` on up to `N` tokens.
+    pub fn new<'a>(scope: &Scope, linears: impl Iterator<Item = &'a Linear>, N: usize, dtype: DType) -> Result<LinearScratch> {
+        let (mut weight, mut rank) = (0, 0);
+        for linear in linears {
+            if let Weight::Nf4(_) = linear.weight {
+                weight = weight.max(linear.O * linear.C);
+            }
+            rank = rank.max(linear.lora.as_ref().map_or(0, |lora| lora.R));
+        }
+        let buf = |len: usize| if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) };
+        Ok(LinearScratch { weight: buf(weight)?, xa: buf(N * rank)?, p: buf(N * rank)? })
+    }
+}
+
+/// A view of the scratch that must be there; that it is was settled when it was made.
+fn part(buf: &Option<Buf>, len: usize) -> Buf {
+    buf.as_ref().expect("the scratch was made for these linears").view(0, len)
+}
+
+/// Dense operands: out[I,J] from an inner length Q, `b` stored as [J,Q] (nt), [Q,J] (nn) or with a as [Q,I] (tn).
+fn nt(I: usize, J: usize, Q: usize, alpha: f32) -> MatMul {
+    MatMul { I: I as u32, J: J as u32, Q: Q as u32, ld_out: J as u32, ld_a: Q as u32, ld_b: Q as u32, alpha }
+}
+fn nn(I: usize, J: usize, Q: usize, alpha: f32) -> MatMul {
+    MatMul { ld_b: J as u32, ..nt(I, J, Q, alpha) }
+}
+fn tn(I: usize, J: usize, Q: usize, alpha: f32) -> MatMul {
+    MatMul { ld_a: I as u32, ld_b: J as u32, ..nt(I, J, Q, alpha) }
+}
+
+impl Linear {
+    /// The base weight in the model's dtype: itself, or dequantized into the scratch.
+    fn dense(&self, b: &dyn Backend, scratch: &LinearScratch) -> Result<Buf> {
+        match &self.weight {
+            Weight::Dense(param) => Ok(param.value.view(0, param.value.len())),
+            Weight::Nf4(q) => {
+                let P = self.O * self.C;
+                let mut out = part(&scratch.weight, P);
+                let p = Nf4Double { P: P as u32, offset: q.offset };
+                b.nf4_dequantize_double(&mut out, &q.codes, &q.qabsmax, &q.nested, &q.map, &p)?;
+                Ok(out)
+            }
+        }
+    }
+
+    /// out [N, O] from inp [N, C].
+    pub fn forward(&self, b: &dyn Backend, scratch: &LinearScratch, out: &mut Buf, inp: &Buf, N: usize) -> Result<()> {
+        let (O, C) = (self.O, self.C);
+        let weight = self.dense(b, scratch)?;
+        b.matmul_nt(out, inp, &weight, &nt(N, O, C, 1.0))?;
+        if let Some(bias) = &self.bias {
+            b.bias_forward(out, &bias.value, &Bias { N: N as u32, O: O as u32, ld_out: O as u32 })?;
+        }
+        if let Some(lora) = &self.lora {
+            let mut xa = part(&scratch.xa, N * lora.R);
+            b.matmul_nt(&mut xa, inp, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
+            b.matmul_nt_add(out, &xa, &lora.b.value, &nt(N, O, lora.R, lora.scale))?;
+        }
+        Ok(())
+    }
+
+    /// dinp [N, C] = (or +=) ∂L/∂inp from dout [N, O]. `backward_weight` of the same layer comes next.
+    pub fn backward_input(
+        &self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        dinp: &mut Buf,
+        dout: &Buf,
+        N: usize,
+        add: bool,
+    ) -> Result<()> {
+        let (O, C) = (self.O, self.C);
+        let weight = self.dense(b, scratch)?;
+        if add {
+            b.matmul_nn_add(dinp, dout, &weight, &nn(N, C, O, 1.0))?;
+        } else {
+            b.matmul_nn(dinp, dout, &weight, &nn(N, C, O, 1.0))?;
+        }
+        if let Some(lora) = &self.lora {
+            let mut p = part(&scratch.p, N * lora.R);
+            b.matmul_nn(&mut p, dout, &lora.b.value, &nn(N, lora.R, O, 1.0))?;
+            b.matmul_nn_add(dinp, &p, &lora.a.value, &nn(N, C, lora.R, lora.scale))?;
+        }
+        Ok(())
+    }
+
+    /// Adds to the gradients of what is trained here, from dout [N, O] and inp [N, C]; right after `backward_input`.
+    pub fn backward_weight(&mut self, b: &dyn Backend, scratch: &LinearScratch, dout: &Buf, inp: &Buf, N: usize) -> Result<()> {
+        let (O, C) = (self.O, self.C);
+        if let Weight::Dense(Param { train: Some(train), .. }) = &mut self.weight {
+            b.matmul_tn_add(&mut train.grad, dout, inp, &tn(O, C, N, 1.0))?;
+        }
+        if let Some(Param { train: Some(train), .. }) = &mut self.bias {
+            b.bias_backward(&mut train.grad, dout, &BiasBackward { N: N as u32, O: O as u32, ld_dout: O as u32 })?;
+        }
+        if let Some(lora) = &mut self.lora {
+            let (R, s) = (lora.R, lora.scale);
+            if let Some(train) = &mut lora.a.train {
+                b.matmul_tn_add(&mut train.grad, &part(&scratch.p, N * R), inp, &tn(R, C, N, s))?;
+            }
+            if let Some(train) = &mut lora.b.train {
+                let mut xa = part(&scratch.xa, N * R);
+                b.matmul_nt(&mut xa, inp, &lora.a.value, &nt(N, R, C, 1.0))?;
+                b.matmul_tn_add(&mut train.grad, dout, &xa, &tn(O, R, N, s))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every weight that is no quantized base, in a fixed order.
+    pub fn params(&self) -> impl Iterator<Item = &Param> {
+        let dense = if let Weight::Dense(p) = &self.weight { Some(p) } else { None };
+        dense.into_iter().chain(&self.bias).chain(self.lora.iter().flat_map(|lora| [&lora.a, &lora.b]))
+    }
+    pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
+        let dense = if let Weight::Dense(p) = &mut self.weight { Some(p) } else { None };
+        let lora = self.lora.iter_mut().flat_map(|lora| [&mut lora.a, &mut lora.b]);
+        dense.into_iter().chain(&mut self.bias).chain(lora)
+    }
+}

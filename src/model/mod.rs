@@ -1,0 +1,67 @@
+//! The decoder: hand-written forward and backward over packed tokens, no tape.
+//!
+//! ```text
+//! ids [N] -> embed -> block × L -> final norm -> head, in chunks of tokens -> logp [N]
+//! ```
+//! A training method is a function of logp: it gives coef = ∂loss/∂logp, and [`Session::backward`] turns that into gradients.
+use crate::backend::Backend;
+use crate::dtype::DType;
+
+pub mod arch;
+pub mod batch;
+pub mod block;
+mod config;
+mod head;
+pub mod linear;
+pub mod load;
+pub mod lora;
+pub mod param;
+pub mod session;
+pub mod spec;
+pub use batch::Tokens;
+pub use load::LoadOptions;
+pub use session::{Plan, Session};
+
+/// Weights on a device.
+pub struct Model {
+    pub spec: spec::Spec,
+    /// Of activations and unquantized weights.
+    pub dtype: DType,
+    pub embed: param::Param,
+    pub blocks: Vec<block::Block>,
+    pub final_norm: param::Param,
+    /// `None`: the embedding's weight.
+    pub head: Option<param::Param>,
+    /// The adapter's config, if there is one.
+    pub lora: Option<lora::LoraConfig>,
+}
+
+impl Model {
+    /// Every weight that is no quantized base, in the order of the forward pass.
+    pub fn params(&self) -> impl Iterator<Item = &param::Param> {
+        let blocks = self.blocks.iter().flat_map(block::Block::params);
+        [&self.embed].into_iter().chain(blocks).chain([&self.final_norm]).chain(&self.head)
+    }
+    pub fn params_mut(&mut self) -> impl Iterator<Item = &mut param::Param> {
+        let blocks = self.blocks.iter_mut().flat_map(block::Block::params_mut);
+        [&mut self.embed].into_iter().chain(blocks).chain([&mut self.final_norm]).chain(&mut self.head)
+    }
+    /// The weights that are trained.
+    pub fn trained(&self) -> impl Iterator<Item = &param::Param> {
+        self.params().filter(|p| p.train.is_some())
+    }
+    /// Trained values, counted as PEFT's `print_trainable_parameters` does.
+    pub fn trainable_parameters(&self) -> usize {
+        self.trained().map(param::Param::elements).sum()
+    }
+    pub fn linears(&self) -> impl Iterator<Item = &linear::Linear> {
+        self.blocks.iter().flat_map(block::Block::linears)
+    }
+    /// Sets every gradient to zero.
+    pub fn zero_grad(&mut self, b: &dyn Backend) -> crate::error::Result<()> {
+        for train in self.params_mut().filter_map(|p| p.train.as_mut()) {
+            b.fill(&mut train.grad, 0.0)?;
+        }
+        Ok(())
+    }
+}

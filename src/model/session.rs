@@ -1,0 +1,159 @@
+//! A model at work on a fixed number of tokens: all buffers are made once, before the first step.
+use super::Model;
+use super::batch::{Inputs, Tokens};
+use super::block::{BlockScratch, Cache, Saved, norm_backward, norm_params};
+use super::head::HeadScratch;
+use super::linear::LinearScratch;
+use super::spec::Spec;
+use crate::backend::{Backend, Buf, Scope};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::ops::embedding::Embedding;
+
+/// What is kept of the forward pass for the backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Nothing: there is no backward.
+    Inference,
+    /// Every block's activations.
+    Keep,
+    /// Every block's input; the rest is computed again (activation checkpointing, Chen et al. 2016, arXiv:1604.06174).
+    Recompute,
+}
+
+impl Plan {
+    /// Bytes of a session of N tokens, weights not counted.
+    pub fn bytes(self, s: &Spec, N: usize, dtype: DType) -> u64 {
+        let train = self != Plan::Inference;
+        let streams = if train { s.layers + 3 } else { 3 };
+        let scratch = N * (s.C + s.F + if train { (2 * s.H + 2 * s.K) * s.D } else { 0 }) * dtype.size();
+        let saved = Saved::bytes(s, N, dtype) * if self == Plan::Keep { s.layers as u64 } else { 1 };
+        (N * s.C * dtype.size() * streams + scratch) as u64 + saved + HeadScratch::bytes(s.V, N, dtype, train)
+    }
+}
+
+pub struct Session<'b> {
+    b: &'b dyn Backend,
+    /// Owns every buffer here.
+    _scope: Scope<'b>,
+    plan: Plan,
+    pub N: usize,
+    inputs: Inputs,
+    /// Residual stream: the input of each block, and the last block's output.
+    x: Vec<Buf>,
+    saved: Vec<Saved>,
+    scratch: BlockScratch,
+    /// final norm's output [N, C] and statistics; for training also the gradient of both
+    h: Buf,
+    rstd: Buf,
+    dh: Option<(Buf, Buf)>,
+    head: HeadScratch,
+}
+
+impl<'b> Session<'b> {
+    /// Buffers for steps of exactly `N` tokens at positions below `positions`.
+    pub fn new(b: &'b dyn Backend, model: &Model, N: usize, positions: usize, plan: Plan) -> Result<Session<'b>> {
+        let (s, dtype) = (&model.spec, model.dtype);
+        let train = plan != Plan::Inference;
+        let scope = Scope::new(b);
+        let stream = || scope.alloc(N * s.C, dtype);
+        let linear = LinearScratch::new(&scope, model.linears(), N, dtype)?;
+        let streams = if train { s.layers + 1 } else { 2 };
+        let kept = if plan == Plan::Keep { s.layers } else { 1 };
+        Ok(Session {
+            b,
+            plan,
+            N,
+            inputs: Inputs::new(&scope, N)?,
+            x: (0..streams).map(|_| stream()).collect::<Result<_>>()?,
+            saved: (0..kept).map(|_| Saved::new(&scope, s, N, dtype)).collect::<Result<_>>()?,
+            scratch: BlockScratch::new(&scope, s, linear, N, positions, dtype, train)?,
+            h: stream()?,
+            rstd: scope.alloc(N, DType::F32)?,
+            dh: if train { Some((stream()?, stream()?)) } else { None },
+            head: HeadScratch::new(&scope, s.V, N, dtype, train)?,
+            _scope: scope,
+        })
+    }
+
+    /// Embedding, blocks, final norm.
+    pub fn forward(&mut self, model: &Model, tokens: &Tokens) -> Result<()> {
+        self.inputs.set(self.b, tokens)?;
+        self.run(model, None)
+    }
+
+    /// The same for tokens that follow those in `caches` (one per layer, as k and v); `T` counts both.
+    pub fn forward_cached(&mut self, model: &Model, ids: &[u32], caches: &[(Buf, Buf)], T: usize) -> Result<()> {
+        let first = T - ids.len();
+        let mut tokens = Tokens::single(ids);
+        tokens.positions.iter_mut().for_each(|p| *p += first as u32);
+        self.inputs.set(self.b, &tokens)?;
+        let span: Vec<u32> = (first..T).flat_map(|n| [0, n as u32 + 1]).collect();
+        self.b.upload_u32(&mut self.inputs.span, &span)?;
+        self.run(model, Some((caches, T)))
+    }
+
+    fn run(&mut self, model: &Model, caches: Option<(&[(Buf, Buf)], usize)>) -> Result<()> {
+        let (b, s, N) = (self.b, &model.spec, self.N);
+        let embedding = embedding_params(s, N);
+        b.embedding_forward(&mut self.x[0], &self.inputs.ids, &model.embed.value, &embedding)?;
+        for (l, block) in model.blocks.iter().enumerate() {
+            let saved = &mut self.saved[if self.plan == Plan::Keep { l } else { 0 }];
+            let (x, out) = stream_pair(&mut self.x, l);
+            let cache = caches.map(|(c, T)| Cache { k: &c[l].0, v: &c[l].1, T });
+            block.forward(b, s, saved, &mut self.scratch, out, x, &self.inputs, cache)?;
+        }
+        let last = &self.x[model.blocks.len() % self.x.len()];
+        b.rmsnorm_forward(&mut self.h, &mut self.rstd, last, &model.final_norm.value, &norm_params(s, N))
+    }
+
+    /// The logits of tokens `first..first + n` of the last forward, [n, V], on the host.
+    pub fn logits(&self, model: &Model, first: usize, n: usize) -> Result<Vec<f32>> {
+        let weight = &model.head.as_ref().unwrap_or(&model.embed).value;
+        self.head.download_logits(self.b, weight, &self.h, (model.spec.V, model.spec.C), first, n)
+    }
+
+    /// The log-probability of each token's label after a forward; 0 where it is ignored.
+    pub fn logprobs(&mut self, model: &Model, labels: &[u32]) -> Result<Vec<f32>> {
+        let weight = &model.head.as_ref().unwrap_or(&model.embed).value;
+        self.head.forward(self.b, weight, &self.h, (model.spec.V, model.spec.C), labels)
+    }
+
+    /// After a forward: adds ∂(Σ coef·logp)/∂weight to the gradient of every trained weight.
+    pub fn backward(&mut self, model: &mut Model, labels: &[u32], coef: &[f32]) -> Result<()> {
+        let (b, N) = (self.b, self.N);
+        let Model { spec: s, embed, blocks, final_norm, head, .. } = model;
+        let (dx, dh) = self.dh.as_mut().expect("a session for training");
+        let weight = head.as_mut().unwrap_or(embed);
+        self.head.backward(b, weight, dh, &self.h, (s.V, s.C), labels, coef)?;
+        b.fill(dx, 0.0)?;
+        norm_backward(b, s, N, final_norm, dx, dh, &self.x[blocks.len()], &self.rstd)?;
+        for (l, block) in blocks.iter_mut().enumerate().rev() {
+            let saved = &mut self.saved[if self.plan == Plan::Keep { l } else { 0 }];
+            if self.plan == Plan::Recompute {
+                block.forward_saved(b, s, saved, &mut self.scratch, &self.x[l], &self.inputs, None)?;
+            }
+            block.backward(b, s, saved, &mut self.scratch, dx, &self.x[l], &self.inputs)?;
+        }
+        if let Some(train) = &mut embed.train {
+            b.embedding_backward(&mut train.grad, dx, &self.inputs.ids, &self.inputs.order, &embedding_params(s, N))?;
+        }
+        Ok(())
+    }
+
+    /// The log-probabilities that the last backward saw. Waits for the device.
+    pub fn backward_logprobs(&self) -> Result<Vec<f32>> {
+        self.head.logp(self.b)
+    }
+}
+
+fn embedding_params(s: &Spec, N: usize) -> Embedding {
+    Embedding { N: N as u32, V: s.V as u32, C: s.C as u32 }
+}
+
+/// Block l's input and output; with two buffers they take turns.
+fn stream_pair(x: &mut [Buf], l: usize) -> (&Buf, &mut Buf) {
+    let (from, to) = (l % x.len(), (l + 1) % x.len());
+    let [from, to] = x.get_disjoint_mut([from, to]).expect("two streams at least");
+    (from, to)
+}

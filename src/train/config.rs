@@ -1,0 +1,258 @@
+//! A run, as its config file says it. One block per key below: documentation, type, default, other spellings and rule.
+//!
+//! Names are those of transformers' `TrainingArguments`, TRL's `SFTConfig` and PEFT's `LoraConfig`, and so are the
+//! defaults, but where a line says otherwise.
+mod page;
+mod source;
+mod tree;
+mod values;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use serde::Serialize;
+use source::{Key, Source};
+use std::path::{Path, PathBuf};
+pub use values::{Checkpointing, LoraBias, Method, Optim, Resume, SchedulerType, TargetModules};
+
+/// Declares a table of the config: `key | "alias": Type = default, if rule, "what must be";`. No default: must be given.
+macro_rules! keys {
+    ($(#[$meta:meta])* $name:ident in $table:literal { $(
+        $(#[doc = $doc:literal])+
+        $key:ident $(| $alias:literal)* : $ty:ty $(= $default:expr)? $(, if $check:expr, $want:literal)* ;
+    )+ $( tables { $( $(#[doc = $inner_doc:literal])+ $inner:ident : $inner_ty:ty = $read:expr; )+ } )? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq, Serialize)]
+        pub struct $name {
+            $( $(#[doc = $doc])+ pub $key: $ty, )+
+            $( $( $(#[doc = $inner_doc])+ pub $inner: $inner_ty, )+ )?
+        }
+        impl $name {
+            const KEYS: &[Key] = &[ $( Key {
+                name: concat!($table, stringify!($key)),
+                aliases: &[ $($alias),* ],
+                doc: &[ $($doc),+ ],
+                default: || {
+                    let default: Option<$ty> = None $(.or(Some($default)))?;
+                    default.map(|d| serde_json::to_string(&d).unwrap_or_default())
+                },
+            } ),+ ];
+            fn take(source: &Source) -> Result<$name> {
+                Ok($name {
+                    $( $key: source.take(
+                        concat!($table, stringify!($key)),
+                        None $(.or(Some($default)))?,
+                        &[ $(($check, $want)),* ],
+                    )?, )+
+                    $( $( $inner: $read(source)?, )+ )?
+                })
+            }
+        }
+    };
+}
+
+keys! {
+    /// Everything that a run is told. Paths are relative to the working directory.
+    TrainConfig in "" {
+        /// The base model: a folder with `config.json`, safetensors and tokenizer files, as Hugging Face writes it.
+        model_name_or_path | "base_model" | "model": PathBuf;
+        /// `"sft"`: supervised fine-tuning on conversations or texts. `"pretrain"`: documents end to end.
+        method: Method = Method::Sft;
+        /// Records to train on: a JSONL file, a glob, or a list of them.
+        dataset | "datasets" | "dataset_name": Vec<String>, if |d: &Vec<String>| !d.is_empty(), "at least one path";
+        /// Records to evaluate on, written like `dataset`.
+        eval_dataset | "eval_datasets": Vec<String> = Vec::new();
+        /// The share of `dataset` that is kept out of training and evaluated on instead, chosen by `seed`.
+        eval_split | "val_set_size": f64 = 0.0, if |x| (0.0..1.0).contains(x), "at least 0 and less than 1";
+        /// Where the run keeps its checkpoints, metrics and result.
+        output_dir | "output": PathBuf;
+
+        /// Tokens of a sequence at most; what is longer is cut.
+        max_length | "max_seq_length" | "max_seq_len" | "sequence_len": usize = 1024, if |n| *n >= 2, "2 or more";
+        /// Several records share a row of `max_length` tokens; they never attend to one another.
+        packing | "sample_packing": bool = false;
+        /// Only the assistant's words count in the loss; of records without roles, every token does.
+        /// TRL's default is `false`.
+        assistant_only_loss: bool = true;
+
+        /// Rows of `max_length` tokens in a micro-batch.
+        per_device_train_batch_size | "micro_batch_size" | "batch_size": usize = 8, if |n| *n >= 1, "1 or more";
+        /// Micro-batches whose gradients make one step.
+        gradient_accumulation_steps | "gradient_accumulation": usize = 1, if |n| *n >= 1, "1 or more";
+        /// Passes over the data; may be a fraction. `max_steps` overrides it.
+        num_train_epochs | "num_epochs" | "epochs": f64 = 3.0, if |x| *x > 0.0, "more than 0";
+        /// Steps of the run; -1: as many as `num_train_epochs` takes.
+        max_steps: i64 = -1, if |n| *n == -1 || *n >= 1, "1 or more, or -1 for `num_train_epochs`";
+
+        /// The highest learning rate of the run.
+        learning_rate | "lr": f64 = 2e-5, if |x| *x > 0.0, "more than 0";
+        /// The learning rate's course after the warmup.
+        lr_scheduler_type | "lr_scheduler": SchedulerType = SchedulerType::Linear;
+        /// Steps over which the learning rate rises from 0.
+        warmup_steps: u64 = 0;
+        /// The same as a share of all steps, rounded up.
+        warmup_ratio: f64 = 0.0, if |x| (0.0..=1.0).contains(x), "from 0 to 1";
+        /// AdamW's decoupled weight decay; norms and biases have none.
+        weight_decay: f64 = 0.0, if |x| *x >= 0.0, "0 or more";
+        /// AdamW's β₁.
+        adam_beta1: f64 = 0.9, if |x| (0.0..1.0).contains(x), "at least 0 and less than 1";
+        /// AdamW's β₂.
+        adam_beta2: f64 = 0.999, if |x| (0.0..1.0).contains(x), "at least 0 and less than 1";
+        /// AdamW's ε.
+        adam_epsilon: f64 = 1e-8, if |x| *x > 0.0, "more than 0";
+        /// The gradient's norm is clipped to it; 0: not clipped.
+        max_grad_norm | "gradient_clipping": f64 = 1.0, if |x| *x >= 0.0, "0 or more";
+        /// `"adamw"` keeps its moments in float32, `"adamw_8bit"` in blocks of 8-bit codes. Hugging Face's names for these
+        /// two are understood.
+        optim | "optimizer": Optim = Optim::AdamW;
+
+        /// Storage of the base weights and activations; every sum is float32. `bf16 = true` and `fp16 = true` say it too.
+        dtype | "torch_dtype": DType = DType::Bf16;
+        /// The base's linear layers are stored as NF4 with double quantization; wants a `[lora]` table.
+        load_in_4bit: bool = false;
+        /// Recompute the blocks' activations in the backward: saves memory, costs about a forward. `"auto"`: only as far as
+        /// the device's memory asks for it. TRL's default is `true`.
+        gradient_checkpointing: Checkpointing = Checkpointing::Auto;
+        /// Where to run: `"cuda"`, `"wgpu"` (Vulkan, Metal, DX12), `"cpu"`, or `"auto"`, the first of them that works.
+        backend: String = "auto".into(), if |b: &String| BACKENDS.contains(&b.as_str()), "\"auto\", \"cuda\", \"wgpu\" or \"cpu\"";
+
+        /// Steps between lines of `metrics.jsonl`.
+        logging_steps: u64 = 10, if |n| *n >= 1, "1 or more";
+        /// Steps between evaluations; there is one more at the end. transformers' default is never.
+        eval_steps: u64 = 500, if |n| *n >= 1, "1 or more";
+        /// Steps between checkpoints; there is one more at the end.
+        save_steps: u64 = 500, if |n| *n >= 1, "1 or more";
+        /// Checkpoints kept; older ones go once a newer one is whole. transformers keeps all of them.
+        save_total_limit | "save_limit": usize = 2, if |n| *n >= 1, "1 or more";
+        /// Of shuffling, splitting and adapter initialisation.
+        seed: u64 = 42;
+        /// `"auto"`: the newest whole checkpoint of `output_dir`, or step 0 where there is none. Or a checkpoint's folder;
+        /// or `false`, to start at step 0. transformers' default is `false`.
+        resume_from_checkpoint: Resume = Resume::Auto;
+        tables {
+            /// Settings of some of the schedules.
+            lr_scheduler_kwargs: SchedulerKwargs = SchedulerKwargs::take;
+            /// Absent: full fine-tuning.
+            lora: Option<LoraConfig> = LoraConfig::take_if_there;
+        }
+    }
+}
+
+keys! {
+    /// What some schedules may be told besides; only those that `lr_scheduler_type` uses may be given.
+    #[derive(Default)]
+    SchedulerKwargs in "lr_scheduler_kwargs." {
+        /// `cosine`: waves, 0.5 where not given. `cosine_with_restarts`: restarts, 1 where not given.
+        num_cycles: Option<f64> = None, if |x| x.is_none_or(|x| x > 0.0), "more than 0";
+        /// `polynomial`: the exponent, 1 where not given.
+        power: Option<f64> = None, if |x| x.is_none_or(|x| x > 0.0), "more than 0";
+        /// `polynomial`: the last learning rate, 1e-7 where not given.
+        lr_end: Option<f64> = None, if |x| x.is_none_or(|x| x >= 0.0), "0 or more";
+        /// `inverse_sqrt`: in steps; the warmup's where not given, and 10000 without one.
+        timescale: Option<f64> = None, if |x| x.is_none_or(|x| x > 0.0), "more than 0";
+    }
+}
+
+keys! {
+    /// Low-rank adapters on a frozen base. The keys also work flat, as `lora_r` and so on.
+    LoraConfig in "lora." {
+        /// The adapters' rank.
+        r | "lora_r": usize = 8, if |n| *n >= 1, "1 or more";
+        /// The adapter's product is scaled by `lora_alpha / r`.
+        lora_alpha | "lora_alpha": f64 = 8.0, if |x| *x > 0.0, "more than 0";
+        /// `"all-linear"`: every linear layer of the blocks. Or a list of names, as in `["q_proj", "v_proj"]`.
+        /// PEFT's default depends on the model.
+        target_modules | "lora_target_modules": TargetModules = TargetModules::AllLinear;
+        /// Modules that are trained in full and saved with the adapters, as in `["lm_head", "embed_tokens"]`.
+        modules_to_save | "lora_modules_to_save": Vec<String> = Vec::new();
+        /// Scale by `lora_alpha / √r` instead.
+        use_rslora | "use_rslora": bool = false;
+        /// Dropout before the adapters.
+        lora_dropout | "lora_dropout": f64 = 0.0, if |x| *x == 0.0, "0: dropout before adapters is not supported yet";
+        /// Which biases are trained.
+        bias | "lora_bias": LoraBias = LoraBias::None;
+        /// Of the adapters' initialisation; the run's `seed` where not given.
+        seed: Option<u64> = None;
+    }
+}
+
+const TABLES: &[&str] = &["lr_scheduler_kwargs", "lora"];
+const ALL_KEYS: &[&[Key]] = &[TrainConfig::KEYS, SchedulerKwargs::KEYS, LoraConfig::KEYS];
+const BACKENDS: &[&str] = &["auto", "cuda", "wgpu", "cpu"];
+
+/// Reads a TOML or YAML config and puts `key=value` overrides over it. Nothing that it names is opened.
+pub fn load(path: &Path, overrides: &[String]) -> Result<TrainConfig> {
+    let source = Source::read(path, overrides, ALL_KEYS, TABLES)?;
+    let config = TrainConfig::take(&source)?;
+    config.check(&source)?;
+    Ok(config)
+}
+
+/// The documentation of every key, as Markdown.
+pub fn page() -> String {
+    page::page(&[
+        ("", "", TrainConfig::KEYS),
+        ("[lora]", "Adapters on a frozen base; no such table: full fine-tuning.", LoraConfig::KEYS),
+        ("[lr_scheduler_kwargs]", "What some schedules may be told besides.", SchedulerKwargs::KEYS),
+    ])
+}
+
+impl TrainConfig {
+    /// The config with every default filled in, as TOML that [`load`] reads back to the same run.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::Bug(format!("a config that TOML cannot hold: {e}")))
+    }
+
+    /// Steps of the whole run, when an epoch has `micro_batches`; a last, smaller step counts.
+    pub fn total_steps(&self, micro_batches: usize) -> u64 {
+        if self.max_steps > 0 {
+            return self.max_steps as u64;
+        }
+        let per_epoch = micro_batches.div_ceil(self.gradient_accumulation_steps).max(1);
+        (per_epoch as f64 * self.num_train_epochs).ceil() as u64
+    }
+
+    /// What no key can say alone.
+    fn check(&self, source: &Source) -> Result<()> {
+        if self.load_in_4bit && self.lora.is_none() {
+            let what =
+                "`load_in_4bit` freezes the base, so there is nothing to train: add a [lora] table, or set it to false";
+            return Err(source.fail_at("load_in_4bit", what));
+        }
+        if !self.eval_dataset.is_empty() && self.eval_split > 0.0 {
+            return Err(source.fail_at("eval_split", "`eval_split` and `eval_dataset` exclude each other: keep one"));
+        }
+        if self.warmup_steps > 0 && self.warmup_ratio > 0.0 {
+            return Err(
+                source.fail_at("warmup_ratio", "`warmup_ratio` and `warmup_steps` exclude each other: keep one")
+            );
+        }
+        self.check_kwargs(source)
+    }
+
+    fn check_kwargs(&self, source: &Source) -> Result<()> {
+        use SchedulerType::*;
+        let (kind, kwargs) = (self.lr_scheduler_type, &self.lr_scheduler_kwargs);
+        let uses: [(&str, Option<f64>, &[SchedulerType]); 4] = [
+            ("num_cycles", kwargs.num_cycles, &[Cosine, CosineWithRestarts]),
+            ("power", kwargs.power, &[Polynomial]),
+            ("lr_end", kwargs.lr_end, &[Polynomial]),
+            ("timescale", kwargs.timescale, &[InverseSqrt]),
+        ];
+        for (name, value, of) in uses {
+            if value.is_some() && !of.contains(&kind) {
+                let what = format!("`{name}` is not a setting of lr_scheduler_type {:?}: take it out", kind.name());
+                return Err(source.fail_at(&format!("lr_scheduler_kwargs.{name}"), what));
+            }
+        }
+        if kind == Polynomial && kwargs.lr_end.unwrap_or(super::schedule::LR_END) >= self.learning_rate {
+            let what = format!("`lr_end` must be less than `learning_rate` = {}", self.learning_rate);
+            return Err(source.fail_at("lr_scheduler_kwargs.lr_end", what));
+        }
+        Ok(())
+    }
+}
+
+impl LoraConfig {
+    fn take_if_there(source: &Source) -> Result<Option<LoraConfig>> {
+        source.has_table("lora").then(|| LoraConfig::take(source)).transpose()
+    }
+}

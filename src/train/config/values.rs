@@ -1,0 +1,294 @@
+//! The types that a key may have: what they accept, and how the resolved config writes them.
+use super::source::FromNode;
+use super::tree::Value;
+use crate::dtype::DType;
+use serde::{Serialize, Serializer};
+use std::path::PathBuf;
+
+/// An enum that is a word in the config; a word may have synonyms, which are read but never written.
+macro_rules! words {
+    ($( $(#[$doc:meta])* $name:ident { $( $(#[$vdoc:meta])* $variant:ident = $word:literal $(| $synonym:literal)* ),+ $(,)? } )+) => { $(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $( $(#[$vdoc])* $variant ),+ }
+        impl $name {
+            pub const ALL: &[$name] = &[ $( $name::$variant ),+ ];
+            pub fn name(self) -> &'static str {
+                match self { $( $name::$variant => $word ),+ }
+            }
+        }
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.serialize_str(self.name())
+            }
+        }
+        impl FromNode for $name {
+            fn wanted() -> String {
+                one_of(&[ $( $word $(, $synonym)* ),+ ])
+            }
+            fn from_value(value: &Value) -> Option<Self> {
+                let Value::Str(s) = value else { return None };
+                match s.as_str() { $( $word $(| $synonym)* => Some($name::$variant), )+ _ => None }
+            }
+        }
+    )+ };
+}
+
+words! {
+    /// What is learned from the records.
+    Method {
+        /// Conversations or texts; the chosen tokens count.
+        Sft = "sft",
+        /// Documents end to end; every token counts.
+        Pretrain = "pretrain" | "pt",
+    }
+    /// The optimizer, and how it stores its two moments.
+    Optim {
+        /// In f32.
+        AdamW = "adamw" | "adamw_torch" | "adamw_torch_fused",
+        /// In 8 bits per value, block-wise, as bitsandbytes does.
+        AdamW8bit = "adamw_8bit" | "adamw_bnb_8bit",
+    }
+    /// The shape of the learning rate over the run, named as in transformers.
+    SchedulerType {
+        Linear = "linear",
+        Cosine = "cosine",
+        CosineWithRestarts = "cosine_with_restarts",
+        Polynomial = "polynomial",
+        Constant = "constant",
+        ConstantWithWarmup = "constant_with_warmup",
+        InverseSqrt = "inverse_sqrt",
+    }
+    /// Which biases are trained beside the adapters.
+    LoraBias {
+        None = "none",
+    }
+}
+
+fn one_of(words: &[&str]) -> String {
+    let quoted: Vec<String> = words.iter().map(|w| format!("{w:?}")).collect();
+    match quoted.as_slice() {
+        [one] => one.clone(),
+        [most @ .., last] => format!("{} or {last}", most.join(", ")),
+        [] => String::new(),
+    }
+}
+
+/// Whether the blocks' activations are recomputed in the backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checkpointing {
+    /// Per block, as the device's memory allows.
+    Auto,
+    Always,
+    Never,
+}
+
+/// Where a run starts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Resume {
+    /// At the newest whole checkpoint of `output_dir`; at step 0 where there is none.
+    Auto,
+    Never,
+    /// At this checkpoint.
+    Folder(PathBuf),
+}
+
+/// The linear layers that get an adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TargetModules {
+    /// Every linear layer of the blocks; not the head.
+    AllLinear,
+    /// Those whose last name is in the list, as in PEFT: `q_proj`.
+    Names(Vec<String>),
+}
+
+impl FromNode for bool {
+    fn wanted() -> String {
+        "true or false".into()
+    }
+    fn from_value(value: &Value) -> Option<bool> {
+        match value {
+            Value::Bool(b) => Some(*b),
+            _ => None,
+        }
+    }
+}
+
+impl FromNode for String {
+    fn wanted() -> String {
+        "text that is not empty".into()
+    }
+    fn from_value(value: &Value) -> Option<String> {
+        match value {
+            Value::Str(s) if !s.is_empty() => Some(s.clone()),
+            _ => None,
+        }
+    }
+}
+
+impl FromNode for PathBuf {
+    fn wanted() -> String {
+        "a path".into()
+    }
+    fn from_value(value: &Value) -> Option<PathBuf> {
+        String::from_value(value).map(PathBuf::from)
+    }
+}
+
+impl FromNode for i64 {
+    fn wanted() -> String {
+        "a whole number".into()
+    }
+    fn from_value(value: &Value) -> Option<i64> {
+        match value {
+            Value::Int(i) => Some(*i),
+            _ => None,
+        }
+    }
+}
+
+impl FromNode for u64 {
+    fn wanted() -> String {
+        "a whole number, 0 or more".into()
+    }
+    fn from_value(value: &Value) -> Option<u64> {
+        i64::from_value(value).and_then(|i| u64::try_from(i).ok())
+    }
+}
+
+impl FromNode for usize {
+    fn wanted() -> String {
+        u64::wanted()
+    }
+    fn from_value(value: &Value) -> Option<usize> {
+        u64::from_value(value).and_then(|i| usize::try_from(i).ok())
+    }
+}
+
+/// Also text: a YAML 1.1 parser reads `2e-4` as text, so people quote it.
+impl FromNode for f64 {
+    fn wanted() -> String {
+        "a finite number".into()
+    }
+    fn from_value(value: &Value) -> Option<f64> {
+        let x = match value {
+            Value::Int(i) => *i as f64,
+            Value::Float(x) => *x,
+            Value::Str(s) => s.parse().ok()?,
+            _ => return None,
+        };
+        x.is_finite().then_some(x)
+    }
+}
+
+impl<T: FromNode> FromNode for Option<T> {
+    fn wanted() -> String {
+        T::wanted()
+    }
+    fn from_value(value: &Value) -> Option<Option<T>> {
+        T::from_value(value).map(Some)
+    }
+}
+
+/// One or a list of them; an item may be a table with a `path` alone, as in `datasets: [{path: a.jsonl}]`.
+impl FromNode for Vec<String> {
+    fn wanted() -> String {
+        "text or a list of texts".into()
+    }
+    fn from_value(value: &Value) -> Option<Vec<String>> {
+        let Value::List(items) = value else { return String::from_value(value).map(|s| vec![s]) };
+        let item = |value: &Value| match value {
+            Value::Table(keys) => match keys.as_slice() {
+                [(key, node)] if key == "path" => String::from_value(&node.value),
+                _ => None,
+            },
+            _ => String::from_value(value),
+        };
+        items.iter().map(|node| item(&node.value)).collect()
+    }
+}
+
+impl FromNode for DType {
+    fn wanted() -> String {
+        one_of(&["bfloat16", "float16", "float32"])
+    }
+    fn from_value(value: &Value) -> Option<DType> {
+        let Value::Str(s) = value else { return None };
+        DType::parse(s)
+    }
+}
+
+impl Serialize for DType {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(self.name())
+    }
+}
+
+impl FromNode for Checkpointing {
+    fn wanted() -> String {
+        "\"auto\", true or false".into()
+    }
+    fn from_value(value: &Value) -> Option<Checkpointing> {
+        match value {
+            Value::Str(s) if s == "auto" => Some(Checkpointing::Auto),
+            Value::Bool(true) => Some(Checkpointing::Always),
+            Value::Bool(false) => Some(Checkpointing::Never),
+            _ => None,
+        }
+    }
+}
+
+impl Serialize for Checkpointing {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Checkpointing::Auto => s.serialize_str("auto"),
+            Checkpointing::Always => s.serialize_bool(true),
+            Checkpointing::Never => s.serialize_bool(false),
+        }
+    }
+}
+
+impl FromNode for Resume {
+    fn wanted() -> String {
+        "\"auto\", a checkpoint's folder or false".into()
+    }
+    fn from_value(value: &Value) -> Option<Resume> {
+        match value {
+            Value::Bool(false) => Some(Resume::Never),
+            Value::Str(s) if s == "auto" => Some(Resume::Auto),
+            _ => PathBuf::from_value(value).map(Resume::Folder),
+        }
+    }
+}
+
+impl Serialize for Resume {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Resume::Auto => s.serialize_str("auto"),
+            Resume::Never => s.serialize_bool(false),
+            Resume::Folder(path) => path.serialize(s),
+        }
+    }
+}
+
+impl FromNode for TargetModules {
+    fn wanted() -> String {
+        "\"all-linear\" or a list of layer names, as in [\"q_proj\", \"v_proj\"]".into()
+    }
+    fn from_value(value: &Value) -> Option<TargetModules> {
+        match value {
+            Value::Str(s) if s == "all-linear" => Some(TargetModules::AllLinear),
+            Value::List(items) if !items.is_empty() => Vec::from_value(value).map(TargetModules::Names),
+            _ => None,
+        }
+    }
+}
+
+impl Serialize for TargetModules {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            TargetModules::AllLinear => s.serialize_str("all-linear"),
+            TargetModules::Names(names) => names.serialize(s),
+        }
+    }
+}

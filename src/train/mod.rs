@@ -1,0 +1,6 @@
+//! Training: what a run is told (`config`), how its learning rate goes (`schedule`), what moves the weights (`optim`), what is
+//! minimised (`method`), what it leaves behind (`checkpoint`, `metrics`).
+pub mod config;
+pub mod method;
+pub mod optim;
+pub mod schedule;

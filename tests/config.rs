@@ -1,0 +1,232 @@
+//! Configs as people write them: what is read, and what a mistake is told.
+use luthier::Error;
+use luthier::dtype::DType;
+use luthier::train::config::{self, Checkpointing, Optim, Resume, SchedulerType, TargetModules, TrainConfig};
+use std::path::PathBuf;
+
+const LEAST: &str = "model_name_or_path = \"m\"\ndataset = \"d.jsonl\"\noutput_dir = \"o\"\n";
+
+/// Writes `text` to a file that ends in `name` and reads it.
+fn load(name: &str, text: &str, overrides: &[&str]) -> Result<TrainConfig, Error> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    let overrides: Vec<String> = overrides.iter().map(|s| s.to_string()).collect();
+    config::load(&path, &overrides)
+}
+
+fn with(lines: &str, overrides: &[&str]) -> Result<TrainConfig, Error> {
+    load("run.toml", &format!("{LEAST}{lines}"), overrides)
+}
+
+fn ok(lines: &str) -> TrainConfig {
+    with(lines, &[]).unwrap_or_else(|e| panic!("{lines}: {e}"))
+}
+
+/// The message and the exit code of what must fail; `lines` start at line 4.
+fn bad(lines: &str, overrides: &[&str]) -> (String, u8) {
+    let e = with(lines, overrides).expect_err(lines);
+    (e.to_string(), e.exit_code())
+}
+
+#[test]
+fn the_quickstart_is_read_as_written() {
+    let c = config::load("examples/quickstart.toml".as_ref(), &[]).unwrap();
+    assert_eq!(c.model_name_or_path, PathBuf::from("assets/base"));
+    assert_eq!((c.max_length, c.packing, c.per_device_train_batch_size), (512, true, 4));
+    assert_eq!((c.learning_rate, c.lr_scheduler_type), (2e-4, SchedulerType::Cosine));
+    assert_eq!((c.optim, c.dtype), (Optim::AdamW8bit, DType::Bf16));
+    assert_eq!((c.gradient_checkpointing, c.resume_from_checkpoint), (Checkpointing::Auto, Resume::Auto));
+    let lora = c.lora.unwrap();
+    assert_eq!((lora.r, lora.lora_alpha, lora.target_modules), (16, 32.0, TargetModules::AllLinear));
+}
+
+#[test]
+fn every_example_loads() {
+    let mut seen = 0;
+    for entry in std::fs::read_dir("examples").unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "toml") {
+            config::load(&path, &[]).unwrap_or_else(|e| panic!("{e}"));
+            seen += 1;
+        }
+    }
+    assert!(seen >= 2, "{seen} example configs");
+}
+
+#[test]
+fn yaml_and_toml_say_the_same() {
+    let yaml = "
+base_model: m
+datasets:
+  - path: a.jsonl
+  - path: b.jsonl
+output: o
+sequence_len: 256
+sample_packing: true
+micro_batch_size: 2
+lr: '2e-4'
+bf16: false
+fp16: true
+gradient_checkpointing: true
+eval_dataset:
+lora_r: 4
+lora_target_modules: [q_proj, v_proj]
+";
+    let toml = r#"
+model_name_or_path = "m"
+dataset = ["a.jsonl", "b.jsonl"]
+output_dir = "o"
+max_length = 256
+packing = true
+per_device_train_batch_size = 2
+learning_rate = 2e-4
+dtype = "float16"
+gradient_checkpointing = true
+[lora]
+r = 4
+target_modules = ["q_proj", "v_proj"]
+"#;
+    assert_eq!(load("a.yaml", yaml, &[]).unwrap(), load("a.toml", toml, &[]).unwrap());
+}
+
+#[test]
+fn the_resolved_config_reads_back_to_itself() {
+    for lines in [
+        "",
+        "lr_scheduler_type = 'polynomial'\nlr_scheduler_kwargs = { power = 2.0, lr_end = 1e-8 }\nmax_steps = 7",
+        "resume_from_checkpoint = false\nload_in_4bit = true\n[lora]\nmodules_to_save = ['lm_head']\nseed = 9",
+        "resume_from_checkpoint = 'o/checkpoint-3'\ngradient_checkpointing = false\nlora_target_modules = ['q_proj']",
+    ] {
+        let c = ok(lines);
+        let text = c.to_toml().unwrap();
+        assert_eq!(load("resolved.toml", &text, &[]).unwrap_or_else(|e| panic!("{e}\n{text}")), c);
+    }
+}
+
+#[test]
+fn overrides_go_over_the_file() {
+    let c = with("lr = 1e-3\n[lora]\nr = 4", &["learning_rate=2e-4", "lora.r=32", "dataset=x y.jsonl", "packing=true"]);
+    let c = c.unwrap();
+    assert_eq!((c.learning_rate, c.packing, c.dataset), (2e-4, true, vec!["x y.jsonl".to_string()]));
+    assert_eq!(c.lora.unwrap().r, 32);
+    assert_eq!(with("[lora]\nr = 4", &["lora=false"]).unwrap().lora, None);
+    assert_eq!(with("", &["lora={r=3}"]).unwrap().lora.unwrap().r, 3);
+    assert_eq!(with("", &["lora_r=3"]).unwrap().lora.unwrap().r, 3);
+}
+
+#[test]
+fn a_bare_lora_table_means_lora() {
+    assert_eq!(ok("[lora]").lora.unwrap().r, 8);
+    assert_eq!(ok("").lora, None);
+}
+
+#[test]
+fn mistakes_are_named_with_their_line() {
+    // Lines at 4, then what the message must contain.
+    let cases: &[(&str, &[&str])] = &[
+        ("learnin_rate = 1e-4", &["run.toml: line 4: there is no key `learnin_rate`", "Did you mean `learning_rate`?"]),
+        ("\n[lora]\nrank = 4\nr = 2", &["line 6: there is no key `lora.rank`"]),
+        ("[lora]\nlora_alfa = 4", &["line 5", "Did you mean `lora"]),
+        ("[peft]\nr = 4", &["line 4: there is no key `peft`"]),
+        ("zzzzzzzzzz = 4", &["line 4: there is no key `zzzzzzzzzz`. (`luthier train --help-config`"]),
+        ("lora = 4", &["line 4: `lora` must be a table, got 4"]),
+        ("lr = 1e-4\nlearning_rate = 1e-4", &["line", "`lr` and `learning_rate` are the same key: keep one"]),
+        ("lora_r = 4\n[lora]\nr = 4", &["`lora_r`", "`lora.r`", "are the same key"]),
+        ("bf16 = true\ndtype = 'float32'", &["`bf16` and `dtype` are the same key"]),
+        ("bf16 = 'auto'", &["line 4: `bf16` must be true or false, got \"auto\""]),
+        ("packing = 'yes'", &["line 4: `packing` must be true or false, got \"yes\""]),
+        ("max_length = -5", &["line 4: `max_length` must be a whole number, 0 or more, got -5"]),
+        ("max_seq_length = 1", &["line 4: `max_seq_length` must be 2 or more, got 1"]),
+        ("per_device_train_batch_size = 0", &["must be 1 or more, got 0"]),
+        ("max_steps = 0", &["must be 1 or more, or -1"]),
+        ("eval_split = 1.0", &["must be at least 0 and less than 1, got 1"]),
+        ("learning_rate = 'fast'", &["must be a finite number, got \"fast\""]),
+        ("learning_rate = inf", &["must be a finite number, got inf"]),
+        ("learning_rate = -1e-4", &["must be more than 0, got -0.0001"]),
+        ("optim = 'sgd'", &["must be \"adamw\", ", "\"adamw_8bit\"", "got \"sgd\""]),
+        ("optim = 'paged_adamw_8bit'", &["must be \"adamw\"", "got \"paged_adamw_8bit\""]),
+        ("method = 'rlhf'", &["must be \"sft\", \"pretrain\""]),
+        ("dtype = 'int8'", &["must be \"bfloat16\", \"float16\" or \"float32\", got \"int8\""]),
+        ("backend = 'rocm'", &["must be \"auto\", \"cuda\", \"wgpu\" or \"cpu\""]),
+        ("[lora]\nr = 0", &["line 5: `lora.r` must be 1 or more, got 0"]),
+        ("[lora]\nlora_dropout = 0.1", &["line 5: `lora.lora_dropout` must be 0: dropout", "got 0.1"]),
+        ("[lora]\ntarget_modules = 'q_proj'", &["\"all-linear\" or a list of layer names", "got \"q_proj\""]),
+        ("[lora]\nbias = 'all'", &["must be \"none\", got \"all\""]),
+        ("eval_dataset = [1]", &["must be text or a list of texts, got a list"]),
+        ("load_in_4bit = true", &["line 4: `load_in_4bit` freezes the base"]),
+        ("eval_dataset = 'e'\neval_split = 0.1", &["line 5: `eval_split` and `eval_dataset` exclude each other"]),
+        ("warmup_steps = 3\nwarmup_ratio = 0.1", &["line 5: `warmup_ratio` and `warmup_steps`"]),
+        ("[lr_scheduler_kwargs]\npower = 2.0", &["line 5: `power` is not a setting of lr_scheduler_type \"linear\""]),
+        ("lr_scheduler_type = 'polynomial'\nlearning_rate = 1e-8", &["`lr_end` must be less than `learning_rate`"]),
+        ("packing = ", &["line 4", "is not valid TOML"]),
+        ("seed = 99999999999999999999", &["is not valid TOML", "too large"]),
+    ];
+    for (lines, wanted) in cases {
+        let (message, code) = bad(lines, &[]);
+        assert_eq!(code, 65, "{message}");
+        for part in *wanted {
+            assert!(message.contains(part), "{lines}\n  said   {message}\n  wanted {part}");
+        }
+    }
+}
+
+#[test]
+fn mistakes_on_the_command_line_are_usage() {
+    for (over, wanted) in [
+        ("learning_rate", "learning_rate: an override is key=value"),
+        ("lr=-1", "lr=-1: `lr` must be more than 0, got -1"),
+        ("lora.q=1", "lora.q=1: there is no key `lora.q`"),
+    ] {
+        let (message, code) = bad("", &[over]);
+        assert_eq!((message.contains(wanted), code), (true, 2), "{message}");
+    }
+    let (message, _) = bad("", &["lr=1", "learning_rate=1"]);
+    assert!(message.contains("are the same key"), "{message}");
+}
+
+#[test]
+fn yaml_mistakes_are_named_with_their_line() {
+    let least = "model: m\ndataset: d\noutput_dir: o\n";
+    for (lines, wanted) in [
+        ("max_len: 3", "a.yml: line 4: there is no key `max_len`"),
+        ("lora:\n  r: zero", "line 5: `lora.r` must be a whole number, 0 or more, got \"zero\""),
+        ("seed: 1\nseed: 2", "a.yml: line 5"),
+        ("seed: [1", "is not valid YML"),
+        ("seed: &a [*a, *a]", "a.yml"),
+    ] {
+        let e = load("a.yml", &format!("{least}{lines}"), &[]).expect_err(lines);
+        assert_eq!((e.to_string().contains(wanted), e.exit_code()), (true, 65), "{e}");
+    }
+    assert!(load("a.yml", "- 1\n- 2", &[]).unwrap_err().to_string().contains("a table of keys, got a list"));
+}
+
+#[test]
+fn files_that_are_no_config() {
+    let e = load("a.json", "{}", &[]).unwrap_err();
+    assert!(e.to_string().contains("ends in .toml, .yaml or .yml"), "{e}");
+    let e = load("a.toml", "", &[]).unwrap_err();
+    assert!(e.to_string().contains("`model_name_or_path` is missing"), "{e}");
+    let e = config::load("no/such/file.toml".as_ref(), &[]).unwrap_err();
+    assert_eq!(e.exit_code(), 74, "{e}");
+    let e = load("a.toml", &format!("#{}", "x".repeat(1 << 20)), &[]).unwrap_err();
+    assert!(e.to_string().contains("at most 1048576 bytes"), "{e}");
+}
+
+#[test]
+fn steps_of_a_run() {
+    let mut c = ok("num_train_epochs = 1.5\ngradient_accumulation_steps = 4");
+    assert_eq!(c.total_steps(10), 5, "ceil(1.5 · ceil(10 / 4))");
+    c.max_steps = 7;
+    assert_eq!(c.total_steps(10), 7);
+}
+
+#[test]
+fn the_page_of_keys_is_current() {
+    let page = config::page();
+    if std::env::var_os("LUTHIER_WRITE").is_some() {
+        std::fs::write("docs/config.md", &page).unwrap();
+    }
+    let written = std::fs::read_to_string("docs/config.md").unwrap_or_default();
+    assert!(written == page, "docs/config.md is not what the keys say: run this test with LUTHIER_WRITE=1");
+}

@@ -1,0 +1,39 @@
+use super::*;
+use luthier::ops::Op;
+use luthier::ops::adamw::{AdamW, adamw_step};
+
+/// Without decay and eps, as if before the first step.
+const FIRST: AdamW =
+    AdamW { P: 3, lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 0.0, decay: 0.0, correct1: 10.0, correct2: 1000.0 };
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for P in [1, 2, 255, 256, 257, 1021, 4100, 70_001] {
+        let p = AdamW { P, lr: 1e-3, eps: 1e-8, decay: 0.01, correct1: 3.5, correct2: 300.0, ..FIRST };
+        cases.push(Case::new(Op::adamw_step, p));
+        cases.push(Case::new(Op::adamw_step_8bit, p));
+        cases.push(Case::new(Op::adamw_step_8bit, AdamW { eps: 1e-6, decay: 0.0, ..p }).with("from zero", |values| {
+            for (codes, absmax, zero) in [("m", "absmax1", 127), ("v", "absmax2", 0)] {
+                let len = values[codes].bytes().len();
+                values.insert(codes, values::Data::U8(vec![zero; len]));
+                values.get_mut(absmax).unwrap().floats_mut().fill(0.0);
+            }
+            // a gradient may be zero for a whole block
+            values.get_mut("grad").unwrap().floats_mut().iter_mut().take(256).for_each(|g| *g = 0.0);
+        }));
+    }
+    cases
+}
+
+pub fn gradients() -> Vec<Gradient> {
+    Vec::new()
+}
+
+/// From zero moments m̂/√v̂ = sign(grad), whatever the gradient's size.
+#[test]
+fn the_first_step_moves_each_weight_by_lr() {
+    let (mut weight, mut m, mut v) = ([1.0f64; 3], [0.0; 3], [0.0; 3]);
+    adamw_step(&mut weight, &mut m, &mut v, &[4.0, -2e-3, 100.0], &[0.5], &FIRST);
+    let err = limits::nmse(&weight, &[0.9, 1.1, 0.9]);
+    assert!(err <= 1e-9, "{weight:?}");
+}

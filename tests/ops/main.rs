@@ -1,0 +1,84 @@
+//! The parity matrix (op × case × storage type × backend) and the gradients; one file of cases per file of src/ops.
+//!
+//! `cargo test --release --test ops rope` runs the cases of tests/ops/rope.rs on every backend there is (`devices.rs`).
+#![allow(non_snake_case, reason = "dims are named as in the ops")]
+#![allow(clippy::neg_cmp_op_on_partial_ord, reason = "`!(err <= limit)`, so that NaN fails")]
+use case::Case;
+use devices::{on_devices, say};
+use gradient::Gradient;
+use parity::Trial;
+use std::collections::BTreeMap;
+
+mod backend;
+mod case;
+mod codes;
+mod controls;
+mod devices;
+mod gradient;
+mod limits;
+mod parity;
+mod values;
+
+/// Declares the files of cases; each is a test of its name.
+macro_rules! files {
+    ($($file:ident),+ $(,)?) => {
+        $( mod $file; )+
+        mod matrix {
+            $( #[test] fn $file() { super::check(stringify!($file), super::$file::cases(), super::$file::gradients()); } )+
+        }
+    };
+}
+files! {
+    adamw, attention, bias, cast, dyn8, embedding, fill, gradnorm, logprob, matmul, nf4, residual, rmsnorm, rope, swiglu,
+}
+
+/// What a backend did with a file's cases.
+#[derive(Default)]
+struct Tally {
+    runs: usize,
+    worst: f64,
+    worst_at: String,
+}
+
+fn check(file: &str, cases: Vec<Case>, gradients: Vec<Gradient>) {
+    let mut failures: Vec<String> = gradients.iter().filter_map(|g| g.check(&values::reference).err()).collect();
+    let mut tallies: BTreeMap<&str, Tally> = BTreeMap::new();
+    for case in &cases {
+        for storage in case.storages() {
+            let trial = Trial::new(case, &storage);
+            for (device, result) in on_every_device(&trial) {
+                let tally = tallies.entry(device).or_default();
+                tally.runs += 1;
+                match result.and_then(|after| trial.compare(&after)) {
+                    Ok(share) if share > tally.worst => (tally.worst, tally.worst_at) = (share, trial.label.clone()),
+                    Ok(_) => {}
+                    Err(what) => failures.push(format!("{device}: {what}")),
+                }
+            }
+        }
+    }
+    for (device, tally) in &tallies {
+        let Tally { runs, worst, worst_at } = tally;
+        say(&format!("{file} on {device}: {runs} runs, at most {worst:.2} of the limit ({worst_at})"));
+    }
+    let shown: Vec<_> = failures.iter().take(40).map(|f| f.as_str()).collect();
+    assert!(failures.is_empty(), "{file}: {} failures\n{}", failures.len(), shown.join("\n"));
+}
+
+type After = Result<Vec<Vec<u8>>, String>;
+
+/// A backend that panics fails its trial, not the others.
+fn on_every_device(trial: &Trial) -> Vec<(&'static str, After)> {
+    let trial = trial.clone();
+    on_devices(move |devices| {
+        let run = |d: &devices::Device| {
+            let run = || trial.run(&*d.backend);
+            let panicked = |e: Box<dyn std::any::Any + Send>| {
+                let text = e.downcast_ref::<String>().map(String::as_str).or(e.downcast_ref::<&str>().copied());
+                Err(format!("{}: panicked: {}", trial.label, text.unwrap_or("?")))
+            };
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(panicked)
+        };
+        devices.iter().map(|d| (d.name, run(d))).collect()
+    })
+}

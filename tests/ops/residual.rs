@@ -1,0 +1,21 @@
+use super::*;
+use luthier::dtype::DType::{Bf16, F16, F32};
+use luthier::ops::{Op, residual::Residual};
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for P in [1, 2, 3, 63, 64, 65, 255, 257, 1021, 4096, 70_001] {
+        let p = Residual { P };
+        cases.push(Case::new(Op::residual_forward, p).mixed(Bf16, &[("out", F32), ("a", F32)]));
+        cases.push(Case::new(Op::residual_backward, p).mixed(F16, &[("dinp", F32)]).mixed(Bf16, &[("dout", F32)]));
+    }
+    cases
+}
+
+pub fn gradients() -> Vec<Gradient> {
+    let of = |P, branch| {
+        let p = Residual { P };
+        Gradient::new(Op::residual_forward, p, Op::residual_backward, p).called(&[("dinp", branch)])
+    };
+    vec![of(1, "da"), of(1, "db"), of(17, "da"), of(17, "db")]
+}

@@ -1,0 +1,40 @@
+use super::*;
+use luthier::ops::{Op, rope::Rope};
+use values::{Data, Values};
+
+/// A table as the host makes it: row t holds cos(t·θ_d), then sin(t·θ_d).
+fn angles(D: usize) -> impl Fn(&mut Values) + Send + Sync {
+    move |values| {
+        let Some(Data::Float(table)) = values.get_mut("table") else { panic!("the table is f32") };
+        for (i, x) in table.iter_mut().enumerate() {
+            let (t, d, half) = (i / D, i % D % (D / 2), D / 2);
+            let angle = t as f64 * 1e4f64.powf(-(d as f64) / half as f64);
+            *x = if i % D < half { angle.cos() } else { angle.sin() };
+        }
+    }
+}
+
+pub fn cases() -> Vec<Case> {
+    let shapes = [
+        (1, 1, 2, 1, 0), (1, 2, 4, 3, 0), (7, 3, 6, 11, 1), (5, 2, 16, 40, 2), (65, 4, 64, 128, 64), (33, 1, 80, 70, 0),
+        (13, 8, 128, 300, 256), (3, 2, 256, 9, 0), (2, 3, 12, 5, 4),
+    ];
+    let mut cases = Vec::new();
+    for (N, H, D, T, pad) in shapes {
+        let p = Rope { N, H, D, T, ld_x: H * D + pad };
+        for op in [Op::rope_forward, Op::rope_backward] {
+            let case = Case::new(op, p).with("angles", angles(D as usize));
+            // two 16-bit values to a word: a half of a head must be words
+            cases.push(if D % 4 == 0 { case } else { case.only_f32() });
+        }
+    }
+    cases
+}
+
+pub fn gradients() -> Vec<Gradient> {
+    let of = |N, H, D, T, ld_x| {
+        let p = Rope { N, H, D, T, ld_x };
+        Gradient::new(Op::rope_forward, p, Op::rope_backward, p)
+    };
+    vec![of(1, 1, 2, 1, 2), of(4, 2, 6, 9, 13), of(3, 3, 4, 5, 12)]
+}
