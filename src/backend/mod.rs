@@ -8,7 +8,7 @@ pub mod cuda;
 pub mod kernel_text;
 mod launch;
 pub mod pick;
-#[cfg(any())]
+#[cfg(feature = "wgpu")]
 pub mod wgpu;
 pub use launch::Launch;
 
