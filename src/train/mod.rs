@@ -4,5 +4,6 @@ pub mod checkpoint;
 pub mod config;
 pub mod disk;
 pub mod method;
+pub mod metrics;
 pub mod optim;
 pub mod schedule;
