@@ -48,28 +48,28 @@ fn best(candidates: &[Open]) -> Result<(Box<dyn Backend>, String)> {
     Ok((Box::new(Cpu::new()), missing.join("; ")))
 }
 
-#[cfg(any())]
+#[cfg(feature = "cuda")]
 fn cuda() -> Result<Box<dyn Backend>> {
     Ok(Box::new(super::cuda::Cuda::new(0)?))
 }
 
-#[cfg(not(any()))]
+#[cfg(not(feature = "cuda"))]
 fn cuda() -> Result<Box<dyn Backend>> {
     Err(Error::device("cuda", "not in this build; build with `--features cuda`"))
 }
 
-#[cfg(any())]
+#[cfg(feature = "wgpu")]
 fn wgpu() -> Result<Box<dyn Backend>> {
     Ok(Box::new(super::wgpu::Wgpu::new(None)?))
 }
 
-#[cfg(not(any()))]
+#[cfg(not(feature = "wgpu"))]
 fn wgpu() -> Result<Box<dyn Backend>> {
     Err(Error::device("wgpu", "not in this build; build with `--features wgpu`"))
 }
 
 /// A software adapter is slower than the cpu backend.
-#[cfg(any())]
+#[cfg(feature = "wgpu")]
 fn wgpu_on_hardware() -> Result<Box<dyn Backend>> {
     match super::wgpu::adapters().iter().any(|a| a.hardware) {
         true => wgpu(),
@@ -77,22 +77,37 @@ fn wgpu_on_hardware() -> Result<Box<dyn Backend>> {
     }
 }
 
-#[cfg(not(any()))]
+#[cfg(not(feature = "wgpu"))]
 fn wgpu_on_hardware() -> Result<Box<dyn Backend>> {
     wgpu()
 }
 
-#[cfg(any())]
+#[cfg(feature = "cuda")]
 fn cuda_lines() -> Vec<String> {
-    super::cuda::report().lines()
+    let report = super::cuda::report();
+    let mut lines = Vec::new();
+    lines.extend(report.driver.map(|(major, minor)| format!("driver for CUDA {major}.{minor}")));
+    lines.extend(report.devices.iter().map(|d| {
+        let (major, minor) = d.capability;
+        let gib = d.memory as f64 / f64::from(1 << 30);
+        format!("{} {}, compute capability {major}.{minor}, {gib:.1} GiB", d.ordinal, d.name)
+    }));
+    let found = report.libraries.iter().filter_map(|l| l.found.as_ref().map(|at| format!("lib{}: {at}", l.name)));
+    lines.extend(found);
+    lines.extend(report.problem.clone());
+    // Without a driver, libraries would not help.
+    if report.problem.is_none() {
+        lines.extend(report.advice());
+    }
+    lines
 }
 
-#[cfg(not(any()))]
+#[cfg(not(feature = "cuda"))]
 fn cuda_lines() -> Vec<String> {
     Vec::new()
 }
 
-#[cfg(any())]
+#[cfg(feature = "wgpu")]
 fn wgpu_lines() -> Vec<String> {
     let line = |a: &super::wgpu::AdapterReport| {
         let kind = if a.hardware { "" } else { ", software" };
@@ -101,7 +116,7 @@ fn wgpu_lines() -> Vec<String> {
     super::wgpu::adapters().iter().map(line).collect()
 }
 
-#[cfg(not(any()))]
+#[cfg(not(feature = "wgpu"))]
 fn wgpu_lines() -> Vec<String> {
     Vec::new()
 }

@@ -2,9 +2,8 @@
 use super::{interrupt, out, progress::Progress};
 use clap::Args;
 use luthier::backend::pick;
-use luthier::train::config;
-use luthier::train::metrics::Reporter;
-use luthier::{Error, Result};
+use luthier::train::{config, metrics::Reporter, run};
+use luthier::Result;
 use std::path::PathBuf;
 
 /// Train a model as a config file says.
@@ -33,8 +32,6 @@ impl Train {
         let mut progress = Progress::new(config.logging_steps);
         let (backend, which) = pick::pick(&config.backend)?;
         progress.message(&which);
-        let _ = &backend;
-        // luthier::train::run::train(&config, &*backend, &mut progress)
-        Err(Error::Usage("train: the training loop is not in this build".into()))
+        run::train(&config, &*backend, &mut progress).map(|_| ())
     }
 }

@@ -11,7 +11,7 @@ use crate::dtype::Real;
 
 params! {
     Attention { N: u32, T: u32, H: u32, K: u32, D: u32, ld_q: u32, ld_k: u32, ld_v: u32, scale: f32 }
-    wants |p| p.K > 0 && p.H % p.K == 0, "the query heads H must be a multiple of the kv heads K";
+    wants |p| p.K > 0 && p.H.is_multiple_of(p.K), "the query heads H must be a multiple of the kv heads K";
     wants |p| p.D <= 256, "head sizes D up to 256 are supported";
 }
 

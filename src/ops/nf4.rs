@@ -14,6 +14,7 @@ params! { Nf4Double { P: u32, /** mean of the scales */ offset: f32 } }
 pub const BLOCK: usize = 64;
 
 /// bitsandbytes' table.
+#[allow(clippy::excessive_precision, reason = "its own digits")]
 pub const LEVELS: [f32; 16] = [
     -1.0,
     -0.6961928009986877,
@@ -34,6 +35,7 @@ pub const LEVELS: [f32; 16] = [
 ];
 
 /// Where one level's half of the way to the next ends; a value above `MIDPOINTS[i]` is at least level i + 1.
+#[allow(clippy::excessive_precision, reason = "its own digits")]
 pub const MIDPOINTS: [f32; 15] = [
     -0.8480964004993439,
     -0.6106329262256622,
@@ -53,7 +55,7 @@ pub const MIDPOINTS: [f32; 15] = [
 ];
 
 fn level<R: Real>(byte: u8, i: usize) -> R {
-    R::from(LEVELS[if i % 2 == 0 { byte >> 4 } else { byte & 15 } as usize])
+    R::from(LEVELS[if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 } as usize])
 }
 
 pub fn nf4_quantize<R: Real>(codes: &mut [u8], absmax: &mut [R], inp: &[R], p: &Nf4) {

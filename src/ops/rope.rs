@@ -9,7 +9,7 @@ use crate::dtype::Real;
 
 params! {
     Rope { N: u32, H: u32, D: u32, T: u32, ld_x: u32 }
-    wants |p| p.D % 2 == 0, "RoPE rotates pairs: the head size D must be even";
+    wants |p| p.D.is_multiple_of(2), "RoPE rotates pairs: the head size D must be even";
 }
 
 fn rotate<R: Real>(x: &mut [R], table: &[R], positions: &[u32], p: &Rope, sign: R) {

@@ -7,3 +7,7 @@ pub mod method;
 pub mod metrics;
 pub mod optim;
 pub mod schedule;
+mod cursor;
+pub mod run;
+mod setup;
+mod state;

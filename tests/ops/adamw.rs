@@ -4,7 +4,7 @@ use luthier::ops::adamw::{AdamW, adamw_step};
 
 /// Without decay and eps, as if before the first step.
 const FIRST: AdamW =
-    AdamW { P: 3, lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 0.0, decay: 0.0, correct1: 10.0, correct2: 1000.0 };
+    AdamW { P: 3, lr: 0.1, beta1: 0.9, beta2: 0.999, rest1: 0.1, rest2: 0.001, eps: 0.0, decay: 0.0, correct1: 10.0, correct2: 1000.0 };
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();

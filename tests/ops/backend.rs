@@ -1,1 +1,198 @@
-//! What the stamped methods promise, through `&dyn Backend`.
+//! What the stamped methods promise, through `&dyn Backend`: every backend checks a call before it runs it.
+use super::*;
+use luthier::backend::{Backend, Buf, Launch, cpu::Cpu};
+use luthier::dtype::DType::{self, Bf16, F16, F32, U8, U32};
+use luthier::error::{Error, OpError};
+use luthier::ops::Op;
+use luthier::ops::attention::Attention;
+use luthier::ops::bias::Bias;
+use luthier::ops::embedding::Embedding;
+use luthier::ops::nf4::Nf4;
+use luthier::ops::residual::Residual;
+use luthier::ops::rmsnorm::RmsNorm;
+use luthier::ops::rope::Rope;
+
+const NORM: RmsNorm = RmsNorm { N: 4, C: 8, eps: 1e-5 };
+const BIAS: Bias = Bias { N: 5, O: 7, ld_out: 8 };
+
+fn bufs<const K: usize>(b: &dyn Backend, of: [(usize, DType); K]) -> [Buf; K] {
+    of.map(|(len, dtype)| b.alloc(len, dtype).unwrap())
+}
+
+fn text<T>(result: Result<T, Error>) -> String {
+    result.map(|_| ()).expect_err("a wrong call").to_string()
+}
+
+#[test]
+fn an_error_names_op_argument_wanted_and_got() {
+    on_devices(|devices| {
+        for b in devices.iter().map(|d| &*d.backend) {
+            let [mut out, mut rstd, inp, weight] = bufs(b, [(32, F32), (4, F32), (30, F32), (8, F32)]);
+            let e = text(b.rmsnorm_forward(&mut out, &mut rstd, &inp, &weight, &NORM));
+            assert_eq!(e, "rmsnorm_forward: `inp` must be [N, C] = 32 elements (N=4, C=8), got 30");
+
+            let [mut codes, mut absmax, inp] = bufs(b, [(33, U8), (1, F32), (65, F32)]);
+            let e = text(b.nf4_quantize(&mut codes, &mut absmax, &inp, &Nf4 { P: 65 }));
+            assert_eq!(e, "nf4_quantize: `absmax` must be [ceil(P, 64)] = 2 elements (P=65), got 1");
+
+            let [mut out, bias] = bufs(b, [(39, F32), (7, F32)]);
+            let e = text(b.bias_forward(&mut out, &bias, &BIAS));
+            assert_eq!(e, "bias_forward: `out` must be [N, O; ld_out] = 40 elements (N=5, O=7, ld_out=8), got 39");
+            let e = text(b.bias_forward(&mut out, &bias, &Bias { ld_out: 6, ..BIAS }));
+            assert_eq!(e, "bias_forward: `out` has rows of 7, but a row stride of 6");
+        }
+    });
+}
+
+#[test]
+fn a_type_is_one_of_the_rows() {
+    let cpu: &dyn Backend = &Cpu::new();
+    let p = Embedding { N: 2, V: 3, C: 4 };
+    let [mut out, ids, weight, floats] = bufs(cpu, [(8, F32), (2, U32), (12, Bf16), (2, F32)]);
+    cpu.embedding_forward(&mut out, &ids, &weight, &p).unwrap();
+    let e = text(cpu.embedding_forward(&mut out, &floats, &weight, &p));
+    assert_eq!(e, "embedding_forward: `ids` must hold uint32, got float32");
+    let [bytes] = bufs(cpu, [(12, U8)]);
+    let e = text(cpu.embedding_forward(&mut out, &ids, &bytes, &p));
+    assert_eq!(e, "embedding_forward: `weight` must hold float32, float16 or bfloat16, got uint8");
+    // a statistic is always f32
+    let [mut out, mut rstd, inp, weight] = bufs(cpu, [(32, F16), (4, F16), (32, F16), (8, F16)]);
+    let e = text(cpu.rmsnorm_forward(&mut out, &mut rstd, &inp, &weight, &NORM));
+    assert_eq!(e, "rmsnorm_forward: `rstd` must hold float32, got float16");
+}
+
+#[test]
+fn rows_of_16_bit_values_start_at_words() {
+    let cpu: &dyn Backend = &Cpu::new();
+    for (dtype, name) in [(F16, "float16"), (Bf16, "bfloat16")] {
+        let [mut out, bias] = bufs(cpu, [(35, dtype), (7, dtype)]);
+        let e = text(cpu.bias_forward(&mut out, &bias, &Bias { ld_out: 7, ..BIAS }));
+        let want = format!(
+            "bias_forward: `out` is {name} with a row stride of 7; 16-bit rows must be even (pad them, or use float32)"
+        );
+        assert_eq!(e, want);
+        // one row, and rows of f32, may be odd
+        let [mut row] = bufs(cpu, [(7, dtype)]);
+        cpu.bias_forward(&mut row, &bias, &Bias { N: 1, O: 7, ld_out: 7 }).unwrap();
+        let [mut wide] = bufs(cpu, [(35, F32)]);
+        cpu.bias_forward(&mut wide, &bias, &Bias { ld_out: 7, ..BIAS }).unwrap();
+    }
+}
+
+#[test]
+fn what_is_written_is_shared_with_nothing() {
+    let cpu: &dyn Backend = &Cpu::new();
+    let [slab] = bufs(cpu, [(80, F32)]);
+    let p = Residual { P: 35 };
+    let (mut out, a, b, beside) = (slab.view(0, 35), slab.view(34, 35), slab.view(35, 35), slab.view(35, 35));
+    let e = text(cpu.residual_forward(&mut out, &a, &b, &p));
+    assert_eq!(e, "residual_forward: `out` is written, but shares memory with `a`");
+    // what is only read may be shared
+    cpu.residual_forward(&mut out, &b, &beside, &p).unwrap();
+    let (mut dinp, mut same) = (slab.view(0, 32), slab.view(0, 4));
+    let [inp, weight] = bufs(cpu, [(32, F32), (8, F32)]);
+    let e = text(cpu.rmsnorm_forward(&mut dinp, &mut same, &inp, &weight, &NORM));
+    assert_eq!(e, "rmsnorm_forward: `out` is written, but shares memory with `rstd`");
+}
+
+#[test]
+fn an_argument_is_there_exactly_when_the_row_wants_it() {
+    let cpu: &dyn Backend = &Cpu::new();
+    let [out, bias] = bufs(cpu, [(40, F32), (7, F32)]);
+    let params = bytemuck::bytes_of(&BIAS);
+    Launch::new(Op::bias_forward, &[Some(&out), Some(&bias)], params).map(|_| ()).unwrap();
+    let Err(Error::Op { op: "bias_forward", arg: "bias", kind }) =
+        Launch::new(Op::bias_forward, &[Some(&out), None], params)
+    else {
+        panic!("the bias is absent")
+    };
+    assert_eq!(kind, OpError::Presence { want: true });
+    assert_eq!(kind.to_string(), "is wanted, but absent");
+}
+
+#[test]
+fn params_may_not_contradict_themselves() {
+    let cpu: &dyn Backend = &Cpu::new();
+    let p = Rope { N: 1, H: 1, D: 3, T: 1, ld_x: 3 };
+    let [mut x, table, positions] = bufs(cpu, [(3, F32), (3, F32), (1, U32)]);
+    let e = text(cpu.rope_forward(&mut x, &table, &positions, &p));
+    assert!(e.contains("D must be even, got Rope { N: 1, H: 1, D: 3"), "{e}");
+
+    let p = Attention { N: 1, T: 1, H: 3, K: 2, D: 2, ld_q: 6, ld_k: 4, ld_v: 4, scale: 1.0 };
+    let [mut out, mut lse, q, k, v, span] = bufs(cpu, [(6, F32), (3, F32), (6, F32), (4, F32), (4, F32), (2, U32)]);
+    let e = text(cpu.attention_forward(&mut out, &mut lse, &q, &k, &v, &span, &p));
+    assert!(e.contains("must be a multiple of the kv heads K, got Attention"), "{e}");
+}
+
+#[test]
+fn what_is_stored_is_what_the_dtype_can_hold() {
+    on_devices(|devices| {
+        for d in devices {
+            let b = &*d.backend;
+            let inp = b.alloc_f32(&[1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 0.3, f32::NAN], F32).unwrap();
+            let mut out = b.alloc(4, Bf16).unwrap();
+            b.cast(&mut out, &inp).unwrap();
+            let out = b.download_f32(&out).unwrap();
+            assert!(out[..3] == [1.0, 1.015625, 0.30078125] && out[3].is_nan(), "{}: ties to even: {out:?}", d.name);
+        }
+    });
+}
+
+#[test]
+fn memory_starts_as_zeros_is_copied_and_counted() {
+    on_devices(|devices| {
+        for d in devices {
+            let b = &*d.backend;
+            let before = b.memory().used;
+            let [mut to, mut from] = bufs(b, [(1000, Bf16), (1000, Bf16)]);
+            assert_eq!(b.download_f32(&to).unwrap(), [0.0; 1000], "{}", d.name);
+            assert!(
+                b.memory().used >= before + 4000 && b.memory().peak >= b.memory().used,
+                "{}: {:?}",
+                d.name,
+                b.memory()
+            );
+            let values: Vec<f32> = (0..1000).map(|i| (i % 256) as f32).collect();
+            b.upload_f32(&mut from, &values).unwrap();
+            b.copy(&mut to, &from).unwrap();
+            assert_eq!(b.download_f32(&to).unwrap(), values, "{}", d.name);
+            // a view is the same memory
+            b.fill(&mut to.view(10, 20), -1.0).unwrap();
+            let got = b.download_f32(&to).unwrap();
+            let want: Vec<f32> = (0..1000).map(|i| if (10..30).contains(&i) { -1.0 } else { values[i] }).collect();
+            assert_eq!(got, want, "{}", d.name);
+            b.sync().unwrap();
+            b.free(to);
+            b.free(from);
+            let e = text(b.upload(&mut b.alloc(3, F32).unwrap(), &[0; 11]));
+            assert!(e.contains("12 bytes wanted, 11 given"), "{}: {e}", d.name);
+        }
+    });
+}
+
+#[test]
+fn calls_run_in_order() {
+    on_devices(|devices| {
+        for d in devices {
+            let b = &*d.backend;
+            let p = Residual { P: 3001 };
+            let [mut sum, mut other] = bufs(b, [(3001, F32), (3001, F32)]);
+            let one = b.alloc_f32(&vec![1.0; 3001], F32).unwrap();
+            for _ in 0..600 {
+                b.residual_forward(&mut other, &sum, &one, &p).unwrap();
+                b.residual_forward(&mut sum, &other, &one, &p).unwrap();
+            }
+            assert_eq!(b.download_f32(&sum).unwrap(), vec![1200.0; 3001], "{}", d.name);
+            [sum, other, one].into_iter().for_each(|buf| b.free(buf));
+        }
+    });
+}
+
+#[test]
+fn the_same_call_twice_gives_the_same_bits() {
+    let p = RmsNorm { N: 700, C: 66, eps: 1e-5 };
+    let case = Case::new(Op::rmsnorm_backward_weight, p);
+    let trial = Trial::new(&case, &case.storages()[0]);
+    let again = [on_every_device(&trial), on_every_device(&trial)];
+    assert_eq!(again[0], again[1]);
+}

@@ -12,8 +12,6 @@ pub struct Case {
     /// The op and its params, as printed; the seed too.
     pub label: String,
     pub set: Box<Set>,
-    /// Replaces the table's limit; the reason stands beside the call.
-    pub limit: Option<f64>,
     mixed: Vec<(DType, Vec<(&'static str, DType)>)>,
     odd_rows: bool,
     only_f32: bool,
@@ -26,7 +24,6 @@ impl Case {
             params: bytemuck::bytes_of(&params).to_vec(),
             label: format!("{op:?} {params:?}"),
             set: Box::new(|_| ()),
-            limit: None,
             mixed: Vec::new(),
             odd_rows: false,
             only_f32: false,
@@ -50,10 +47,6 @@ impl Case {
     }
     pub fn only_f32(mut self) -> Case {
         self.only_f32 = true;
-        self
-    }
-    pub fn limit(mut self, limit: f64, _reason: &str) -> Case {
-        self.limit = Some(limit);
         self
     }
 
@@ -85,7 +78,9 @@ impl Case {
     }
     /// 16-bit values travel in pairs: matrices have even strides, and even rows but for `odd_rows`.
     fn fits(&self, storage: &[DType], extents: &[Extent]) -> bool {
-        let pairs = |e: &Extent| e.dims.len() == 1 || (e.row().1 % 2 == 0 && (self.odd_rows || e.row().0 % 2 == 0));
+        let pairs = |e: &Extent| {
+            e.dims.len() == 1 || (e.row().1.is_multiple_of(2) && (self.odd_rows || e.row().0.is_multiple_of(2)))
+        };
         let half = |dtype: &DType| dtype.is_float() && dtype.size() == 2;
         storage.iter().zip(extents).all(|(d, e)| !half(d) || (!self.only_f32 && pairs(e)))
     }

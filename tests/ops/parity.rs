@@ -17,7 +17,6 @@ pub struct Trial {
     pub label: String,
     params: Vec<u8>,
     args: Vec<TrialArg>,
-    limit: Option<f64>,
 }
 
 #[derive(Clone)]
@@ -63,7 +62,7 @@ impl Trial {
             let (before, want) = (before[arg.name].clone(), want[arg.name].clone());
             TrialArg { name: arg.name, access: arg.access, dtype: *dtype, offset: GUARD + shift, bytes, before, want }
         });
-        Trial { op, args: args.collect(), label, params: params.clone(), limit: case.limit }
+        Trial { op, args: args.collect(), label, params: params.clone() }
     }
 
     /// The bytes of every buffer after the call.
@@ -114,7 +113,7 @@ impl Trial {
             return codes::compare(self.op, arg.name, got.bytes(), &self.inputs(), &self.params);
         }
         let mut want = arg.want.clone();
-        let limit = self.limit.unwrap_or_else(|| self.table_limit(arg.dtype));
+        let limit = self.limit(arg);
         if limit == 0.0 {
             want.round(arg.dtype);
         }
@@ -126,16 +125,28 @@ impl Trial {
         Ok(if limit == 0.0 { 0.0 } else { err / limit })
     }
 
+    /// For a control: accumulated outputs start from zero.
+    pub fn forget_old_values(&mut self) {
+        for arg in self.args.iter_mut().filter(|a| a.access == Access::Add) {
+            let end = arg.bytes.len() - GUARD;
+            arg.bytes[arg.offset..end].fill(0);
+        }
+    }
+    /// For a control: changes element `i` of the first argument in what came back.
+    pub fn spoil(&self, after: &mut [u8], i: usize) {
+        after[self.args[0].offset + i * self.args[0].dtype.size()] ^= 1;
+    }
+
     fn inputs(&self) -> Values {
         self.args.iter().map(|a| (a.name, a.before.clone())).collect()
     }
 
-    fn table_limit(&self, out: DType) -> f64 {
+    fn limit(&self, out: &TrialArg) -> f64 {
         let specs = self.op.spec().args.iter().zip(&self.args);
-        let coarsest = specs.filter(|(s, _)| s.elem == Elem::Float).map(|(_, a)| a.dtype).max().unwrap_or(out);
+        let coarsest = specs.filter(|(s, _)| s.elem == Elem::Float).map(|(_, a)| a.dtype).max().unwrap_or(out.dtype);
         let names = self.op.spec().dims.iter().zip(self.op.extents(&self.params).0);
         let inner = names.filter(|(d, _)| **d == "Q").map(|(_, v)| v).next().unwrap_or(0);
-        limit(self.op, out, coarsest, inner)
+        limit(self.op, out.name, out.dtype, coarsest, inner)
     }
 }
 

@@ -68,6 +68,7 @@ impl Cpu {
         // SAFETY: within the slab.
         unsafe { (slab.as_ptr() as *mut u8).add(buf.start) }
     }
+    #[allow(clippy::mut_from_ref, reason = "a slab is memory of its own; see SAFETY")]
     fn floats(&self, buf: &Buf) -> &mut [f32] {
         // SAFETY: `ptr` checked the range, and no slice of a slab outlives a method of `Cpu`, which is not Sync.
         unsafe { std::slice::from_raw_parts_mut(self.ptr(buf) as *mut f32, buf.len) }
