@@ -94,7 +94,6 @@ fn cuda_lines() -> Vec<String> {
     }));
     let found = report.libraries.iter().filter_map(|l| l.found.as_ref().map(|at| format!("lib{}: {at}", l.name)));
     lines.extend(found);
-    lines.extend(report.problem.clone());
     // Without a driver, libraries would not help.
     if report.problem.is_none() {
         lines.extend(report.advice());
