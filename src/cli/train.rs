@@ -1,9 +1,9 @@
 //! `luthier train`: a config in, a run out.
 use super::{interrupt, out, progress::Progress};
 use clap::Args;
+use luthier::Result;
 use luthier::backend::pick;
 use luthier::train::{config, metrics::Reporter, run};
-use luthier::Result;
 use std::path::PathBuf;
 
 /// Train a model as a config file says.
