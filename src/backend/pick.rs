@@ -85,17 +85,20 @@ fn wgpu_on_hardware() -> Result<Box<dyn Backend>> {
 #[cfg(feature = "cuda")]
 fn cuda_lines() -> Vec<String> {
     let report = super::cuda::report();
-    let device = |d: &super::cuda::CudaDevice| {
+    let mut lines = Vec::new();
+    lines.extend(report.driver.map(|(major, minor)| format!("driver for CUDA {major}.{minor}")));
+    lines.extend(report.devices.iter().map(|d| {
         let (major, minor) = d.capability;
-        format!("device {}: {}, compute capability {major}.{minor}, {} MiB", d.ordinal, d.name, d.memory >> 20)
-    };
-    let library = |l: &super::cuda::libs::Library| match &l.found {
-        Some(path) => format!("lib{}: {path}", l.name),
-        None => format!("lib{}: missing ({}): {}", l.name, l.used_for, l.get),
-    };
-    let driver = report.driver.map(|(major, minor)| format!("driver for CUDA {major}.{minor}"));
-    let lines = driver.into_iter().chain(report.problem.clone());
-    lines.chain(report.devices.iter().map(device)).chain(report.libraries.iter().map(library)).collect()
+        let gib = d.memory as f64 / f64::from(1 << 30);
+        format!("{} {}, compute capability {major}.{minor}, {gib:.1} GiB", d.ordinal, d.name)
+    }));
+    let found = report.libraries.iter().filter_map(|l| l.found.as_ref().map(|at| format!("lib{}: {at}", l.name)));
+    lines.extend(found);
+    // Without a driver, libraries would not help.
+    if report.problem.is_none() {
+        lines.extend(report.advice());
+    }
+    lines
 }
 
 #[cfg(not(feature = "cuda"))]

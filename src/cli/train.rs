@@ -1,10 +1,9 @@
 //! `luthier train`: a config in, a run out.
 use super::{interrupt, out, progress::Progress};
 use clap::Args;
-use luthier::backend::pick;
-use luthier::train::config;
-use luthier::train::metrics::Reporter;
 use luthier::Result;
+use luthier::backend::pick;
+use luthier::train::{config, metrics::Reporter, run};
 use std::path::PathBuf;
 
 /// Train a model as a config file says.
@@ -33,6 +32,6 @@ impl Train {
         let mut progress = Progress::new(config.logging_steps);
         let (backend, which) = pick::pick(&config.backend)?;
         progress.message(&which);
-        luthier::train::run::train(&config, &*backend, &mut progress).map(drop)
+        run::train(&config, &*backend, &mut progress).map(|_| ())
     }
 }
