@@ -1,5 +1,4 @@
 use super::*;
-use luthier::ops::Op;
 use luthier::ops::adamw::{AdamW, adamw_step};
 
 /// Without decay and eps, as if before the first step.
