@@ -1,0 +1,65 @@
+// op rope_forward grid(ceil(N*H*ceil(D, 2*W), 256))
+@compute @workgroup_size(256)
+fn rope_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let half = p.D / 2u;
+  // with an odd half, a word holds values of both halves: one thread takes the whole head, one value at a time
+  let whole = W == 2u && half % 2u == 1u;
+  let steps = select(ceil_div(half, W), 1u, whole);
+  let i = flat(group) * 256u + t;
+  let head = i / steps;
+  if (head >= p.N * p.H) { return; }
+  let n = head / p.H;
+  let at = n * p.ld_x + (head % p.H) * p.D;
+  let row = ld_positions(n) * p.D;
+  if (whole) {
+    for (var d = 0u; d < half; d++) {
+      let a = ld1_x(at + d);
+      let b = ld1_x(at + d + half);
+      let cos = ld1_table(row + d);
+      let sin = ld1_table(row + d + half);
+      st1_x(at + d, a * cos - b * sin);
+      st1_x(at + d + half, b * cos + a * sin);
+    }
+    return;
+  }
+  let d = (i % steps) * W;
+  let a = ld_x(at + d);
+  let b = ld_x(at + d + half);
+  let cos = ld_table(row + d);
+  let sin = ld_table(row + d + half);
+  st_x(at + d, a * cos - b * sin, half - d);
+  st_x(at + d + half, b * cos + a * sin, half - d);
+}
+
+// op rope_backward grid(ceil(N*H*ceil(D, 2*W), 256))
+@compute @workgroup_size(256)
+fn rope_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let half = p.D / 2u;
+  // with an odd half, a word holds values of both halves: one thread takes the whole head, one value at a time
+  let whole = W == 2u && half % 2u == 1u;
+  let steps = select(ceil_div(half, W), 1u, whole);
+  let i = flat(group) * 256u + t;
+  let head = i / steps;
+  if (head >= p.N * p.H) { return; }
+  let n = head / p.H;
+  let at = n * p.ld_x + (head % p.H) * p.D;
+  let row = ld_positions(n) * p.D;
+  if (whole) {
+    for (var d = 0u; d < half; d++) {
+      let a = ld1_dx(at + d);
+      let b = ld1_dx(at + d + half);
+      let cos = ld1_table(row + d);
+      let sin = -ld1_table(row + d + half);
+      st1_dx(at + d, a * cos - b * sin);
+      st1_dx(at + d + half, b * cos + a * sin);
+    }
+    return;
+  }
+  let d = (i % steps) * W;
+  let a = ld_dx(at + d);
+  let b = ld_dx(at + d + half);
+  let cos = ld_table(row + d);
+  let sin = -ld_table(row + d + half);
+  st_dx(at + d, a * cos - b * sin, half - d);
+  st_dx(at + d + half, b * cos + a * sin, half - d);
+}

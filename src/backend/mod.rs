@@ -3,12 +3,12 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{self, Op, table::for_each_op};
 pub mod cpu;
-#[cfg(any())]
+#[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod kernel_text;
 mod launch;
 pub mod pick;
-#[cfg(any())]
+#[cfg(feature = "wgpu")]
 pub mod wgpu;
 pub use launch::Launch;
 

@@ -1,0 +1,51 @@
+
+// The index of a workgroup of a one-dimensional grid: grids wider than 65,535 are folded into y.
+fn flat(group: vec3<u32>) -> u32 { return group.x + group.y * 65535u; }
+fn ceil_div(a: u32, b: u32) -> u32 { return (a + b - 1u) / b; }
+
+fn unpack_bf16(w: u32) -> vec2<f32> { return vec2(bitcast<f32>(w << 16u), bitcast<f32>(w & 0xffff0000u)); }
+
+// To nearest, ties to even; a NaN stays one.
+fn bf16_bits(x: f32) -> u32 {
+  let u = bitcast<u32>(x);
+  let rounded = (u + 0x7fffu + ((u >> 16u) & 1u)) >> 16u;
+  return select(rounded, (u >> 16u) | 64u, (u & 0x7fffffffu) > 0x7f800000u);
+}
+fn pack_bf16(v: vec2<f32>) -> u32 { return bf16_bits(v.x) | (bf16_bits(v.y) << 16u); }
+
+// The same for f16, by hand: pack2x16float may round either way, and says nothing about values beyond 65504.
+fn f16_bits(x: f32) -> u32 {
+  let u = bitcast<u32>(x);
+  let a = u & 0x7fffffffu;
+  let normal = (a + 0xc8000fffu + ((a >> 13u) & 1u)) >> 13u;
+  // adding 0.5 brings the last place of a subnormal f16 to the last place of the sum
+  let small = bitcast<u32>(bitcast<f32>(a) + 0.5) - 0x3f000000u;
+  var h = select(normal, small, a < 0x38800000u);
+  h = select(h, 0x7c00u, a >= 0x477ff000u);
+  h = select(h, 0x7e00u, a > 0x7f800000u);
+  return h | ((u >> 16u) & 0x8000u);
+}
+fn pack_f16(v: vec2<f32>) -> u32 { return f16_bits(v.x) | (f16_bits(v.y) << 16u); }
+
+// Sums and maxima over a workgroup of 256 threads; every thread gets the result. Always the same tree: the same bits each run.
+var<workgroup> tree: array<f32, 256>;
+fn group_sum(t: u32, x: f32) -> f32 {
+  workgroupBarrier();
+  tree[t] = x;
+  workgroupBarrier();
+  for (var half = 128u; half > 0u; half >>= 1u) {
+    if (t < half) { tree[t] += tree[t + half]; }
+    workgroupBarrier();
+  }
+  return tree[0];
+}
+fn group_max(t: u32, x: f32) -> f32 {
+  workgroupBarrier();
+  tree[t] = x;
+  workgroupBarrier();
+  for (var half = 128u; half > 0u; half >>= 1u) {
+    if (t < half) { tree[t] = max(tree[t], tree[t + half]); }
+    workgroupBarrier();
+  }
+  return tree[0];
+}

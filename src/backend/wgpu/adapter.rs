@@ -1,0 +1,170 @@
+//! Which GPUs there are, which one to take, and opening it.
+use crate::error::{Error, Result};
+use std::sync::{Arc, Mutex};
+use wgpu::{Adapter, Backends, Device, DeviceType, Features, Instance, InstanceDescriptor, InstanceFlags, Queue};
+
+/// An adapter, for people (`luthier doctor`) and for the choice of a backend.
+#[derive(Clone, Debug)]
+pub struct AdapterReport {
+    pub name: String,
+    /// Vulkan, Metal or Dx12.
+    pub api: String,
+    /// DiscreteGpu, IntegratedGpu, VirtualGpu, Cpu or Other.
+    pub kind: String,
+    pub driver: String,
+    /// Those of the features that luthier looks for.
+    pub features: Vec<&'static str>,
+    /// Bytes: the largest buffer, the largest part of it that a shader sees, and a workgroup's own memory.
+    pub max_buffer: u64,
+    pub max_binding: u64,
+    pub workgroup_memory: u64,
+    /// Bytes on the device in all, where the driver says so.
+    pub memory: Option<u64>,
+    /// False for software on the CPU.
+    pub hardware: bool,
+}
+
+/// What luthier looks for, and its name for people.
+const INTEREST: [(Features, &str); 6] = [
+    (Features::IMMEDIATES, "immediates"),
+    (Features::SUBGROUP, "subgroups"),
+    (Features::SHADER_F16, "f16"),
+    (Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative matrix"),
+    (Features::TIMESTAMP_QUERY, "timestamps"),
+    (Features::PIPELINE_CACHE, "pipeline cache"),
+];
+
+/// Errors that the device reported by itself; they come out of the next call that waits.
+pub type Faults = Arc<Mutex<Vec<String>>>;
+
+/// An opened adapter.
+pub struct Opened {
+    pub report: AdapterReport,
+    pub device: Device,
+    pub queue: Queue,
+    pub faults: Faults,
+}
+
+fn instance() -> Instance {
+    let mut descriptor = InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = Backends::PRIMARY;
+    // the default flags would cut buffers to 4 GiB for the sake of indirect draws
+    descriptor.flags = InstanceFlags::empty();
+    Instance::new(descriptor)
+}
+
+/// Every adapter, best first: discrete, integrated, other, software.
+fn found() -> Vec<Adapter> {
+    let mut adapters = pollster::block_on(instance().enumerate_adapters(Backends::PRIMARY));
+    adapters.sort_by_key(|a| match a.get_info().device_type {
+        DeviceType::DiscreteGpu => 0,
+        DeviceType::IntegratedGpu => 1,
+        DeviceType::VirtualGpu => 2,
+        DeviceType::Other => 3,
+        DeviceType::Cpu => 4,
+    });
+    adapters
+}
+
+/// Every adapter of this machine, in the order in which they are preferred.
+pub fn adapters() -> Vec<AdapterReport> {
+    found().iter().map(report).collect()
+}
+
+fn report(adapter: &Adapter) -> AdapterReport {
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let driver = [info.driver, info.driver_info].join(" ");
+    AdapterReport {
+        name: info.name,
+        api: format!("{:?}", info.backend),
+        kind: format!("{:?}", info.device_type),
+        driver: driver.trim().to_string(),
+        features: INTEREST.iter().filter(|(f, _)| features.contains(*f)).map(|(_, name)| *name).collect(),
+        max_buffer: limits.max_buffer_size,
+        max_binding: limits.max_storage_buffer_binding_size,
+        workgroup_memory: limits.max_compute_workgroup_storage_size.into(),
+        memory: memory(adapter),
+        hardware: info.device_type != DeviceType::Cpu,
+    }
+}
+
+/// Bytes of the largest heap on the device.
+#[cfg(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd"))]
+fn memory(adapter: &Adapter) -> Option<u64> {
+    const DEVICE_LOCAL: u32 = 1;
+    // SAFETY: the handle is only asked about itself, while the adapter lives.
+    unsafe {
+        let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = vulkan.shared_instance().raw_instance();
+        let memory = instance.get_physical_device_memory_properties(vulkan.raw_physical_device());
+        let heaps = &memory.memory_heaps[..memory.memory_heap_count as usize];
+        heaps.iter().filter(|h| h.flags.as_raw() & DEVICE_LOCAL != 0).map(|h| h.size).max()
+    }
+}
+#[cfg(not(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd")))]
+fn memory(_: &Adapter) -> Option<u64> {
+    None
+}
+
+/// Opens the adapter that `select` names: its place in the list, or a part of its name in any case; the best without one.
+pub fn open(select: Option<&str>) -> Result<Opened> {
+    let adapters = found();
+    let reports: Vec<AdapterReport> = adapters.iter().map(report).collect();
+    let list = || reports.iter().enumerate().map(|(i, r)| format!("{i} {} ({})", r.name, r.api)).collect::<Vec<_>>().join(", ");
+    let named = |name: &str| match name.parse::<usize>() {
+        Ok(place) => (place < reports.len()).then_some(place),
+        Err(_) => reports.iter().position(|r| r.name.to_lowercase().contains(&name.to_lowercase())),
+    };
+    let place = match select {
+        _ if reports.is_empty() => return Err(none()),
+        None => 0,
+        Some(name) => named(name).ok_or_else(|| {
+            Error::device("wgpu", format!("no adapter `{name}`; there are: {}", list()))
+        })?,
+    };
+    let (device, queue) = request(&adapters[place])?;
+    let faults = Faults::default();
+    watch(&device, &faults);
+    Ok(Opened { report: reports[place].clone(), device, queue, faults })
+}
+
+fn none() -> Error {
+    Error::device(
+        "wgpu",
+        "no adapter was found; install the GPU's driver (Linux: its Vulkan driver and libvulkan1; without a GPU, mesa-vulkan-drivers)",
+    )
+}
+
+fn request(adapter: &Adapter) -> Result<(Device, Queue)> {
+    let wanted = INTEREST.iter().fold(Features::empty(), |all, (f, _)| all | *f);
+    let experimental = Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+    let descriptor = wgpu::DeviceDescriptor {
+        label: None,
+        required_features: adapter.features() & (wanted - experimental),
+        required_limits: adapter.limits(),
+        experimental_features: wgpu::ExperimentalFeatures::disabled(),
+        // tensors are sub-allocated here already
+        memory_hints: wgpu::MemoryHints::MemoryUsage,
+        trace: wgpu::Trace::Off,
+    };
+    pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| Error::device("wgpu", format!("cannot open the device: {e}")))
+}
+
+/// Collects what would otherwise panic (wgpu's default handler) or be lost.
+fn watch(device: &Device, faults: &Faults) {
+    let put = |faults: &Faults, what: String| {
+        let mut list = faults.lock().unwrap_or_else(|e| e.into_inner());
+        // the first errors tell the cause; a broken device repeats itself
+        if list.len() < 8 {
+            list.push(what);
+        }
+    };
+    let uncaptured = faults.clone();
+    device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| put(&uncaptured, e.to_string())));
+    let lost = faults.clone();
+    device.set_device_lost_callback(move |reason, what| {
+        if reason != wgpu::DeviceLostReason::Destroyed {
+            put(&lost, format!("the device was lost: {what}"));
+        }
+    });
+}

@@ -1,0 +1,127 @@
+//! Device memory: a tensor of some megabytes has a buffer of its own, smaller ones share slabs.
+use super::text::SLACK;
+use crate::backend::{Buf, Memory};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+use wgpu::{Buffer, BufferUsages, Device, ErrorFilter};
+
+/// Tensors start at multiples of this many bytes: every device can bind there, and loads of 16 bytes are aligned.
+const ALIGN: u64 = 256;
+/// From this size on a tensor has its own buffer.
+const BIG: u64 = 4 << 20;
+/// A slab for small tensors.
+const SLAB: u64 = 16 << 20;
+
+/// One buffer of the device.
+struct Slab {
+    buffer: Buffer,
+    /// Free stretches, start -> bytes; none in a tensor's own buffer.
+    free: BTreeMap<u64, u64>,
+    shared: bool,
+    /// Bytes from the start that were ever handed out: beyond it the memory is still zero.
+    touched: u64,
+    /// What each tensor in it takes.
+    taken: BTreeMap<u64, u64>,
+}
+
+/// Where a new tensor lies, and whether older values are still in it.
+pub struct Place {
+    pub slab: u32,
+    pub start: u64,
+    pub bytes: u64,
+    pub dirty: bool,
+}
+
+/// All buffers of a device, by the slab number that `Buf` holds. Numbers are never used twice.
+#[derive(Default)]
+pub struct Heap {
+    slabs: Vec<Option<Slab>>,
+    memory: Memory,
+    max_buffer: u64,
+}
+
+impl Heap {
+    pub fn new(max_buffer: u64, total: Option<u64>) -> Heap {
+        Heap { max_buffer, memory: Memory { total, ..Memory::default() }, ..Heap::default() }
+    }
+    pub fn memory(&self) -> Memory {
+        self.memory
+    }
+    pub fn buffer(&self, slab: u32) -> &Buffer {
+        &self.slabs[slab as usize].as_ref().expect("the buffer was freed").buffer
+    }
+
+    pub fn alloc(&mut self, device: &Device, len: usize, dtype: DType) -> Result<Place> {
+        let wanted = (len as u64 * dtype.size() as u64 + SLACK as u64).next_multiple_of(ALIGN);
+        let place = if wanted >= BIG { self.own(device, wanted)? } else { self.share(device, wanted)? };
+        let slab = self.slabs[place.slab as usize].as_mut().expect("just taken");
+        slab.taken.insert(place.start, wanted);
+        slab.touched = slab.touched.max(place.start + wanted);
+        self.memory.used += wanted;
+        self.memory.peak = self.memory.peak.max(self.memory.used);
+        Ok(place)
+    }
+
+    fn own(&mut self, device: &Device, bytes: u64) -> Result<Place> {
+        let slab = self.create(device, bytes, false)?;
+        Ok(Place { slab, start: 0, bytes, dirty: false })
+    }
+
+    fn share(&mut self, device: &Device, bytes: u64) -> Result<Place> {
+        let fit = |slab: &Option<Slab>| slab.as_ref().and_then(|s| s.free.iter().find(|(_, b)| **b >= bytes).map(|(a, b)| (*a, *b)));
+        let found = self.slabs.iter().enumerate().find_map(|(i, slab)| fit(slab).map(|(start, len)| (i as u32, start, len)));
+        let (slab, start, len) = match found {
+            Some(found) => found,
+            None => (self.create(device, SLAB.min(self.max_buffer), true)?, 0, SLAB.min(self.max_buffer)),
+        };
+        let s = self.slabs[slab as usize].as_mut().expect("found");
+        s.free.remove(&start);
+        if len > bytes {
+            s.free.insert(start + bytes, len - bytes);
+        }
+        Ok(Place { slab, start, bytes, dirty: start < s.touched })
+    }
+
+    fn create(&mut self, device: &Device, bytes: u64, shared: bool) -> Result<u32> {
+        if bytes > self.max_buffer {
+            let what = format!("a buffer of {} MiB is wanted, but this device allows {} MiB", bytes >> 20, self.max_buffer >> 20);
+            return Err(Error::device("wgpu", what));
+        }
+        let scopes = [ErrorFilter::OutOfMemory, ErrorFilter::Validation, ErrorFilter::Internal].map(|f| device.push_error_scope(f));
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+        let buffer = device.create_buffer(&wgpu::BufferDescriptor { label: None, size: bytes, usage, mapped_at_creation: false });
+        let errors: Vec<wgpu::Error> = scopes.into_iter().rev().filter_map(|s| pollster::block_on(s.pop())).collect();
+        if let Some(error) = errors.first() {
+            let used = self.memory.used >> 20;
+            let what = format!("out of memory: {} MiB wanted, {used} MiB in use ({error})", bytes >> 20);
+            return Err(Error::device("wgpu", what));
+        }
+        let free = if shared { BTreeMap::from([(0, bytes)]) } else { BTreeMap::new() };
+        self.slabs.push(Some(Slab { buffer, free, shared, touched: 0, taken: BTreeMap::new() }));
+        Ok(self.slabs.len() as u32 - 1)
+    }
+
+    /// Gives a tensor's memory back; says whether its buffer is gone too.
+    pub fn free(&mut self, buf: &Buf) -> bool {
+        let slot = &mut self.slabs[buf.slab as usize];
+        let slab = slot.as_mut().expect("the buffer was freed before");
+        let (start, bytes) = slab.taken.remove_entry(&(buf.start as u64)).expect("`free` takes what `alloc` returned");
+        self.memory.used -= bytes;
+        if !slab.shared {
+            *slot = None;
+            return true;
+        }
+        let (mut start, mut bytes) = (start, bytes);
+        if let Some((before, len)) = slab.free.range(..start).next_back().map(|(a, b)| (*a, *b))
+            && before + len == start
+        {
+            (start, bytes) = (before, bytes + len);
+        }
+        if let Some(len) = slab.free.remove(&(start + bytes)) {
+            bytes += len;
+        }
+        slab.free.insert(start, bytes);
+        false
+    }
+}

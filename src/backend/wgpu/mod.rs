@@ -1,0 +1,344 @@
+//! The portable backend: Vulkan, Metal and DX12 through wgpu, one WGSL shader per op.
+//!
+//! `text` makes a module for one entry point and the storage of its arguments, `plan` chooses constants by size, `pipeline`
+//! compiles once, `record` queues. Always deterministic: no float atomics, every sum in a fixed order.
+//! `LUTHIER_WGPU_CHECKED=1` runs as a browser would: with the shaders' bounds and loop checks, zeroed workgroup memory and
+//! params in uniform buffers.
+use super::kernel_text::{self, Names, Section};
+use super::{Backend, Buf, Launch, Memory, same_bytes};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops::{Elem, Op};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use wgpu::{Features, Limits};
+
+mod adapter;
+pub mod expand;
+mod memory;
+mod pipeline;
+pub mod plan;
+mod record;
+pub mod text;
+
+pub use adapter::{AdapterReport, adapters};
+use memory::Heap;
+use pipeline::{Pipelines, Window};
+use plan::Plan;
+use record::{PARAMS, Recorder};
+use text::{ParamsIn, Request, TextArg};
+
+/// A file's common text and its sections.
+pub type Parsed = (&'static str, Vec<Section<'static>>);
+
+/// One device.
+pub struct Wgpu {
+    report: AdapterReport,
+    limits: Limits,
+    faults: adapter::Faults,
+    device: wgpu::Device,
+    state: RefCell<State>,
+}
+
+struct State {
+    heap: Heap,
+    pipelines: Pipelines,
+    recorder: Recorder,
+    /// By file: all ops of a file have the same text.
+    files: HashMap<&'static str, Rc<Parsed>>,
+    /// For stages that hand values to each other; grows, never shrinks.
+    scratch: Option<Buf>,
+}
+
+fn fail(what: impl std::fmt::Display) -> Error {
+    Error::device("wgpu", what)
+}
+
+/// The copy between buffers, which wgpu's own refuses within one slab and for odd bytes.
+const COPY: &str = include_str!("../../../shaders/shared/copy.wgsl");
+
+/// What a dispatch takes besides its section.
+struct Call<'a> {
+    fields: &'a [(&'static str, &'static str)],
+    params: &'a [u8],
+    args: &'a [TextArg],
+    bufs: &'a [Option<&'a Buf>],
+    plan: &'a Plan,
+}
+
+impl Wgpu {
+    /// Opens the adapter that `select` names (its place among [`adapters`], or a part of its name), or the best one.
+    pub fn new(select: Option<&str>) -> Result<Wgpu> {
+        let opened = adapter::open(select)?;
+        let (device, limits) = (opened.device, opened.report.clone());
+        let checked = std::env::var("LUTHIER_WGPU_CHECKED").is_ok_and(|v| v == "1");
+        let immediates = device.features().contains(Features::IMMEDIATES) && device.limits().max_immediate_size >= 128;
+        let params_in = if immediates && !checked { ParamsIn::Immediates } else { ParamsIn::Uniform };
+        let pipelines = Pipelines::new(&device, params_in, checked);
+        let recorder = Recorder::new(&device, &opened.queue, pipelines.uniform());
+        let heap = Heap::new(limits.max_buffer, limits.memory);
+        let state = State { heap, pipelines, recorder, files: HashMap::new(), scratch: None };
+        let limits = device.limits();
+        Ok(Wgpu { report: opened.report, limits, faults: opened.faults, device, state: RefCell::new(state) })
+    }
+
+    /// The adapter.
+    pub fn report(&self) -> &AdapterReport {
+        &self.report
+    }
+
+    /// What the device reported since it was last asked.
+    fn check(&self) -> Result<()> {
+        let mut faults = self.faults.lock().unwrap_or_else(|e| e.into_inner());
+        if faults.is_empty() { Ok(()) } else { Err(fail(faults.drain(..).collect::<Vec<_>>().join("; "))) }
+    }
+
+    /// Where a binding must begin and how much it must show for `buf`, and the words from there to its first element.
+    fn window(&self, state: &State, op: &str, buf: &Buf) -> Result<(Window, u32)> {
+        let whole = state.heap.buffer(buf.slab).size();
+        let limit = self.limits.max_storage_buffer_binding_size / 4 * 4;
+        if whole <= limit {
+            return Ok(((buf.slab, 0, whole), (buf.start / 4) as u32));
+        }
+        // a coarse grid, so that neighbouring tensors share their window and its bind group
+        let step = (limit / 4).next_multiple_of(self.limits.min_storage_buffer_offset_alignment.into()).max(256);
+        let align = self.limits.min_storage_buffer_offset_alignment as u64;
+        let end = (buf.start + buf.bytes()) as u64 + text::SLACK as u64;
+        for offset in [buf.start as u64 / step * step, buf.start as u64 / align * align] {
+            let size = (whole - offset).min(limit);
+            if offset + size >= end.min(whole) {
+                return Ok(((buf.slab, offset, size), ((buf.start as u64 - offset) / 4) as u32));
+            }
+        }
+        let what = format!("{op}: an argument of {} MiB; this device shows a shader {} MiB at once", buf.bytes() >> 20, limit >> 20);
+        Err(fail(what))
+    }
+
+    fn dispatch(&self, state: &mut State, common: &str, section: &Section<'static>, call: &Call) -> Result<()> {
+        let mut names = kernel_text::names(call.fields, call.params);
+        names.extend(call.plan.consts.iter().copied());
+        names.extend(call.plan.extra.iter().map(|(name, v)| (*name, *v as u64)));
+        names.insert("W", text::width(call.args));
+        let Some(grid) = self.grid(section, &names)? else { return Ok(()) };
+
+        let extra = call.plan.extra.iter().map(|(name, _)| (*name, "u32"));
+        let fields: Vec<_> = call.fields.iter().copied().chain(extra).collect();
+        let consts = &call.plan.consts;
+        let params_in = state.pipelines.params_in;
+        let request = Request { common, section, fields: &fields, args: call.args, consts, params_in };
+        let pipeline = state.pipelines.get(section.name, &request)?;
+
+        let mut params = Vec::with_capacity(PARAMS);
+        params.extend_from_slice(call.params);
+        call.plan.extra.iter().for_each(|(_, v)| params.extend_from_slice(&v.to_ne_bytes()));
+        let mut windows = Vec::with_capacity(pipeline.bound.len());
+        for i in &pipeline.bound {
+            let buf = call.bufs[*i].expect("a bound argument is present");
+            let (window, base) = self.window(state, section.name, buf)?;
+            windows.push(window);
+            params.extend_from_slice(&base.to_ne_bytes());
+        }
+        let State { pipelines, heap, recorder, .. } = state;
+        let group = pipelines.group(heap, windows);
+        recorder.dispatch(&pipeline.pipeline, group, &params, grid, call.plan.work);
+        Ok(())
+    }
+
+    /// Workgroups in x, y, z; none when there is nothing to do. A wide one-dimensional grid is folded (see `flat`).
+    fn grid(&self, section: &Section, names: &Names) -> Result<Option<[u32; 3]>> {
+        let most = (self.limits.max_compute_workgroups_per_dimension as u64).min(65_535);
+        let mut grid = [1u64; 3];
+        for (side, expr) in grid.iter_mut().zip(&section.grid) {
+            *side = kernel_text::eval(expr, names).map_err(|e| Error::Bug(format!("shader {}: {e}", section.name)))?;
+        }
+        if section.grid.len() == 1 && grid[0] > 65_535 {
+            grid = [65_535, grid[0].div_ceil(65_535), 1];
+        }
+        if grid.iter().any(|side| *side > most) {
+            return Err(fail(format!("{}: {grid:?} workgroups, but the device allows {most} in a row", section.name)));
+        }
+        Ok((!grid.contains(&0)).then_some(grid.map(|side| side as u32)))
+    }
+
+    fn parsed(state: &mut State, op: Op) -> Result<Rc<Parsed>> {
+        let file = op.spec().file;
+        if let Some(found) = state.files.get(file) {
+            return Ok(found.clone());
+        }
+        let parsed = kernel_text::parse(op.wgsl()).map_err(|e| Error::Bug(format!("shader {file}: {e}")))?;
+        Ok(state.files.entry(file).or_insert(Rc::new(parsed)).clone())
+    }
+
+    /// At least `len` f32 values for the stages of one op.
+    fn scratch(&self, state: &mut State, len: usize) -> Result<Buf> {
+        match state.scratch.take() {
+            Some(buf) if buf.len >= len => Ok(buf),
+            old => {
+                if let Some(old) = old {
+                    self.release(state, old);
+                }
+                self.take(state, len, DType::F32)
+            }
+        }
+    }
+
+    fn take(&self, state: &mut State, len: usize, dtype: DType) -> Result<Buf> {
+        let place = state.heap.alloc(&self.device, len, dtype)?;
+        if place.dirty {
+            let State { heap, recorder, .. } = state;
+            recorder.encoder().clear_buffer(heap.buffer(place.slab), place.start, Some(place.bytes));
+        }
+        Ok(Buf { slab: place.slab, start: place.start as usize, len, dtype, width: dtype.size() })
+    }
+
+    fn release(&self, state: &mut State, buf: Buf) {
+        if state.heap.free(&buf) {
+            // what is recorded still uses the buffer; the device keeps it until that has run
+            state.recorder.flush();
+            state.pipelines.forget(buf.slab);
+        }
+    }
+
+    /// Words of `from` into `to`; of the last word only `tail` bytes.
+    fn copy_words(&self, state: &mut State, to: &Buf, from: &Buf, words: usize, tail: usize) -> Result<()> {
+        let (_, sections) = kernel_text::parse(COPY).map_err(Error::Bug)?;
+        let last = if tail == 0 { u32::MAX } else { (1 << (8 * tail)) - 1 };
+        let params = [words as u32, last];
+        let args = ["to", "from"].map(|name| TextArg { name, elem: Elem::U32, dtype: Some(DType::U32) });
+        let call = Call {
+            fields: &[("words", "u32"), ("last", "u32")],
+            params: bytemuck::bytes_of(&params),
+            args: &args,
+            bufs: &[Some(to), Some(from)],
+            plan: &Plan::default(),
+        };
+        self.dispatch(state, "", &sections[0], &call)
+    }
+}
+
+/// 16-bit values travel in pairs: attention's heads must not share a word.
+fn check_heads(launch: &Launch, names: &Names) -> Result<()> {
+    let packed = launch.args().iter().flatten().any(|b| b.dtype.is_float() && b.dtype.size() == 2);
+    if launch.op().spec().file == "attention" && packed && names["D"] % 2 == 1 {
+        return Err(fail(format!("{}: an odd head size ({}) needs float32", launch.op().spec().name, names["D"])));
+    }
+    Ok(())
+}
+
+impl Backend for Wgpu {
+    fn name(&self) -> &'static str {
+        "wgpu"
+    }
+
+    fn device(&self) -> String {
+        format!("{} ({}, {})", self.report.name, self.report.api, self.report.driver)
+    }
+
+    fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
+        self.take(&mut self.state.borrow_mut(), len, dtype)
+    }
+
+    fn free(&self, buf: Buf) {
+        self.release(&mut self.state.borrow_mut(), buf)
+    }
+
+    fn upload(&self, to: &mut Buf, bytes: &[u8]) -> Result<()> {
+        same_bytes("upload", to.bytes(), bytes.len())?;
+        let state = &mut *self.state.borrow_mut();
+        let (body, tail) = bytes.split_at(bytes.len() / 4 * 4);
+        let State { heap, recorder, .. } = state;
+        if !body.is_empty() {
+            recorder.upload(heap.buffer(to.slab), to.start as u64, body).map_err(fail)?;
+        }
+        if tail.is_empty() {
+            return self.check();
+        }
+        // the rest of the last word is not ours: merge it on the device
+        let mut word = [0; 4];
+        word[..tail.len()].copy_from_slice(tail);
+        let from = self.take(state, 1, DType::U32)?;
+        let State { heap, recorder, .. } = state;
+        recorder.upload(heap.buffer(from.slab), from.start as u64, &word).map_err(fail)?;
+        let end = Buf { slab: to.slab, start: to.start + body.len(), len: 1, dtype: DType::U32, width: 4 };
+        self.copy_words(state, &end, &from, 1, tail.len())?;
+        self.release(state, from);
+        self.check()
+    }
+
+    fn download(&self, from: &Buf) -> Result<Vec<u8>> {
+        /// Bytes on the host side at a time.
+        const PART: u64 = 64 << 20;
+        let state = &mut *self.state.borrow_mut();
+        let mut out = Vec::with_capacity(from.bytes() + 4);
+        let end = (from.start + from.bytes()).next_multiple_of(4) as u64;
+        let size = PART.min(end - from.start as u64).max(4);
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let host = self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+        for start in (from.start as u64..end).step_by(size as usize) {
+            let len = size.min(end - start);
+            let State { heap, recorder, .. } = state;
+            recorder.encoder().copy_buffer_to_buffer(heap.buffer(from.slab), start, &host, 0, len);
+            recorder.flush();
+            let (tell, told) = std::sync::mpsc::channel();
+            host.slice(..len).map_async(wgpu::MapMode::Read, move |result| {
+                // nobody listens only when `download` has already failed
+                let _ = tell.send(result);
+            });
+            let waited = recorder.wait();
+            self.check()?;
+            waited.map_err(fail)?;
+            told.recv().map_err(fail)?.map_err(fail)?;
+            out.extend_from_slice(&host.slice(..len).get_mapped_range().map_err(fail)?);
+            host.unmap();
+        }
+        out.truncate(from.bytes());
+        Ok(out)
+    }
+
+    fn copy(&self, to: &mut Buf, from: &Buf) -> Result<()> {
+        same_bytes("copy", to.bytes(), from.bytes())?;
+        assert!(to.dtype == from.dtype && !to.overlaps(from), "copy: other dtype or overlap");
+        let words = to.bytes().div_ceil(4);
+        self.copy_words(&mut self.state.borrow_mut(), to, from, words, to.bytes() % 4)
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        let (op, spec) = (launch.op(), launch.op().spec());
+        let names = kernel_text::names(spec.fields, launch.params());
+        check_heads(launch, &names)?;
+        let state = &mut *self.state.borrow_mut();
+        let parsed = Self::parsed(state, op)?;
+        let plan = plan::plan(op, &names);
+        let arg = |(arg, buf): (&crate::ops::Arg, &Option<&Buf>)| TextArg {
+            name: arg.name,
+            elem: arg.elem,
+            dtype: buf.map(|b| b.dtype),
+        };
+        let mut args: Vec<TextArg> = spec.args.iter().zip(launch.args()).map(arg).collect();
+        let scratch = if plan.scratch > 0 { Some(self.scratch(state, plan.scratch)?) } else { None };
+        let mut bufs = launch.args().to_vec();
+        if let Some(scratch) = &scratch {
+            args.push(TextArg { name: "scratch", elem: Elem::F32, dtype: Some(DType::F32) });
+            bufs.push(Some(scratch));
+        }
+        let call = Call { fields: spec.fields, params: launch.params(), args: &args, bufs: &bufs, plan: &plan };
+        let stage = |s: &Section| s.name.split_once("__").map(|(_, stage)| stage.to_string());
+        let runs = |s: &&Section| s.op() == spec.name && (plan.skip.is_none() || stage(s).as_deref() != plan.skip);
+        let ran = parsed.1.iter().filter(runs).try_for_each(|s| self.dispatch(state, parsed.0, s, &call));
+        if scratch.is_some() {
+            state.scratch = scratch;
+        }
+        ran
+    }
+
+    fn sync(&self) -> Result<()> {
+        let waited = self.state.borrow_mut().recorder.wait();
+        self.check()?;
+        waited.map_err(fail)
+    }
+
+    fn memory(&self) -> Memory {
+        self.state.borrow().heap.memory()
+    }
+}

@@ -1,0 +1,111 @@
+//! How an op is run at its sizes: the constants of its shader, the stages to run, scratch.
+use crate::backend::kernel_text::Names;
+use crate::ops::Op;
+
+/// One way to run an op.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Constants of the module, known to the text and to the grid.
+    pub consts: Vec<(&'static str, u64)>,
+    /// u32 params behind the row's own, known to the grid.
+    pub extra: Vec<(&'static str, u32)>,
+    /// f32 values that the stages hand to each other, as argument `scratch`.
+    pub scratch: usize,
+    /// A stage that this plan leaves out.
+    pub skip: Option<&'static str>,
+    /// Multiply-adds, roughly; 0 for what is over quickly.
+    pub work: f64,
+}
+
+/// A tile of a product: BM x BN outputs per workgroup, RM x RN blocks of 4x4 per thread.
+struct Tile {
+    bm: u64,
+    bn: u64,
+    rm: u64,
+    rn: u64,
+}
+const LARGE: Tile = Tile { bm: 128, bn: 128, rm: 2, rn: 2 };
+const MIDDLE: Tile = Tile { bm: 64, bn: 64, rm: 1, rn: 1 };
+const SMALL: Tile = Tile { bm: 32, bn: 32, rm: 1, rn: 1 };
+const TALL: Tile = Tile { bm: 128, bn: 32, rm: 1, rn: 1 };
+const WIDE: Tile = Tile { bm: 32, bn: 128, rm: 1, rn: 1 };
+/// Channels of inner length per step.
+const BK: u64 = 16;
+
+/// Workgroups that keep a GPU busy; below it, inner lengths are split.
+const BUSY: u64 = 256;
+/// Shortest part of a split inner length.
+const PART: u64 = 256;
+/// Most f32 values of split sums: 16 MiB.
+const SCRATCH: u64 = 4 << 20;
+
+impl Tile {
+    fn count(&self, i: u64, j: u64) -> u64 {
+        i.div_ceil(self.bm) * j.div_ceil(self.bn)
+    }
+    /// The tile for an I x J product: the largest that still gives the device enough to do, thin ones for thin products.
+    fn choose(i: u64, j: u64) -> &'static Tile {
+        match (i, j) {
+            (..=32, ..=32) => &SMALL,
+            (_, ..=32) => &TALL,
+            (..=32, _) => &WIDE,
+            _ if LARGE.count(i, j) >= BUSY / 2 => &LARGE,
+            _ if MIDDLE.count(i, j) >= 16 => &MIDDLE,
+            _ => &SMALL,
+        }
+    }
+    fn plan(&self, split: bool) -> Plan {
+        let threads = self.bm * self.bn / (16 * self.rm * self.rn);
+        let consts = [("BM", self.bm), ("BN", self.bn), ("BK", BK), ("RM", self.rm), ("RN", self.rn)];
+        let consts = consts.into_iter().chain([("THREADS", threads), ("SPLIT", split as u64)]).collect();
+        Plan { consts, ..Plan::default() }
+    }
+}
+
+fn matmul(names: &Names) -> Plan {
+    let [i, j, q] = ["I", "J", "Q"].map(|d| names[d]);
+    let tile = Tile::choose(i, j);
+    let tiles = tile.count(i, j).max(1);
+    let row = j.next_multiple_of(4);
+    let most = (q / PART).min(SCRATCH / (i * row).max(1));
+    let splits = (BUSY / tiles).min(most).max(1);
+    // whole steps of BK, so that no step belongs to two parts
+    let part = q.div_ceil(splits).next_multiple_of(BK);
+    let splits = q.div_ceil(part.max(1)).max(1);
+    Plan {
+        extra: vec![("splits", splits as u32), ("part", part as u32)],
+        scratch: if splits > 1 { (splits * i * row) as usize } else { 0 },
+        skip: (splits == 1).then_some("join"),
+        work: (i * j * q) as f64,
+        ..tile.plan(splits > 1)
+    }
+}
+
+fn attention(op: Op, names: &Names) -> Plan {
+    let [n, t, h, d] = ["N", "T", "H", "D"].map(|d| names[d]);
+    let products = if op == Op::attention_forward { 2.0 } else { 7.0 };
+    Plan { consts: vec![("ND", d.div_ceil(64).max(1))], work: products * (n * t * h * d) as f64, ..Plan::default() }
+}
+
+/// How to run `op` with params of these values.
+pub fn plan(op: Op, names: &Names) -> Plan {
+    match op.spec().file {
+        "matmul" => matmul(names),
+        "attention" => attention(op, names),
+        _ => Plan::default(),
+    }
+}
+
+/// Every plan that [`plan`] can come to, but for sizes: what a test of all shader texts has to try.
+pub fn variants(op: Op) -> Vec<Plan> {
+    match op.spec().file {
+        "matmul" => {
+            let tiles = [LARGE, MIDDLE, SMALL, TALL, WIDE];
+            let splits = |tile: &Tile| [tile.plan(false), tile.plan(true)];
+            let extra = vec![("splits", 1), ("part", 1)];
+            tiles.iter().flat_map(splits).map(|p| Plan { extra: extra.clone(), scratch: 1, ..p }).collect()
+        }
+        "attention" => (1..=4).map(|nd| Plan { consts: vec![("ND", nd)], ..Plan::default() }).collect(),
+        _ => vec![Plan::default()],
+    }
+}
