@@ -22,7 +22,7 @@ fn backends() -> Vec<(&'static str, Open)> {
     vec![
         ("cpu", || Ok(Box::new(Cpu::new()))),
         ("cpu plain", || Ok(Box::new(Cpu::plain()))),
-        #[cfg(any())]
+        #[cfg(feature = "wgpu")]
         ("wgpu", || Ok(Box::new(luthier::backend::wgpu::Wgpu::new(None)?))),
         #[cfg(any())]
         ("cuda", || Ok(Box::new(luthier::backend::cuda::Cuda::new(0)?))),
