@@ -1,0 +1,127 @@
+// RMSNorm. A row belongs to a warp when it is short (C <= 1024), else to a block; it is kept in registers between the two
+// passes over it, as far as KEEP chunks reach.
+
+// How a block of 256 threads is cut up: threads per row, and this thread's row and place in it.
+struct Rows {
+    u32 width, n, lane;
+};
+INLINE Rows rows_of(u32 C) {
+    Rows r;
+    r.width = C <= 1024 ? 32 : 256;
+    r.n = blockIdx.x * (256 / r.width) + threadIdx.x / r.width;
+    r.lane = threadIdx.x % r.width;
+    return r;
+}
+// Every thread of the block comes here.
+INLINE float row_sum(float x, u32 width) { return width == 32 ? warp_sum(x) : block_sum<8>(x); }
+
+// op rmsnorm_forward grid(ceil(N, 1 + 7*min(1, 1024/max(C, 1)))) block(256)
+extern "C" __global__ void __launch_bounds__(256) rmsnorm_forward(T_out* out, T_rstd* rstd, const T_inp* inp, const T_weight* weight, Params p) {
+    constexpr int KEEP = 4;
+    Rows r = rows_of(p.C);
+    u32 C = p.C, step = r.width * 8;
+    bool live = r.n < p.N, fast = wide(inp, C) && wide(out, C), fast_w = wide(weight, 0);
+    const T_inp* x = inp + (u64)r.n * C;
+    float kept[KEEP][8], sum = 0.f;
+    u32 c = live ? r.lane * 8 : C;
+#pragma unroll
+    for (int i = 0; i < KEEP; i++, c += step)
+        if (c < C) {
+            fetch(kept[i], x, c, C, fast);
+#pragma unroll
+            for (int k = 0; k < 8; k++) sum += kept[i][k] * kept[i][k];
+        }
+    for (; c < C; c += step) {
+        float more[8];
+        fetch(more, x, c, C, fast);
+#pragma unroll
+        for (int k = 0; k < 8; k++) sum += more[k] * more[k];
+    }
+    float scale = 1.f / sqrtf(row_sum(sum, r.width) / C + p.eps);
+    if (!live) return;
+    if (r.lane == 0) rstd[r.n] = scale;
+    T_out* y = out + (u64)r.n * C;
+    c = r.lane * 8;
+    auto finish = [&](float (&v)[8]) {
+        float w[8];
+        fetch(w, weight, c, C, fast_w);
+#pragma unroll
+        for (int k = 0; k < 8; k++) v[k] = v[k] * scale * w[k];
+        stash(y, c, C, fast, v);
+    };
+#pragma unroll
+    for (int i = 0; i < KEEP; i++, c += step)
+        if (c < C) finish(kept[i]);
+    for (; c < C; c += step) {
+        float more[8];
+        fetch(more, x, c, C, fast);
+        finish(more);
+    }
+}
+
+// op rmsnorm_backward grid(ceil(N, 1 + 7*min(1, 1024/max(C, 1)))) block(256)
+extern "C" __global__ void __launch_bounds__(256) rmsnorm_backward(T_dinp* dinp, const T_dout* dout, const T_inp* inp, const T_weight* weight, const T_rstd* rstd, Params p) {
+    constexpr int KEEP = 2;
+    Rows r = rows_of(p.C);
+    u32 C = p.C, step = r.width * 8;
+    bool live = r.n < p.N, fast = wide(inp, C) && wide(dout, C) && wide(dinp, C), fast_w = wide(weight, 0);
+    const T_inp* x = inp + (u64)r.n * C;
+    const T_dout* dy = dout + (u64)r.n * C;
+    // g = dout·weight and x of one chunk; their share of the row's dot product
+    auto read = [&](float (&g)[8], float (&v)[8], u32 c) {
+        float w[8], sum = 0.f;
+        fetch(v, x, c, C, fast), fetch(g, dy, c, C, fast), fetch(w, weight, c, C, fast_w);
+#pragma unroll
+        for (int k = 0; k < 8; k++) g[k] *= w[k], sum += g[k] * v[k];
+        return sum;
+    };
+    float g[KEEP][8], v[KEEP][8], sum = 0.f;
+    u32 c = live ? r.lane * 8 : C;
+#pragma unroll
+    for (int i = 0; i < KEEP; i++, c += step)
+        if (c < C) sum += read(g[i], v[i], c);
+    for (; c < C; c += step) {
+        float g_more[8], v_more[8];
+        sum += read(g_more, v_more, c);
+    }
+    float dot = row_sum(sum, r.width) / C;
+    if (!live) return;
+    float scale = rstd[r.n], slope = scale * scale * dot;
+    T_dinp* dx = dinp + (u64)r.n * C;
+    c = r.lane * 8;
+    auto finish = [&](float (&g)[8], float (&v)[8]) {
+        float d[8];
+        fetch(d, dx, c, C, fast);
+#pragma unroll
+        for (int k = 0; k < 8; k++) d[k] += scale * (g[k] - v[k] * slope);
+        stash(dx, c, C, fast, d);
+    };
+#pragma unroll
+    for (int i = 0; i < KEEP; i++, c += step)
+        if (c < C) finish(g[i], v[i]);
+    for (; c < C; c += step) {
+        float g_more[8], v_more[8];
+        read(g_more, v_more, c);
+        finish(g_more, v_more);
+    }
+}
+
+// 32 columns by 32 row lanes, as bias_backward.
+// op rmsnorm_backward_weight grid(ceil(C, 32)) block(1024)
+extern "C" __global__ void __launch_bounds__(1024) rmsnorm_backward_weight(T_dweight* dweight, const T_dout* dout, const T_inp* inp, const T_rstd* rstd, Params p) {
+    __shared__ float part[32][33];
+    u32 lane = threadIdx.x % 32, rows = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
+    float sum = 0.f;
+    if (c < p.C) {
+#pragma unroll 8
+        for (u32 n = rows; n < p.N; n += 32) {
+            u64 i = (u64)n * p.C + c;
+            sum += widen(dout[i]) * widen(inp[i]) * rstd[n];
+        }
+    }
+    part[lane][rows] = sum;
+    __syncthreads();
+    sum = warp_sum(part[rows][lane]);
+    u32 column = blockIdx.x * 32 + rows;
+    if (lane == 0 && column < p.C) dweight[column] += sum;
+}

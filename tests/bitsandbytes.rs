@@ -190,17 +190,7 @@ fn adamw8(b: &dyn Backend, golden: &Golden) -> Result<()> {
     let (map1, map2) = (b.alloc_f32(&dynamic_map(true), DType::F32)?, b.alloc_f32(&dynamic_map(false), DType::F32)?);
     let scale = b.alloc_f32(&[1.0], DType::F32)?;
     for step in 0..6 {
-        let correct = |beta: f64| (1.0 / (1.0 - beta.powi(step + 1))) as f32;
-        let p = AdamW {
-            P: P as u32,
-            lr: 1e-3,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            decay: 0.01,
-            correct1: correct(0.9),
-            correct2: correct(0.999),
-        };
+        let p = AdamW::new(P, step + 1, 1e-3, (0.9, 0.999), 1e-8, 0.01);
         let grad = b.alloc_f32(&golden.floats(&format!("adamw8.g{step}")), DType::F32)?;
         b.adamw_step_8bit(&mut weight, &mut m, &mut v, &mut absmax1, &mut absmax2, &grad, &scale, &map1, &map2, &p)?;
         let (got, want) = (b.download_f32(&weight)?, golden.floats(&format!("adamw8.p{}", step + 1)));
@@ -210,8 +200,9 @@ fn adamw8(b: &dyn Backend, golden: &Golden) -> Result<()> {
     }
     assert_states("first moments", &b.download(&m)?, &golden.bytes("adamw8.state1"));
     assert_states("second moments", &b.download(&v)?, &golden.bytes("adamw8.state2"));
-    assert_close("absmax1", &b.download_f32(&absmax1)?, &golden.floats("adamw8.absmax1"), 1e-5);
-    assert_close("absmax2", &b.download_f32(&absmax2)?, &golden.floats("adamw8.absmax2"), 1e-5);
+    // bitsandbytes takes 1 − 0.999 in f32, which is off by 1.3e-5
+    assert_close("absmax1", &b.download_f32(&absmax1)?, &golden.floats("adamw8.absmax1"), 2e-5);
+    assert_close("absmax2", &b.download_f32(&absmax2)?, &golden.floats("adamw8.absmax2"), 2e-5);
     Ok(())
 }
 

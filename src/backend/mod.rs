@@ -3,7 +3,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{self, Op, table::for_each_op};
 pub mod cpu;
-#[cfg(any())]
+#[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod kernel_text;
 mod launch;

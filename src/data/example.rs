@@ -50,7 +50,9 @@ impl Encoder<'_> {
         let mut example = match &record.body {
             Body::Chat(chat) => self.chat(chat, &mut notes).map_err(|e| at_record(record, e))?,
             Body::Text(_) if self.assistant_only_loss => {
-                return Err(record.error("assistant_only_loss needs chats (`messages`), this is a `text`; set it to false"));
+                return Err(
+                    record.error("assistant_only_loss needs chats (`messages`), this is a `text`; set it to false")
+                );
             }
             Body::Text(text) => self.document(text, 0, &mut notes)?,
             Body::Completion { prompt, completion } => {
@@ -88,7 +90,8 @@ impl Encoder<'_> {
             (text, vec![whole])
         };
         let contents = chat.messages.iter().filter_map(|m| m.get("content")?.as_str());
-        notes.special_in_content = contents.into_iter().any(|c| self.tokenizer.special_tokens().iter().any(|t| c.contains(t)));
+        notes.special_in_content =
+            contents.into_iter().any(|c| self.tokenizer.special_tokens().iter().any(|t| c.contains(t)));
         // The template writes BOS itself.
         let mut example = mask(self.tokenizer.encode_spans(&text, false)?, &spans);
         if !template.is_closed(&text) {

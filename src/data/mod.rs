@@ -152,8 +152,12 @@ fn encode(encoder: &Encoder, records: &[Record], report: &mut Report) -> Result<
         }
     }
     if let (true, Some(first)) = (examples.is_empty(), records.first()) {
-        let what = format!("the loss counts no token of any of the {} records; is there an assistant's message, and does \
-            max_length = {} reach it?", records.len(), encoder.max_length);
+        let what = format!(
+            "the loss counts no token of any of the {} records; is there an assistant's message, and does \
+            max_length = {} reach it?",
+            records.len(),
+            encoder.max_length
+        );
         return Err(Error::content(&*first.file, "", what));
     }
     Ok(examples)

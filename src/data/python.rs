@@ -65,7 +65,11 @@ fn wrong(what: impl Into<String>) -> Error {
 }
 
 fn limited(bytes: usize) -> Result<(), Error> {
-    if bytes <= MAX_TEXT { Ok(()) } else { Err(wrong(format!("a text of {bytes} bytes is over the limit of {MAX_TEXT}"))) }
+    if bytes <= MAX_TEXT {
+        Ok(())
+    } else {
+        Err(wrong(format!("a text of {bytes} bytes is over the limit of {MAX_TEXT}")))
+    }
 }
 
 /// `{{ value }}`.
@@ -189,7 +193,12 @@ impl Dump {
     }
 
     fn list<T>(
-        &self, open: char, close: char, items: impl Iterator<Item = T>, depth: usize, out: &mut String,
+        &self,
+        open: char,
+        close: char,
+        items: impl Iterator<Item = T>,
+        depth: usize,
+        out: &mut String,
         mut write: impl FnMut(T, &mut String) -> Result<(), Error>,
     ) -> Result<(), Error> {
         out.push(open);
@@ -232,7 +241,13 @@ fn replace(text: String, from: String, to: String, count: Option<usize>) -> Resu
     Ok(text.replacen(&from, &to, found))
 }
 
-fn indent(text: String, width: Option<Value>, first: Option<bool>, blank: Option<bool>, kwargs: Kwargs) -> Result<String, Error> {
+fn indent(
+    text: String,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
     let width = width.or(kwargs.get("width")?).unwrap_or(Value::from(4));
     let first = first.or(kwargs.get("first")?).unwrap_or(false);
     let blank = blank.or(kwargs.get("blank")?).unwrap_or(false);
@@ -290,12 +305,16 @@ mod tests {
 
     #[test]
     fn values_print_as_in_python() {
-        let json = serde_json::json!({"v": {"b": [1, 2.0, 1e20, 1.5e-7, null, true], "a": "it's \"\n"}, "u": "ü\u{1}</a>"});
+        let json =
+            serde_json::json!({"v": {"b": [1, 2.0, 1e20, 1.5e-7, null, true], "a": "it's \"\n"}, "u": "ü\u{1}</a>"});
         let cases = [
             ("{{ v }}", r#"{'b': [1, 2.0, 1e+20, 1.5e-07, None, True], 'a': 'it\'s "\n'}"#),
             ("{{ v | tojson }}", r#"{"b": [1, 2.0, 1e+20, 1.5e-07, null, true], "a": "it's \"\n"}"#),
             ("{{ v.b[:2] | tojson(indent=2) }}", "[\n  1,\n  2.0\n]"),
-            ("{{ v | tojson(sort_keys=true, separators=(',', ':')) }}", r#"{"a":"it's \"\n","b":[1,2.0,1e+20,1.5e-07,null,true]}"#),
+            (
+                "{{ v | tojson(sort_keys=true, separators=(',', ':')) }}",
+                r#"{"a":"it's \"\n","b":[1,2.0,1e+20,1.5e-07,null,true]}"#,
+            ),
             ("{{ u | tojson }}", r#""ü\u0001</a>""#),
             ("{{ v.b[5] }} {{ v.b[4] }} {{ v.missing }}", "True None "),
             ("{{ 'a\nb\n\nc' | indent(2) }}", "a\n  b\n\n  c"),

@@ -180,7 +180,9 @@ fn string<'a>(value: &'a Value, key: &str) -> Result<&'a str, String> {
 }
 
 fn chat(messages: Value, tools: Option<Value>) -> Result<Chat, String> {
-    let Value::Array(list) = messages else { return Err(format!("`messages` must be a list, got {}", kind(&messages))) };
+    let Value::Array(list) = messages else {
+        return Err(format!("`messages` must be a list, got {}", kind(&messages)));
+    };
     if list.is_empty() {
         return Err("`messages` is empty".into());
     }

@@ -111,7 +111,12 @@ impl Template {
         &self.file
     }
 
-    fn run(&self, messages: &[Map<String, Value>], tools: Option<&Value>, add_generation_prompt: bool) -> Result<Rendered> {
+    fn run(
+        &self,
+        messages: &[Map<String, Value>],
+        tools: Option<&Value>,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered> {
         let names = minijinja::Value::from_iter(self.tokens.iter().map(|(k, v)| (k.as_str(), v.as_str())));
         let own = context! { messages, tools, documents => (), add_generation_prompt };
         let template = self.env.get_template("chat").map_err(|e| fault(&self.file, &e))?;
@@ -128,13 +133,19 @@ impl Template {
         let before = self.run(&chat.messages[..i], tools, true)?.text;
         let after = self.run(&chat.messages[..=i], tools, false)?.text;
         if !whole.starts_with(&before) || !after.starts_with(&before) {
-            let what = format!("renders a conversation such that message {i} does not follow its generation prompt, so that the \
+            let what = format!(
+                "renders a conversation such that message {i} does not follow its generation prompt, so that the \
                 assistant's words cannot be told apart; put them between {{% generation %}} and {{% endgeneration %}}, or \
-                set chat_template = \"chatml\"");
+                set chat_template = \"chatml\""
+            );
             return Err(self.refuse(what));
         }
         let start = before.len();
-        let end = if whole.starts_with(&after) { after.len() } else { start + self.kept(&after[start..], &whole[start..])? };
+        let end = if whole.starts_with(&after) {
+            after.len()
+        } else {
+            start + self.kept(&after[start..], &whole[start..])?
+        };
         let words = &whole[start..end];
         let kept = if self.is_closed(words) { words.trim_end().len() } else { words.len() };
         Ok(start..start + kept)

@@ -64,7 +64,12 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`], each id with its place in `text`; a framing token has an empty one at 0.
     pub fn encode_spans(&self, text: &str, add_special_tokens: bool) -> Result<Vec<Token>> {
         let encoding = self.guard("encode", || self.inner.encode(text, add_special_tokens))?;
-        Ok(encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(id, (start, end))| (*id, *start..*end)).collect())
+        Ok(encoding
+            .get_ids()
+            .iter()
+            .zip(encoding.get_offsets())
+            .map(|(id, (start, end))| (*id, *start..*end))
+            .collect())
     }
 
     /// The text of `ids`; bytes that are no UTF-8 become U+FFFD.
@@ -133,7 +138,11 @@ impl Tokenizer {
     fn eos_ids_of(&self, config: &Path, generation: &Path) -> Result<Vec<u32>> {
         for name in ["bos_token", "eos_token", "pad_token"] {
             if let Some(token) = self.names.get(name).filter(|t| self.token_to_id(t).is_none()) {
-                return Err(Error::content(config, name, format!("{token:?} is not a token of {}", self.file.display())));
+                return Err(Error::content(
+                    config,
+                    name,
+                    format!("{token:?} is not a token of {}", self.file.display()),
+                ));
             }
         }
         let mut ids: Vec<u32> = self.named("eos_token").into_iter().collect();
@@ -155,7 +164,11 @@ impl Tokenizer {
         let mut ids = self.encode(PROBE, true)?;
         ids.extend(self.encode_spans(PROBE, false)?.iter().map(|token| token.0));
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab_size) {
-            return Err(Error::content(&self.file, "", format!("encodes a plain text to the id {id}, which is no token")));
+            return Err(Error::content(
+                &self.file,
+                "",
+                format!("encodes a plain text to the id {id}, which is no token"),
+            ));
         }
         self.decode(&ids, false).map(|_| ())
     }
@@ -208,7 +221,8 @@ fn guard<T>(file: &Path, verb: &str, f: impl FnOnce() -> tokenizers::Result<T>) 
 
 fn open(file: &Path) -> Result<tokenizers::Tokenizer> {
     if !file.exists() && file.with_file_name("tokenizer.model").exists() {
-        let what = "is missing; there is only tokenizer.model: convert it with transformers' AutoTokenizer, save_pretrained";
+        let what =
+            "is missing; there is only tokenizer.model: convert it with transformers' AutoTokenizer, save_pretrained";
         return Err(Error::content(file, "", what));
     }
     let mut json: Value = parse(file, &read(file, MAX_TOKENIZER)?)?;
@@ -225,8 +239,9 @@ pub(super) fn read(file: &Path, limit: u64) -> Result<String> {
         return Err(Error::content(file, "", format!("has {size} bytes; at most {limit} are read")));
     }
     let bytes = std::fs::read(file).map_err(Error::read(file))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|e| Error::content(file, "", format!("must be UTF-8, is not at byte {}", e.utf8_error().valid_up_to())))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        Error::content(file, "", format!("must be UTF-8, is not at byte {}", e.utf8_error().valid_up_to()))
+    })?;
     Ok(text.strip_prefix('\u{FEFF}').map(str::to_string).unwrap_or(text))
 }
 

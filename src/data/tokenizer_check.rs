@@ -98,7 +98,8 @@ fn merges(model: &Value, vocab: &HashMap<&str, usize>) -> Check {
 
 /// All tokens with their ids, the added ones checked against the vocabulary.
 fn added<'a>(
-    list: &'a Value, mut tokens: HashMap<&'a str, usize>,
+    list: &'a Value,
+    mut tokens: HashMap<&'a str, usize>,
 ) -> Result<HashMap<&'a str, usize>, (String, String)> {
     let at = "added_tokens";
     let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -147,8 +148,13 @@ fn pipeline(part: &Value, at: &str, growth: &mut usize) -> Check {
         Some("Metaspace") if part["replacement"].as_str().is_none_or(|r| r.chars().count() != 1) => {
             return wrong(at, "Metaspace needs a replacement of one character");
         }
-        Some("Precompiled") if size("precompiled_charsmap") == 0 => {
-            return wrong(at, "Precompiled needs its character map");
+        Some("Precompiled") => {
+            let map = part["precompiled_charsmap"].as_str().unwrap_or("").as_bytes();
+            let data = map.strip_suffix(b"==").or(map.strip_suffix(b"=")).unwrap_or(map);
+            let base64 = data.iter().all(|b| b.is_ascii_alphanumeric() || b"+/".contains(b));
+            if data.is_empty() || map.len() % 4 != 0 || !base64 {
+                return wrong(at, "Precompiled needs its character map, in base64");
+            }
         }
         _ => {}
     }

@@ -1,6 +1,13 @@
 //! Training: what a run is told (`config`), how its learning rate goes (`schedule`), what moves the weights (`optim`), what is
 //! minimised (`method`), what it leaves behind (`checkpoint`, `metrics`).
+pub mod checkpoint;
 pub mod config;
+pub mod disk;
 pub mod method;
+pub mod metrics;
 pub mod optim;
 pub mod schedule;
+mod cursor;
+pub mod run;
+mod setup;
+mod state;

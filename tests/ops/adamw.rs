@@ -1,15 +1,15 @@
 use super::*;
-use luthier::ops::Op;
 use luthier::ops::adamw::{AdamW, adamw_step};
 
 /// Without decay and eps, as if before the first step.
-const FIRST: AdamW =
-    AdamW { P: 3, lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 0.0, decay: 0.0, correct1: 10.0, correct2: 1000.0 };
+fn first() -> AdamW {
+    AdamW::new(3, 1, 0.1, (0.9, 0.999), 0.0, 0.0)
+}
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for P in [1, 2, 255, 256, 257, 1021, 4100, 70_001] {
-        let p = AdamW { P, lr: 1e-3, eps: 1e-8, decay: 0.01, correct1: 3.5, correct2: 300.0, ..FIRST };
+        let p = AdamW::new(P, 3, 1e-3, (0.9, 0.999), 1e-8, 0.01);
         cases.push(Case::new(Op::adamw_step, p));
         cases.push(Case::new(Op::adamw_step_8bit, p));
         cases.push(Case::new(Op::adamw_step_8bit, AdamW { eps: 1e-6, decay: 0.0, ..p }).with("from zero", |values| {
@@ -33,7 +33,7 @@ pub fn gradients() -> Vec<Gradient> {
 #[test]
 fn the_first_step_moves_each_weight_by_lr() {
     let (mut weight, mut m, mut v) = ([1.0f64; 3], [0.0; 3], [0.0; 3]);
-    adamw_step(&mut weight, &mut m, &mut v, &[4.0, -2e-3, 100.0], &[0.5], &FIRST);
+    adamw_step(&mut weight, &mut m, &mut v, &[4.0, -2e-3, 100.0], &[0.5], &first());
     let err = limits::nmse(&weight, &[0.9, 1.1, 0.9]);
     assert!(err <= 1e-9, "{weight:?}");
 }

@@ -1,6 +1,6 @@
 use super::*;
 use luthier::dtype::DType::{Bf16, F16, F32};
-use luthier::ops::{Op, attention::Attention};
+use luthier::ops::attention::Attention;
 use values::{Data, Values};
 
 /// One query head reads one kv head each, or several share it.

@@ -3,7 +3,6 @@ use super::*;
 use luthier::backend::{Backend, Buf, Launch, cpu::Cpu};
 use luthier::dtype::DType::{self, Bf16, F16, F32, U8, U32};
 use luthier::error::{Error, OpError};
-use luthier::ops::Op;
 use luthier::ops::attention::Attention;
 use luthier::ops::bias::Bias;
 use luthier::ops::embedding::Embedding;

@@ -1,6 +1,5 @@
 use super::*;
 use luthier::dtype::DType::{Bf16, F16, F32};
-use luthier::ops::Op;
 use luthier::ops::bias::{Bias, BiasBackward};
 
 pub fn cases() -> Vec<Case> {

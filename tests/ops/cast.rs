@@ -1,6 +1,6 @@
 use super::*;
 use luthier::dtype::DType::{Bf16, F16, F32};
-use luthier::ops::{Op, cast::Cast};
+use luthier::ops::cast::Cast;
 use values::{Data, Values};
 
 /// Ties to even, the largest, subnormals of both halves, infinities.

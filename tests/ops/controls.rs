@@ -3,9 +3,9 @@ use super::*;
 use luthier::backend::{Backend, Buf, Launch, Memory, cpu::Cpu};
 use luthier::dtype::DType;
 use luthier::error::Result;
+use luthier::ops::Slice;
 use luthier::ops::nf4::Nf4;
 use luthier::ops::rmsnorm::RmsNorm;
-use luthier::ops::{Op, Slice};
 
 const P: RmsNorm = RmsNorm { N: 5, C: 24, eps: 1e-5 };
 

@@ -24,7 +24,7 @@ fn backends() -> Vec<(&'static str, Open)> {
         ("cpu plain", || Ok(Box::new(Cpu::plain()))),
         #[cfg(feature = "wgpu")]
         ("wgpu", || Ok(Box::new(luthier::backend::wgpu::Wgpu::new(None)?))),
-        #[cfg(any())]
+        #[cfg(feature = "cuda")]
         ("cuda", || Ok(Box::new(luthier::backend::cuda::Cuda::new(0)?))),
     ]
 }

@@ -1,5 +1,4 @@
 use super::*;
-use luthier::ops::Op;
 use luthier::ops::dyn8::{Dyn8, dynamic_map};
 use values::{Data, Values};
 

@@ -1,6 +1,6 @@
 use super::*;
 use luthier::dtype::DType::{Bf16, F16, F32};
-use luthier::ops::{Op, embedding::Embedding};
+use luthier::ops::embedding::Embedding;
 use values::{Data, Values};
 
 /// Few ids, so that runs are long and some rows get nothing.

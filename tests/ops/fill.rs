@@ -1,5 +1,5 @@
 use super::*;
-use luthier::ops::{Op, fill::Fill};
+use luthier::ops::fill::Fill;
 
 pub fn cases() -> Vec<Case> {
     let of = |(P, value)| Case::new(Op::fill_forward, Fill { P, value });

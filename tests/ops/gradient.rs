@@ -49,6 +49,9 @@ impl Gradient {
         self.set = set;
         self
     }
+    pub fn backward(&self) -> Op {
+        self.backward.0
+    }
     fn name(&self, arg: &'static str) -> &'static str {
         self.called.iter().find(|(n, _)| *n == arg).map_or(arg, |(_, name)| *name)
     }

@@ -1,5 +1,4 @@
 use super::*;
-use luthier::ops::Op;
 use luthier::ops::gradnorm::{GradNorm, GradNormFinish, gradnorm_finish, gradnorm_partial};
 
 pub fn cases() -> Vec<Case> {

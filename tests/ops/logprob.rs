@@ -1,6 +1,6 @@
 use super::*;
 use luthier::dtype::DType::{Bf16, F16, F32};
-use luthier::ops::{Op, logprob::LogProb};
+use luthier::ops::logprob::LogProb;
 use values::Values;
 
 /// Logits as models have them: most tokens unlikely.

@@ -6,6 +6,7 @@
 use case::Case;
 use devices::{on_devices, say};
 use gradient::Gradient;
+use luthier::ops::Op;
 use parity::Trial;
 use std::collections::BTreeMap;
 
@@ -41,6 +42,14 @@ struct Tally {
 }
 
 fn check(file: &str, cases: Vec<Case>, gradients: Vec<Gradient>) {
+    for op in Op::ALL.iter().filter(|op| op.spec().file == file) {
+        assert!(cases.iter().any(|c| c.op == *op), "{op:?} has no case");
+        let backward = op.spec().name.contains("_backward");
+        assert!(
+            !backward || gradients.iter().any(|g| g.backward() == *op),
+            "{op:?} is compared with no finite differences"
+        );
+    }
     let mut failures: Vec<String> = gradients.iter().filter_map(|g| g.check(&values::reference).err()).collect();
     let mut tallies: BTreeMap<&str, Tally> = BTreeMap::new();
     for case in &cases {

@@ -1,6 +1,6 @@
 use super::*;
 use luthier::dtype::DType::{Bf16, F16, F32};
-use luthier::ops::{Op, matmul::MatMul};
+use luthier::ops::matmul::MatMul;
 
 const OPS: [Op; 6] =
     [Op::matmul_nt, Op::matmul_nt_add, Op::matmul_nn, Op::matmul_nn_add, Op::matmul_tn, Op::matmul_tn_add];

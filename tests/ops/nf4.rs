@@ -1,6 +1,5 @@
 use super::*;
 use luthier::dtype::DType::{Bf16, F16, F32};
-use luthier::ops::Op;
 use luthier::ops::nf4::{Nf4, Nf4Double};
 use values::{Data, Values};
 

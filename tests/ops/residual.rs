@@ -1,6 +1,6 @@
 use super::*;
 use luthier::dtype::DType::{Bf16, F16, F32};
-use luthier::ops::{Op, residual::Residual};
+use luthier::ops::residual::Residual;
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();

@@ -1,6 +1,6 @@
 use super::*;
 use luthier::dtype::DType::{Bf16, F16, F32};
-use luthier::ops::{Op, rmsnorm::RmsNorm};
+use luthier::ops::rmsnorm::RmsNorm;
 
 pub fn cases() -> Vec<Case> {
     let shapes = [

@@ -1,5 +1,5 @@
 use super::*;
-use luthier::ops::{Op, rope::Rope};
+use luthier::ops::rope::Rope;
 use values::{Data, Values};
 
 /// A table as the host makes it: row t holds cos(t·θ_d), then sin(t·θ_d).

@@ -1,6 +1,6 @@
 use super::*;
 use luthier::dtype::DType::{Bf16, F16, F32};
-use luthier::ops::{Op, swiglu::SwiGlu};
+use luthier::ops::swiglu::SwiGlu;
 use values::Values;
 
 /// Gates far to both sides: silu saturates.

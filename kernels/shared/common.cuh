@@ -1,0 +1,124 @@
+// Storage types and their conversions, loads and stores of 8 values, reductions. No CUDA header: a user's machine has none.
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+struct bf16 { u16 bits; };
+struct f16 { u16 bits; };
+
+#define INLINE static __device__ __forceinline__
+// Stops the program loudly where data (an id, a label, a position) points outside its table.
+#define REQUIRE(condition) do { if (!(condition)) __trap(); } while (0)
+
+INLINE float widen(float x) { return x; }
+INLINE float widen(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
+INLINE float widen(f16 x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits)); return y; }
+
+INLINE u32 bf16_bits(float x) {
+#if __CUDA_ARCH__ >= 800
+    u16 h;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    return h;
+#else
+    u32 bits = __float_as_uint(x);
+    bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    return nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+#endif
+}
+INLINE u32 f16_bits(float x) { u16 h; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x)); return h; }
+
+INLINE void put(float* at, float x) { *at = x; }
+INLINE void put(bf16* at, float x) { at->bits = (u16)bf16_bits(x); }
+INLINE void put(f16* at, float x) { at->bits = (u16)f16_bits(x); }
+
+// Two values in a word, the first in the low half.
+template <typename T> INLINE u32 pack(float lo, float hi);
+template <> __device__ __forceinline__ u32 pack<bf16>(float lo, float hi) {
+#if __CUDA_ARCH__ >= 800
+    u32 word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(hi), "f"(lo));
+    return word;
+#else
+    return bf16_bits(lo) | bf16_bits(hi) << 16;
+#endif
+}
+template <> __device__ __forceinline__ u32 pack<f16>(float lo, float hi) {
+#if __CUDA_ARCH__ >= 800
+    u32 word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(hi), "f"(lo));
+    return word;
+#else
+    return f16_bits(lo) | f16_bits(hi) << 16;
+#endif
+}
+template <typename T> INLINE void unpack(u32 word, float& lo, float& hi) {
+    T a, b;
+    a.bits = (u16)word, b.bits = (u16)(word >> 16);
+    lo = widen(a), hi = widen(b);
+}
+
+// 8 values at an address that is a multiple of 16 bytes.
+INLINE void load8(float (&x)[8], const float* at) {
+    float4 a = ((const float4*)at)[0], b = ((const float4*)at)[1];
+    x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+}
+template <typename T> INLINE void load8(float (&x)[8], const T* at) {
+    uint4 w = *(const uint4*)at;
+    unpack<T>(w.x, x[0], x[1]), unpack<T>(w.y, x[2], x[3]), unpack<T>(w.z, x[4], x[5]), unpack<T>(w.w, x[6], x[7]);
+}
+INLINE void store8(float* at, const float (&x)[8]) {
+    ((float4*)at)[0] = make_float4(x[0], x[1], x[2], x[3]);
+    ((float4*)at)[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+template <typename T> INLINE void store8(T* at, const float (&x)[8]) {
+    *(uint4*)at = make_uint4(pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7]));
+}
+
+// Elements i..i+8 of a row that ends at `end`, zeros beyond; `wide` says that the row starts at a multiple of 16 bytes.
+template <typename T> INLINE void fetch(float (&x)[8], const T* row, u64 i, u64 end, bool wide) {
+    if (wide && i + 8 <= end) return load8(x, row + i);
+#pragma unroll
+    for (int k = 0; k < 8; k++) x[k] = i + k < end ? widen(row[i + k]) : 0.f;
+}
+template <typename T> INLINE void stash(T* row, u64 i, u64 end, bool wide, const float (&x)[8]) {
+    if (wide && i + 8 <= end) return store8(row + i, x);
+#pragma unroll
+    for (int k = 0; k < 8; k++)
+        if (i + k < end) put(row + i + k, x[k]);
+}
+// Can rows from `at`, a multiple of `ld` elements apart, be read 16 bytes at a time?
+INLINE bool wide(const void* at, u32 ld) { return ((u64)at & 15) == 0 && ld % 8 == 0; }
+
+INLINE float warp_sum(float x) {
+#pragma unroll
+    for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
+    return x;
+}
+INLINE float warp_max(float x) {
+#pragma unroll
+    for (int o = 16; o; o >>= 1) x = fmaxf(x, __shfl_xor_sync(~0u, x, o));
+    return x;
+}
+// The sum over all threads of a block of WARPS warps, in every thread. May be called again at once.
+template <int WARPS> INLINE float block_sum(float x) {
+    __shared__ float part[WARPS];
+    x = warp_sum(x);
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = 0.f;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) x += part[w];
+    __syncthreads();
+    return x;
+}
+
+// The nearest level's index in a rising map of 256; a tie goes down. The highest index whose level is below x (or 0), then its
+// upper neighbour if x lies beyond the middle between them.
+INLINE u32 nearest_level(const float* map, float x) {
+    u32 below = 0;
+#pragma unroll
+    for (int step = 128; step; step /= 2)
+        if (map[below + step] < x) below += step;
+    below = min(below, 254u);
+    return x > (map[below] + map[below + 1]) * 0.5f ? below + 1 : below;
+}

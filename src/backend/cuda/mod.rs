@@ -1,0 +1,127 @@
+//! NVIDIA GPUs through the CUDA driver: kernels compiled for the device at first use, products by cuBLASLt.
+//!
+//! Nothing of CUDA is linked: the driver and the libraries are found at run time (`libs.rs`), and what is missing is an
+//! `Error::Device` that says how to get it. Everything runs on one stream, in order.
+use super::{Backend, Buf, Launch, Memory, same_bytes};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use cudarc::driver::result;
+use std::cell::RefCell;
+
+mod blas;
+mod driver;
+pub mod fast;
+mod kernels;
+pub mod libs;
+mod memory;
+pub mod nvrtc;
+mod report;
+pub mod source;
+pub use report::{CudaDevice, CudaReport, report};
+
+pub struct Cuda {
+    slabs: RefCell<memory::Slabs>,
+    kernels: RefCell<kernels::Kernels>,
+    ring: RefCell<memory::Ring>,
+    /// `None`: only plain kernels, for tests of the fast paths.
+    blas: RefCell<Option<blas::Blas>>,
+    /// Last, so that what lives on it goes first.
+    device: driver::Device,
+}
+
+impl Cuda {
+    pub fn new(ordinal: usize) -> Result<Cuda> {
+        let cuda = Cuda::plain(ordinal)?;
+        *cuda.blas.borrow_mut() = Some(blas::Blas::new(&cuda.device)?);
+        Ok(cuda)
+    }
+    /// Without fast paths: every op is the plain kernel of its name.
+    pub fn plain(ordinal: usize) -> Result<Cuda> {
+        let device = driver::Device::new(ordinal)?;
+        if let Some(what) = libs::missing("nvrtc") {
+            return Err(Error::device("cuda", what));
+        }
+        let ring = RefCell::new(memory::Ring::new(&device)?);
+        Ok(Cuda { slabs: RefCell::default(), kernels: RefCell::default(), ring, blas: RefCell::new(None), device })
+    }
+    fn run_kernel(&self, launch: &Launch, variant: Option<source::Variant>, pointers: &[u64]) -> Result<()> {
+        self.kernels.borrow_mut().run(&self.device, launch, variant, pointers)
+    }
+    fn ptr(&self, buf: &Buf) -> u64 {
+        self.slabs.borrow().ptr(buf)
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // A lost device cannot be tidied, and nobody is left to tell.
+        let _ = self.device.bind().and_then(|()| self.sync());
+        if let Some(blas) = self.blas.get_mut().take() {
+            blas.close(&self.device);
+        }
+        self.slabs.get_mut().free_all(&self.device);
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+    fn device(&self) -> String {
+        let (major, minor) = self.device.capability;
+        format!("{} (compute capability {major}.{minor}, {} MiB)", self.device.name, self.device.total >> 20)
+    }
+    fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
+        self.device.bind()?;
+        let slab = self.slabs.borrow_mut().alloc(&self.device, len * dtype.size())?;
+        Ok(Buf { slab, start: 0, len, dtype, width: dtype.size() })
+    }
+    fn free(&self, buf: Buf) {
+        if self.device.bind().is_ok() {
+            self.slabs.borrow_mut().free(&self.device, buf.slab);
+        }
+    }
+    fn upload(&self, to: &mut Buf, bytes: &[u8]) -> Result<()> {
+        same_bytes("upload", to.bytes(), bytes.len())?;
+        self.device.bind()?;
+        self.ring.borrow_mut().upload(&self.device, self.ptr(to), bytes)
+    }
+    fn download(&self, from: &Buf) -> Result<Vec<u8>> {
+        self.device.bind()?;
+        let mut bytes = vec![0; from.bytes()];
+        if !bytes.is_empty() {
+            // SAFETY: `ptr` checked the range; `sync` waits before the bytes are looked at.
+            unsafe { result::memcpy_dtoh_async(&mut bytes, self.ptr(from), self.device.raw_stream()) }
+                .map_err(driver::failed("download"))?;
+        }
+        self.sync()?;
+        Ok(bytes)
+    }
+    fn copy(&self, to: &mut Buf, from: &Buf) -> Result<()> {
+        same_bytes("copy", to.bytes(), from.bytes())?;
+        assert!(to.dtype == from.dtype && !to.overlaps(from), "copy: other dtype or overlap");
+        self.device.bind()?;
+        if to.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: `ptr` checked both ranges, and they do not overlap.
+        unsafe { result::memcpy_dtod_async(self.ptr(to), self.ptr(from), to.bytes(), self.device.raw_stream()) }
+            .map_err(driver::failed("copy"))
+    }
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        self.device.bind()?;
+        let pointers: Vec<u64> = launch.args().iter().map(|buf| buf.map_or(0, |buf| self.ptr(buf))).collect();
+        let plain = self.blas.borrow().is_none();
+        if plain || !fast::run(self, launch, &pointers)? {
+            self.run_kernel(launch, None, &pointers)?;
+        }
+        Ok(())
+    }
+    fn sync(&self) -> Result<()> {
+        self.device.bind()?;
+        self.device.stream.synchronize().map_err(driver::failed("waiting for the device"))
+    }
+    fn memory(&self) -> Memory {
+        Memory { total: Some(self.device.total), ..self.slabs.borrow().memory }
+    }
+}

@@ -1,0 +1,64 @@
+//! Where a run is in its data: a pure function of data, options and step, so that resuming needs no stored state.
+use crate::data::{BatchOptions, EpochPlan, Example};
+
+/// The epochs of a run, planned one at a time.
+pub struct Cursor<'d> {
+    examples: &'d [Example],
+    lengths: Vec<usize>,
+    options: BatchOptions,
+    accumulation: usize,
+    epoch: u64,
+    plan: EpochPlan,
+    /// The step at which this epoch begins.
+    first_step: u64,
+}
+
+impl<'d> Cursor<'d> {
+    pub fn new(examples: &'d [Example], options: BatchOptions, accumulation: usize) -> Cursor<'d> {
+        let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
+        let plan = EpochPlan::new(&lengths, &options, 0);
+        Cursor { examples, lengths, options, accumulation, epoch: 0, plan, first_step: 0 }
+    }
+
+    /// Micro-batches of the first epoch.
+    pub fn micro_batches(&self) -> usize {
+        self.plan.len()
+    }
+
+    fn steps(&self) -> u64 {
+        self.plan.len().div_ceil(self.accumulation).max(1) as u64
+    }
+
+    /// The micro-batches of step `step` (from 0; never going back), and the epochs done after it.
+    pub fn step(&mut self, step: u64) -> (Vec<crate::data::Batch>, f64) {
+        while step >= self.first_step + self.steps() {
+            self.first_step += self.steps();
+            self.epoch += 1;
+            self.plan = EpochPlan::new(&self.lengths, &self.options, self.epoch);
+        }
+        let within = (step - self.first_step) as usize;
+        let micro = within * self.accumulation..self.plan.len().min((within + 1) * self.accumulation);
+        let epochs = self.epoch as f64 + (within + 1) as f64 / self.steps() as f64;
+        (micro.map(|i| self.plan.batch(i, self.examples)).collect(), epochs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Packing;
+
+    #[test]
+    fn a_cursor_that_starts_late_sees_what_the_first_one_saw() {
+        let example = |n: usize| Example { ids: vec![n as u32; n % 7 + 1], trained: vec![true; n % 7 + 1] };
+        let examples: Vec<Example> = (0..23).map(example).collect();
+        let options = BatchOptions { max_length: 8, rows: 2, packing: Packing::Bfd, seed: 3, shuffle: true, pad_id: 0 };
+        let new = || Cursor::new(&examples, options.clone(), 3);
+        let mut through = new();
+        let all: Vec<_> = (0..12).map(|s| through.step(s)).collect();
+        assert_eq!(new().step(11), all[11]);
+        assert!(all[11].1 > 1.0, "the second epoch was reached");
+        let seen: usize = all.iter().filter(|(_, e)| *e <= 1.0).flat_map(|(b, _)| b).map(|b| b.tokens).sum();
+        assert_eq!(seen, examples.iter().map(Example::len).sum::<usize>(), "an epoch sees every token once");
+    }
+}

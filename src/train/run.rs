@@ -1,0 +1,241 @@
+//! The one loop: batches in, gradients, a step, metrics, evaluation, checkpoints, a result.
+use super::checkpoint::RunDir;
+use super::config::TrainConfig;
+use super::cursor::Cursor;
+use super::method::cross_entropy;
+use super::metrics::{EvalMetrics, MetricsFile, Reporter, StepMetrics};
+use super::optim::Optimizer;
+use super::schedule::Schedule;
+use super::state::{self, State};
+use super::{disk, setup};
+use crate::backend::Backend;
+use crate::data::{self, Batch, BatchOptions, Dataset, Tokenizer};
+use crate::error::{Error, Result};
+use crate::infer::{self, Sampling};
+use crate::model::arch::read_spec;
+use crate::model::{Model, Session, Tokens};
+use std::time::Instant;
+
+/// Tokens of the sample that shows the model before and after.
+const SAMPLE_TOKENS: usize = 64;
+
+/// Runs a config to its end, from wherever an earlier run of it got to. Returns the last evaluation's loss.
+pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
+    let spec = read_spec(&config.model_name_or_path)?;
+    let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
+    setup::check_vocabulary(config, &tokenizer, spec.V)?;
+    let data = data::load(&setup::data_options(config), &tokenizer)?;
+    report_data(&data, reporter);
+    let cursor = Cursor::new(&data.train, setup::batch_options(config, &tokenizer, true), config.gradient_accumulation_steps);
+    let total = config.total_steps(cursor.micro_batches());
+    let run_dir = RunDir::open(&config.output_dir)?;
+    let fresh = State {
+        global_step: 0,
+        num_input_tokens_seen: 0,
+        dataset: data.report.fingerprint.clone(),
+        course: state::course(config)?,
+    };
+    let resume = state::find(config, reporter)?;
+    if let Some((folder, found)) = &resume {
+        state::check_same(folder, found, &fresh)?;
+        if found.global_step >= total && is_published(config) {
+            reporter.message(&format!("finished already: {} steps are done, {} holds the result", total, config.output_dir.display()));
+            return Ok(None);
+        }
+    }
+    let mut model = Model::load(b, &config.model_name_or_path, &setup::load_options(config))?;
+    let mut optimizer = Optimizer::new(b, &model, setup::hyper(config))?;
+    let mut state = fresh;
+    if let Some((folder, found)) = resume {
+        state::load(b, &mut model, &mut optimizer, &folder, found.global_step)?;
+        reporter.message(&format!("resumed after step {} from {}", found.global_step, folder.display()));
+        state = found;
+    }
+    run_dir.remove_after(state.global_step)?;
+    let N = config.per_device_train_batch_size * config.max_length;
+    let plan = setup::plan(config, b, &model, N);
+    let session = Session::new(b, &model, N, config.max_length, plan)?;
+    let metrics = MetricsFile::open(&config.output_dir, state.global_step)?;
+    disk::publish(&config.output_dir.join("config.toml"), |file| disk::write(file, config.to_toml()?.as_bytes()))?;
+    let trainable = model.trainable_parameters();
+    let all = spec.parameters() + if config.lora.is_some() { trainable as u64 } else { 0 };
+    let percent = 100.0 * trainable as f64 / all as f64;
+    reporter.message(&format!("{trainable} of {all} parameters are trained ({percent:.2} %), activations: {plan:?}, {total} steps of {N} tokens"));
+    reporter.start(state.global_step, total);
+    let schedule = Schedule::new(config, total);
+    let clock = Clock { since: Instant::now(), tokens: 0, epoch: 0.0 };
+    Run { config, b, tokenizer: &tokenizer, data: &data, cursor, total, run_dir, model, optimizer, session, metrics, schedule, state, clock }
+        .run(reporter)
+}
+
+/// The result at the top of the output folder is there.
+fn is_published(config: &TrainConfig) -> bool {
+    let name = if config.lora.is_some() { "adapter_model.safetensors" } else { "config.json" };
+    config.output_dir.join(name).exists()
+}
+
+fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {
+    let r = &data.report;
+    let (train, eval) = (data.train.len(), data.eval.len());
+    reporter.message(&format!("{} records: {train} to train on, {eval} to evaluate on; {} tokens, {} count", r.records, r.tokens, r.targets));
+    if r.truncated > 0 {
+        reporter.message(&format!("{} examples were cut to max_length", r.truncated));
+    }
+    if r.without_targets > 0 {
+        reporter.message(&format!("{} records have no token to train on and were left out", r.without_targets));
+    }
+}
+
+/// Tokens and time since the last line of metrics.
+struct Clock {
+    since: Instant,
+    tokens: u64,
+    epoch: f64,
+}
+
+struct Run<'a> {
+    config: &'a TrainConfig,
+    b: &'a dyn Backend,
+    tokenizer: &'a Tokenizer,
+    data: &'a Dataset,
+    cursor: Cursor<'a>,
+    total: u64,
+    run_dir: RunDir,
+    model: Model,
+    optimizer: Optimizer,
+    session: Session<'a>,
+    metrics: MetricsFile,
+    schedule: Schedule,
+    state: State,
+    clock: Clock,
+}
+
+impl Run<'_> {
+    fn run(mut self, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
+        self.sample(reporter)?;
+        let mut eval = if self.state.global_step == 0 { self.evaluate(reporter)? } else { None };
+        self.clock.since = Instant::now();
+        let mut saved = self.state.global_step;
+        while self.state.global_step < self.total {
+            self.step(reporter)?;
+            let (step, last) = (self.state.global_step, self.state.global_step == self.total);
+            if step.is_multiple_of(self.config.eval_steps) || last {
+                eval = self.evaluate(reporter)?;
+            }
+            let interrupted = reporter.is_interrupted() && !last;
+            if step.is_multiple_of(self.config.save_steps) || last || interrupted {
+                self.save(reporter)?;
+                saved = step;
+            }
+            if interrupted {
+                return Err(Error::Interrupted(format!("interrupted after step {step}; run the same command to go on")));
+            }
+        }
+        if saved != self.total {
+            self.save(reporter)?;
+        }
+        disk::publish_all(self.run_dir.path(), |dir| state::write_result(self.b, &self.model, self.config, dir))?;
+        reporter.saved(self.run_dir.path());
+        self.sample(reporter)?;
+        Ok(eval)
+    }
+
+    /// Forward and backward of each micro-batch, then the optimizer.
+    fn step(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
+        let (batches, epoch) = self.cursor.step(self.state.global_step);
+        let counted: usize = batches.iter().map(|batch| batch.counted).sum();
+        let mut loss = 0.0;
+        for batch in batches {
+            let coef = cross_entropy::coef(&batch.labels, counted);
+            let Batch { ids, labels, positions, cu_seqlens, tokens, .. } = batch;
+            self.session.forward(&self.model, &Tokens { ids, positions, cu_seqlens })?;
+            self.session.backward(&mut self.model, &labels, &coef)?;
+            loss += cross_entropy::loss(&self.session.backward_logprobs()?, counted);
+            self.state.num_input_tokens_seen += tokens as u64;
+            self.clock.tokens += tokens as u64;
+        }
+        if !loss.is_finite() {
+            return Err(self.stopped(format!("the loss is {loss}")));
+        }
+        let learning_rate = self.schedule.lr(self.state.global_step);
+        let grad_norm = self.optimizer.step(self.b, &mut self.model, learning_rate).map_err(|e| match e {
+            Error::Stopped(what) => self.stopped(what),
+            e => e,
+        })? as f64;
+        self.state.global_step += 1;
+        self.clock.epoch = epoch;
+        let step = self.state.global_step;
+        let metrics = StepMetrics {
+            step,
+            epoch,
+            loss,
+            grad_norm,
+            learning_rate,
+            num_input_tokens_seen: self.state.num_input_tokens_seen,
+            tokens_per_second: self.clock.tokens as f64 / self.clock.since.elapsed().as_secs_f64().max(1e-9),
+            memory: self.b.memory().peak,
+        };
+        reporter.step(&metrics);
+        if step.is_multiple_of(self.config.logging_steps) || step == self.total {
+            self.metrics.step(&metrics)?;
+            (self.clock.since, self.clock.tokens) = (Instant::now(), 0);
+        }
+        Ok(())
+    }
+
+    /// Nothing was changed by the step that failed; the last checkpoint is good.
+    fn stopped(&self, what: String) -> Error {
+        let step = self.state.global_step + 1;
+        let hint = "lower the learning rate or set max_grad_norm; the checkpoints in output_dir are from before";
+        Error::Stopped(format!("step {step}: {what}: training stopped before the weights were touched; {hint}"))
+    }
+
+    fn save(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
+        let started = Instant::now();
+        self.metrics.sync()?;
+        let folder = state::save(self.b, &self.run_dir, &self.model, &self.optimizer, self.config, &self.state)?;
+        reporter.saved(&folder);
+        self.clock.since += started.elapsed();
+        Ok(())
+    }
+
+    /// The mean loss of the held-out examples, in the training session's own buffers: no memory more than a step's.
+    fn evaluate(&mut self, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
+        if self.data.eval.is_empty() {
+            return Ok(None);
+        }
+        let started = Instant::now();
+        let options = BatchOptions { shuffle: false, ..setup::batch_options(self.config, self.tokenizer, false) };
+        let (mut loss, mut counted) = (0.0, 0);
+        for batch in data::batches(&self.data.eval, &options, 0) {
+            let Batch { ids, labels, positions, cu_seqlens, .. } = batch;
+            self.session.forward(&self.model, &Tokens { ids, positions, cu_seqlens })?;
+            loss += cross_entropy::loss(&self.session.logprobs(&self.model, &labels)?, 1);
+            counted += batch.counted;
+        }
+        let eval_loss = loss / counted.max(1) as f64;
+        let (step, epoch) = (self.state.global_step, self.clock.epoch);
+        let eval = EvalMetrics { step, epoch, eval_loss, eval_runtime: started.elapsed().as_secs_f64() };
+        self.metrics.eval(&eval)?;
+        reporter.eval(&eval);
+        self.clock.since += started.elapsed();
+        Ok(Some(eval_loss))
+    }
+
+    /// What the model says to the first held-out record (or the first of all), greedily.
+    fn sample(&self, reporter: &mut dyn Reporter) -> Result<()> {
+        let Some(prompt) = self.prompt()? else { return Ok(()) };
+        let sampling = Sampling { max_new_tokens: SAMPLE_TOKENS, temperature: 0.0, seed: self.config.seed };
+        let ids = infer::generate(self.b, &self.model, &prompt, &sampling, self.tokenizer.eos_ids(), |_| true)?;
+        reporter.sample(&self.tokenizer.decode(&prompt, true)?, &self.tokenizer.decode(&ids, true)?);
+        Ok(())
+    }
+
+    /// The tokens before the first trained one: a chat's question, or a text's first words.
+    fn prompt(&self) -> Result<Option<Vec<u32>>> {
+        let Some(example) = self.data.eval.first().or(self.data.train.first()) else { return Ok(None) };
+        let question = example.trained.iter().position(|t| *t).unwrap_or(0);
+        let words = if question > 1 { question } else { example.len().min(16) };
+        Ok(Some(example.ids[..words].to_vec()))
+    }
+}

@@ -1,0 +1,82 @@
+//! From a config to what a run works with: data, model, buffers.
+use super::config::{Checkpointing, Method, Optim, TargetModules, TrainConfig};
+use super::optim::Hyper;
+use crate::backend::Backend;
+use crate::data::{BatchOptions, DataOptions, Packing, Tokenizer};
+use crate::error::{Error, Result};
+use crate::model::lora::{LoraConfig, Targets};
+use crate::model::{LoadOptions, Model, Plan};
+
+/// Activations may take this much where a device does not say what it has.
+const UNKNOWN_MEMORY: u64 = 4 << 30;
+
+pub(super) fn data_options(config: &TrainConfig) -> DataOptions {
+    DataOptions {
+        files: config.dataset.clone(),
+        eval_files: config.eval_dataset.clone(),
+        eval_split: config.eval_split,
+        seed: config.seed,
+        max_length: config.max_length,
+        assistant_only_loss: config.assistant_only_loss,
+        pretrain: config.method == Method::Pretrain,
+        chat_template: None,
+    }
+}
+
+pub(super) fn batch_options(config: &TrainConfig, tokenizer: &Tokenizer, shuffle: bool) -> BatchOptions {
+    let packing = match (config.method, config.packing) {
+        (Method::Pretrain, _) => Packing::Wrapped,
+        (Method::Sft, true) => Packing::Bfd,
+        (Method::Sft, false) => Packing::Off,
+    };
+    let (max_length, rows) = (config.max_length, config.per_device_train_batch_size);
+    BatchOptions { max_length, rows, packing, seed: config.seed, shuffle, pad_id: tokenizer.pad_id() }
+}
+
+pub(super) fn load_options(config: &TrainConfig) -> LoadOptions {
+    let lora = config.lora.as_ref().map(|lora| LoraConfig {
+        r: lora.r,
+        lora_alpha: lora.lora_alpha,
+        target_modules: match &lora.target_modules {
+            TargetModules::AllLinear => Targets::Word("all-linear".into()),
+            TargetModules::Names(names) => Targets::Names(names.clone()),
+        },
+        modules_to_save: lora.modules_to_save.clone(),
+        use_rslora: lora.use_rslora,
+    });
+    let seed = config.lora.as_ref().and_then(|lora| lora.seed).unwrap_or(config.seed);
+    LoadOptions { dtype: config.dtype, load_in_4bit: config.load_in_4bit, lora, train: true, seed }
+}
+
+pub(super) fn hyper(config: &TrainConfig) -> Hyper {
+    Hyper {
+        beta1: config.adam_beta1,
+        beta2: config.adam_beta2,
+        eps: config.adam_epsilon,
+        weight_decay: config.weight_decay,
+        max_grad_norm: config.max_grad_norm,
+        eight_bit: config.optim == Optim::AdamW8bit,
+        decay_all: false,
+    }
+}
+
+/// Keeps activations where they fit beside what is allocated already, with a tenth of the device to spare.
+pub(super) fn plan(config: &TrainConfig, b: &dyn Backend, model: &Model, N: usize) -> Plan {
+    let memory = b.memory();
+    let room = memory.total.map_or(UNKNOWN_MEMORY, |total| (total - total / 10).saturating_sub(memory.used));
+    match config.gradient_checkpointing {
+        Checkpointing::Always => Plan::Recompute,
+        Checkpointing::Never => Plan::Keep,
+        Checkpointing::Auto if Plan::Keep.bytes(&model.spec, N, model.dtype) <= room => Plan::Keep,
+        Checkpointing::Auto => Plan::Recompute,
+    }
+}
+
+/// The tokenizer's ids must be rows of the embedding.
+pub(super) fn check_vocabulary(config: &TrainConfig, tokenizer: &Tokenizer, V: usize) -> Result<()> {
+    if tokenizer.vocab_size() <= V {
+        return Ok(());
+    }
+    let what = format!("{} tokens, but the model's embedding has {V} rows: not this model's tokenizer", tokenizer.vocab_size());
+    Err(Error::content(config.model_name_or_path.join("tokenizer.json"), "", what))
+}

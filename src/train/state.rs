@@ -1,0 +1,117 @@
+//! What a checkpoint holds beside the adapter or model: enough to go on bit by bit.
+use super::checkpoint::{self, RunDir};
+use super::config::{Resume, TrainConfig};
+use super::metrics::Reporter;
+use super::optim::Optimizer;
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::export::{self, peft};
+use crate::model::Model;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+const STATE: &str = "trainer_state.json";
+const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// Where a run was, and what it was: resuming another run's checkpoint is refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct State {
+    pub global_step: u64,
+    pub num_input_tokens_seen: u64,
+    /// Of examples, masks and split.
+    pub dataset: String,
+    /// Of the config's keys that decide the course of training.
+    pub course: String,
+}
+
+/// A hash of everything in the config that changes losses; paths, logging and where to run do not.
+pub(super) fn course(config: &TrainConfig) -> Result<String> {
+    let mut value = serde_json::to_value(config).map_err(|e| Error::Bug(e.to_string()))?;
+    let silent = [
+        "output_dir",
+        "dataset",
+        "eval_dataset",
+        "model_name_or_path",
+        "backend",
+        "logging_steps",
+        "eval_steps",
+        "save_steps",
+        "save_total_limit",
+        "resume_from_checkpoint",
+        "gradient_checkpointing",
+    ];
+    if let Some(keys) = value.as_object_mut() {
+        silent.iter().for_each(|key| drop(keys.remove(*key)));
+    }
+    Ok(blake3::hash(value.to_string().as_bytes()).to_hex().to_string())
+}
+
+/// The trained weights as other tools load them: an adapter, or a whole model, with the tokenizer's files beside it.
+pub(super) fn write_result(b: &dyn Backend, model: &Model, config: &TrainConfig, out: &Path) -> Result<()> {
+    let base = &config.model_name_or_path;
+    match model.lora {
+        Some(_) => peft::save(b, model, &base.to_string_lossy(), out)?,
+        None => export::full::save(b, model, base, out)?,
+    }
+    export::copy_companions(base, out)
+}
+
+/// Saves a checkpoint: what is trained as a result, and the exact state.
+pub(super) fn save(
+    b: &dyn Backend,
+    run: &RunDir,
+    model: &Model,
+    optimizer: &Optimizer,
+    config: &TrainConfig,
+    state: &State,
+) -> Result<PathBuf> {
+    run.save(state.global_step, config.save_total_limit, |dir| {
+        write_result(b, model, config, dir)?;
+        optimizer.save(b, model, &dir.join(OPTIMIZER))?;
+        let text = serde_json::to_vec_pretty(state).map_err(|e| Error::Bug(e.to_string()))?;
+        std::fs::write(dir.join(STATE), text).map_err(Error::write(dir.join(STATE)))
+    })
+}
+
+/// The checkpoint to go on from, if the config asks for one and there is one.
+pub(super) fn find(config: &TrainConfig, reporter: &mut dyn Reporter) -> Result<Option<(PathBuf, State)>> {
+    let folder = match &config.resume_from_checkpoint {
+        Resume::Never => None,
+        Resume::Folder(folder) => {
+            checkpoint::verify(folder)?;
+            Some(folder.clone())
+        }
+        Resume::Auto => {
+            let found = checkpoint::newest(&config.output_dir)?;
+            found.damaged.iter().for_each(|e| reporter.message(&format!("skipped a damaged checkpoint: {e}")));
+            found.newest.map(|(_, folder)| folder)
+        }
+    };
+    folder.map(|folder| read(&folder).map(|state| (folder, state))).transpose()
+}
+
+fn read(folder: &Path) -> Result<State> {
+    let file = folder.join(STATE);
+    let text = std::fs::read(&file).map_err(Error::read(&file))?;
+    serde_json::from_slice(&text).map_err(|e| Error::content(&file, format!("line {}", e.line()), e))
+}
+
+/// Brings weights and moments back.
+pub(super) fn load(b: &dyn Backend, model: &mut Model, optimizer: &mut Optimizer, folder: &Path, step: u64) -> Result<()> {
+    optimizer.load(b, model, &folder.join(OPTIMIZER), step)
+}
+
+/// A checkpoint of other data or other settings would not go on, it would go wrong.
+pub(super) fn check_same(folder: &Path, found: &State, now: &State) -> Result<()> {
+    let other = |what: &str| {
+        let hint = "set resume_from_checkpoint = false to start anew, or another output_dir";
+        Err(Error::content(folder.join(STATE), "", format!("the checkpoint is of a run with {what}; {hint}")))
+    };
+    if found.dataset != now.dataset {
+        return other("other data");
+    }
+    if found.course != now.course {
+        return other("other settings (model, method, batch, optimizer or schedule)");
+    }
+    Ok(())
+}
