@@ -1,0 +1,115 @@
+//! Every module that the shader files can become, through naga's validator and its SPIR-V, MSL and HLSL writers, and through
+//! tint where it is installed: no GPU needed. What the texts compute is the parity matrix's business.
+#![cfg(feature = "wgpu")]
+use luthier::backend::kernel_text;
+use luthier::backend::wgpu::plan;
+use luthier::backend::wgpu::text::{self, ParamsIn, Request, TextArg};
+use luthier::dtype::DType;
+use luthier::ops::{Elem, Op, Spec};
+use naga::back::{hlsl, msl, spv};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+
+/// How the float arguments are stored: argument's place, whether it is written -> dtype.
+type Storage = (&'static str, fn(usize, bool) -> DType);
+
+const STORAGES: [Storage; 5] = [
+    ("float32", |_, _| DType::F32),
+    ("bfloat16", |_, _| DType::Bf16),
+    ("float16", |_, _| DType::F16),
+    ("written float32, read bfloat16", |_, written| if written { DType::F32 } else { DType::Bf16 }),
+    ("every other one bfloat16", |i, _| if i % 2 == 0 { DType::Bf16 } else { DType::F32 }),
+];
+
+fn args(spec: &Spec, storage: &Storage, scratch: bool) -> Vec<TextArg> {
+    let dtype = |i: usize| match spec.args[i].elem {
+        Elem::Float => storage.1(i, spec.args[i].access.writes()),
+        Elem::F32 => DType::F32,
+        Elem::U32 => DType::U32,
+        Elem::U8 => DType::U8,
+    };
+    let row = |i: usize| TextArg { name: spec.args[i].name, elem: spec.args[i].elem, dtype: Some(dtype(i)) };
+    let scratch = scratch.then_some(TextArg { name: "scratch", elem: Elem::F32, dtype: Some(DType::F32) });
+    (0..spec.args.len()).map(row).chain(scratch).collect()
+}
+
+/// Every distinct module: its name and text.
+fn modules(params_in: ParamsIn) -> Vec<(String, String)> {
+    let mut out: Vec<(String, String)> = Vec::new();
+    for op in Op::ALL {
+        let spec = op.spec();
+        let (common, sections) = kernel_text::parse(op.wgsl()).unwrap_or_else(|e| panic!("{}: {e}", spec.file));
+        let sections: Vec<_> = sections.iter().filter(|s| s.op() == spec.name).collect();
+        assert!(!sections.is_empty(), "{} has no section in shaders/{}.wgsl", spec.name, spec.file);
+        for (section, plan, storage) in product(&sections, &plan::variants(*op)) {
+            let extra = plan.extra.iter().map(|(name, _)| (*name, "u32"));
+            let fields: Vec<_> = spec.fields.iter().copied().chain(extra).collect();
+            let args = args(spec, storage, plan.scratch > 0);
+            let request = Request { common, section, fields: &fields, args: &args, consts: &plan.consts, params_in };
+            let name = format!("{} {:?} {}", section.name, plan.consts, storage.0);
+            let module = text::module(&request).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(4 * (fields.len() + module.bound.len()) <= 128, "{name}: more params than immediates hold");
+            if out.iter().all(|(_, text)| *text != module.text) {
+                out.push((name, module.text));
+            }
+        }
+    }
+    out
+}
+
+type Variant<'a> = (&'a kernel_text::Section<'a>, &'a plan::Plan, &'static Storage);
+
+fn product<'a>(sections: &[&'a kernel_text::Section<'a>], plans: &'a [plan::Plan]) -> Vec<Variant<'a>> {
+    let with_plan = sections.iter().flat_map(|s| plans.iter().map(move |p| (*s, p)));
+    with_plan.flat_map(|(s, p)| STORAGES.iter().map(move |storage| (s, p, storage))).collect()
+}
+
+fn validate(name: &str, text: &str) -> (naga::Module, ModuleInfo) {
+    let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(text)));
+    let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let mut validator = Validator::new(ValidationFlags::all(), capabilities);
+    let info = validator.validate(&module).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(text)));
+    (module, info)
+}
+
+#[test]
+fn every_module_is_valid_and_becomes_spirv_msl_and_hlsl() {
+    let modules = modules(ParamsIn::Immediates);
+    assert!(modules.len() > 100, "only {} modules", modules.len());
+    for (name, text) in &modules {
+        let (module, info) = validate(name, text);
+        spv::write_vec(&module, &info, &spv::Options::default(), None).unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
+        let options = msl::Options { fake_missing_bindings: true, lang_version: (2, 4), ..Default::default() };
+        msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+            .unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
+        let shader_model = hlsl::ShaderModel::V6_0;
+        let immediates_target = Some(hlsl::BindTarget::default());
+        let options = hlsl::Options { fake_missing_bindings: true, shader_model, immediates_target, ..Default::default() };
+        let mut out = String::new();
+        let pipeline = hlsl::PipelineOptions::default();
+        let mut writer = hlsl::Writer::new(&mut out, &options, &pipeline);
+        writer.write(&module, &info, None).unwrap_or_else(|e| panic!("{name}: HLSL: {e}"));
+    }
+}
+
+#[test]
+fn a_wrong_module_is_refused() {
+    let broken = std::panic::catch_unwind(|| validate("broken", "fn f() -> u32 { return 1.5; }"));
+    assert!(broken.is_err());
+}
+
+/// tint checks what naga does not: that barriers are reached by all threads or none.
+#[test]
+fn tint_agrees() {
+    if std::process::Command::new("tint").arg("--version").output().is_err() {
+        eprintln!("tint is not installed; its half of the check did not run");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in modules(ParamsIn::Uniform) {
+        validate(&name, &text);
+        let file = folder.path().join("m.wgsl");
+        std::fs::write(&file, &text).unwrap();
+        let out = std::process::Command::new("tint").args(["--format", "wgsl"]).arg(&file).output().unwrap();
+        assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+}
