@@ -77,13 +77,15 @@ fn every_module_is_valid_and_becomes_spirv_msl_and_hlsl() {
     assert!(modules.len() > 100, "only {} modules", modules.len());
     for (name, text) in &modules {
         let (module, info) = validate(name, text);
-        spv::write_vec(&module, &info, &spv::Options::default(), None).unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
+        spv::write_vec(&module, &info, &spv::Options::default(), None)
+            .unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
         let options = msl::Options { fake_missing_bindings: true, lang_version: (2, 4), ..Default::default() };
         msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
             .unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
         let shader_model = hlsl::ShaderModel::V6_0;
         let immediates_target = Some(hlsl::BindTarget::default());
-        let options = hlsl::Options { fake_missing_bindings: true, shader_model, immediates_target, ..Default::default() };
+        let options =
+            hlsl::Options { fake_missing_bindings: true, shader_model, immediates_target, ..Default::default() };
         let mut out = String::new();
         let pipeline = hlsl::PipelineOptions::default();
         let mut writer = hlsl::Writer::new(&mut out, &options, &pipeline);

@@ -111,7 +111,11 @@ impl Wgpu {
                 return Ok(((buf.slab, offset, size), ((buf.start as u64 - offset) / 4) as u32));
             }
         }
-        let what = format!("{op}: an argument of {} MiB; this device shows a shader {} MiB at once", buf.bytes() >> 20, limit >> 20);
+        let what = format!(
+            "{op}: an argument of {} MiB; this device shows a shader {} MiB at once",
+            buf.bytes() >> 20,
+            limit >> 20
+        );
         Err(fail(what))
     }
 
@@ -274,7 +278,8 @@ impl Backend for Wgpu {
         let end = (from.start + from.bytes()).next_multiple_of(4) as u64;
         let size = PART.min(end - from.start as u64).max(4);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let host = self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+        let host =
+            self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
         for start in (from.start as u64..end).step_by(size as usize) {
             let len = size.min(end - start);
             let State { heap, recorder, .. } = state;

@@ -116,7 +116,8 @@ impl Pipelines {
                 let size = std::num::NonZeroU64::new(*size);
                 wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: heap.buffer(*slab), offset: *offset, size })
             });
-            let bindings = buffers.enumerate().map(|(i, resource)| wgpu::BindGroupEntry { binding: i as u32, resource });
+            let bindings =
+                buffers.enumerate().map(|(i, resource)| wgpu::BindGroupEntry { binding: i as u32, resource });
             let entries: Vec<_> = bindings.collect();
             self.layout(windows.len());
             let layout = &self.layouts[&windows.len()];

@@ -130,7 +130,8 @@ fn uses_arg(code: &str, arg: &TextArg) -> bool {
 /// Whether `code` calls accessor `f` of the argument.
 fn uses(code: &str, f: &str, arg: &str) -> bool {
     let call = format!("{f}_{arg}(");
-    let starts_word = |i: usize| i == 0 || !(code.as_bytes()[i - 1].is_ascii_alphanumeric() || code.as_bytes()[i - 1] == b'_');
+    let starts_word =
+        |i: usize| i == 0 || !(code.as_bytes()[i - 1].is_ascii_alphanumeric() || code.as_bytes()[i - 1] == b'_');
     code.match_indices(&call).any(|(i, _)| starts_word(i))
 }
 
@@ -144,9 +145,9 @@ fn accessors(arg: &TextArg, binding: usize, w: u64, code: &str) -> String {
         (_, DType::F32) => (if w == 1 { F32_1.as_slice() } else { F32_2.as_slice() }, F32),
         (_, _) => ([].as_slice(), PACKED),
     };
-    let (unpack, pack) = if dtype == DType::F16 { ("unpack2x16float", "pack_f16") } else { ("unpack_bf16", "pack_bf16") };
-    let mut text =
-        format!("@group(0) @binding({binding}) var<storage, read_write> {}_: array<{element}>;\n", arg.name);
+    let (unpack, pack) =
+        if dtype == DType::F16 { ("unpack2x16float", "pack_f16") } else { ("unpack_bf16", "pack_bf16") };
+    let mut text = format!("@group(0) @binding({binding}) var<storage, read_write> {}_: array<{element}>;\n", arg.name);
     for (f, body) in wide.iter().chain(all).filter(|(f, _)| uses(code, f, arg.name)) {
         let body = body.replace("BASE", &format!("p.base_{}", arg.name)).replace("MEM", &format!("{}_", arg.name));
         text += &format!("fn {f}_{}{}\n", arg.name, body.replace("UNPACK", unpack).replace("PACK", pack));
@@ -163,7 +164,10 @@ const F32_2: [Accessor; 2] = [
     ("st", "(i: u32, v: V, rest: u32) { let a = BASE + i; MEM[a] = v.x; if (rest > 1u) { MEM[a + 1u] = v.y; } }"),
 ];
 const F32: &[Accessor] = &[
-    ("st2", "(i: u32, v: vec2<f32>, rest: u32) { let a = BASE + i; MEM[a] = v.x; if (rest > 1u) { MEM[a + 1u] = v.y; } }"),
+    (
+        "st2",
+        "(i: u32, v: vec2<f32>, rest: u32) { let a = BASE + i; MEM[a] = v.x; if (rest > 1u) { MEM[a + 1u] = v.y; } }",
+    ),
     ("ld1", "(i: u32) -> f32 { return MEM[BASE + i]; }"),
     ("st1", "(i: u32, v: f32) { MEM[BASE + i] = v; }"),
     (
@@ -231,10 +235,8 @@ const PACKED: &[Accessor] = &[
     ),
 ];
 
-const U32: &[Accessor] = &[
-    ("ld", "(i: u32) -> u32 { return MEM[BASE + i]; }"),
-    ("st", "(i: u32, v: u32) { MEM[BASE + i] = v; }"),
-];
+const U32: &[Accessor] =
+    &[("ld", "(i: u32) -> u32 { return MEM[BASE + i]; }"), ("st", "(i: u32, v: u32) { MEM[BASE + i] = v; }")];
 
 const U8: &[Accessor] = &[
     ("ld", "(i: u32) -> u32 { return (MEM[BASE + i / 4u] >> (8u * (i % 4u))) & 255u; }"),
