@@ -2,7 +2,7 @@
 
 struct Moments { float m, v; };
 INLINE Moments advance(float m, float v, float g, const Params& p) {
-    return {p.beta1 * m + (1.f - p.beta1) * g, p.beta2 * v + (1.f - p.beta2) * g * g};
+    return {p.beta1 * m + p.rest1 * g, p.beta2 * v + p.rest2 * g * g};
 }
 INLINE float update(Moments s, const Params& p) {
     return p.lr * s.m * p.correct1 / (sqrtf(s.v * p.correct2) + p.eps);

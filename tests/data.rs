@@ -376,6 +376,7 @@ fn hostile_tokenizers_are_refused() {
         ("/normalizer", json!({"type": "Precompiled", "precompiled_charsmap": null})),
         ("/normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "!!!!"})),
         ("/normalizer", json!({"type": "Sequence", "normalizers": [""]})),
+        ("/normalizer", json!({"type": "Prepend", "prepend": ""})),
         ("/normalizer", json!("")),
         ("/pre_tokenizer", json!({"type": "FixedLength", "length": 0})),
         (
@@ -468,7 +469,8 @@ fn hostile_templates_are_refused() {
     }
     let text = TemplateText { file: "t".into(), text: "{{ messages[0].content }}".into() };
     let mark = self::chat(&json!({"messages": [{"role": "assistant", "content": "\u{FDD0}x\u{FDD1}"}]}));
-    assert!(Template::new(&text, &tokenizer).unwrap().render_assistant(&mark).is_err());
+    let template = Template::new(&text, &tokenizer).unwrap();
+    assert!(template.render_assistant(&mark).is_err() && template.render(&mark, false).is_err());
 }
 
 // -- tokenizer

@@ -67,12 +67,12 @@ impl Encoder<'_> {
 
     /// Trained from byte `from` on, EOS included.
     fn document(&self, text: &str, from: usize, notes: &mut Notes) -> Result<Example> {
-        let tokens = self.tokenizer.encode_spans(text, true)?;
-        let mut example = mask(tokens, std::slice::from_ref(&(from..text.len())));
-        if from == 0 {
-            // A framing token (BOS) has no place in the text; as a target it is as good as any other.
-            example.trained.fill(true);
-        }
+        let mut example = if from > 0 {
+            mask(self.tokenizer.encode_spans(text, true)?, std::slice::from_ref(&(from..text.len())))
+        } else {
+            let ids = self.tokenizer.encode(text, true)?;
+            Example { trained: vec![true; ids.len()], ids }
+        };
         if !example.ids.last().is_some_and(|id| self.tokenizer.eos_ids().contains(id)) {
             self.close(&mut example, true, notes)?;
         }

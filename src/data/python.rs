@@ -1,5 +1,6 @@
 //! What chat templates take for granted of Python and Jinja2, for minijinja: `str`, `repr`, `json.dumps`, string methods,
-//! `strftime_now`, `raise_exception`; and limits, for a template is somebody else's program.
+//! `strftime_now`, `raise_exception`; and limits, for a template is somebody else's program. They bound time and output; minijinja
+//! bounds no value, so a template that doubles a text again and again can still take some GB before it ends.
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
@@ -54,7 +55,7 @@ pub fn environment() -> Environment<'static> {
     env.add_filter("replace", replace);
     env.add_filter("indent", indent);
     env.add_test("sequence", |v: Value| matches!(v.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map));
-    env.add_test("iterable", |v: Value| v.kind() == ValueKind::String || v.try_iter().is_ok());
+    env.add_test("iterable", |v: Value| !v.is_none() && (v.kind() == ValueKind::String || v.try_iter().is_ok()));
     env.add_function("raise_exception", |what: String| -> Result<Value, Error> { Err(wrong(what)) });
     env.add_function("strftime_now", strftime_now);
     env

@@ -83,15 +83,12 @@ impl Template {
 
     /// The text of `chat`; with `add_generation_prompt` up to where the assistant begins to speak.
     pub fn render(&self, chat: &Chat, add_generation_prompt: bool) -> Result<String> {
-        Ok(self.run(&chat.messages, chat.tools.as_ref(), add_generation_prompt)?.text)
+        Ok(self.whole(chat, add_generation_prompt)?.text)
     }
 
     /// The text of `chat` and the assistant's part of it.
     pub fn render_assistant(&self, chat: &Chat) -> Result<Rendered> {
-        if chat.messages.iter().flat_map(Map::values).chain(&chat.tools).any(has_mark) {
-            return Err(self.refuse("cannot take a text with the characters U+FDD0 or U+FDD1, which Unicode reserves"));
-        }
-        let mut whole = self.run(&chat.messages, chat.tools.as_ref(), false)?;
+        let mut whole = self.whole(chat, false)?;
         if !self.marked {
             for i in (0..chat.messages.len()).filter(|i| chat.messages[*i]["role"] == "assistant") {
                 let turn = self.turn(chat, i, &whole.text)?;
@@ -109,6 +106,13 @@ impl Template {
 
     pub fn file(&self) -> &Path {
         &self.file
+    }
+
+    fn whole(&self, chat: &Chat, add_generation_prompt: bool) -> Result<Rendered> {
+        if chat.messages.iter().flat_map(Map::values).chain(&chat.tools).any(has_mark) {
+            return Err(self.refuse("cannot take a text with the characters U+FDD0 or U+FDD1, which Unicode reserves"));
+        }
+        self.run(&chat.messages, chat.tools.as_ref(), add_generation_prompt)
     }
 
     fn run(
@@ -129,40 +133,73 @@ impl Template {
 
     /// The range of `whole` that messages[i], an assistant's, makes.
     fn turn(&self, chat: &Chat, i: usize, whole: &str) -> Result<Range<usize>> {
-        let tools = chat.tools.as_ref();
-        let before = self.run(&chat.messages[..i], tools, true)?.text;
-        let after = self.run(&chat.messages[..=i], tools, false)?.text;
-        if !whole.starts_with(&before) || !after.starts_with(&before) {
-            let what = format!(
-                "renders a conversation such that message {i} does not follow its generation prompt, so that the \
-                assistant's words cannot be told apart; put them between {{% generation %}} and {{% endgeneration %}}, or \
-                set chat_template = \"chatml\""
-            );
-            return Err(self.refuse(what));
-        }
-        let start = before.len();
-        let end = if whole.starts_with(&after) {
-            after.len()
+        let render = |messages, prompt| Ok(self.run(messages, chat.tools.as_ref(), prompt)?.text);
+        let (before, after) = (render(&chat.messages[..i], true)?, render(&chat.messages[..=i], false)?);
+        let start = if whole.starts_with(&before) {
+            Some(before.len())
         } else {
-            start + self.kept(&after[start..], &whole[start..])?
+            self.opening(&render(&chat.messages[..i], false)?, &before, whole)
         };
-        let words = &whole[start..end];
-        let kept = if self.is_closed(words) { words.trim_end().len() } else { words.len() };
-        Ok(start..start + kept)
+        let what = || {
+            self.refuse(format!(
+                "renders a conversation such that message {i} does not follow its generation prompt, so that the assistant's \
+                words cannot be told apart; put them between {{% generation %}} and {{% endgeneration %}}, or set \
+                chat_template = \"chatml\""
+            ))
+        };
+        let start = start.filter(|start| after.starts_with(&whole[..*start])).ok_or_else(what)?;
+        let len =
+            if whole.starts_with(&after) { after.len() - start } else { self.kept(&after[start..], &whole[start..])? };
+        let words = &whole[start..start + len];
+        Ok(start..start + if self.is_closed(words) { words.trim_end().len() } else { len })
     }
 
-    /// A turn that more messages follow may lose its beginning (Qwen3 leaves reasoning out) or its end (Phi-3 closes the
-    /// whole conversation with EOS). What is left of `turn` begins `rest`; it ends with a special token. Returns its length.
+    /// A generation prompt may open the reasoning, which `whole` leaves out (Qwen3.5, DeepSeek-R1). Then the assistant begins
+    /// after the last line end or special token that `before` shares with `whole`, if that is past the messages so far.
+    fn opening(&self, messages: &str, before: &str, whole: &str) -> Option<usize> {
+        let shared = &whole.as_bytes()[..common(before.as_bytes(), whole.as_bytes())];
+        let line = shared.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let start = line.max(self.last_special(shared));
+        (start > messages.len() && whole.starts_with(messages) && before.starts_with(messages)).then_some(start)
+    }
+
+    /// A turn that more messages follow may lose its beginning (Qwen3 leaves reasoning out) or end otherwise (gpt-oss has
+    /// another token there; Phi-3 closes the whole conversation with EOS). What is left of `turn` begins `rest` and ends with a
+    /// special token. Returns its length.
     fn kept(&self, turn: &str, rest: &str) -> Result<usize> {
-        let common = |tail: &[u8]| tail.iter().zip(rest.as_bytes()).take_while(|(a, b)| a == b).count();
-        let longest = (0..turn.len()).map(|at| common(&turn.as_bytes()[at..])).max().unwrap_or(0);
-        let ends = self.special.iter().filter_map(|token| {
-            let at = rest.as_bytes()[..longest].windows(token.len()).rposition(|w| w == token.as_bytes())?;
-            Some(at + token.len())
+        let (turn, bytes) = (turn.as_bytes(), rest.as_bytes());
+        let (mut shared, mut at) = (0, 0);
+        for from in 0..turn.len() {
+            if turn.len() - from <= shared {
+                break;
+            }
+            (shared, at) = (shared, at).max((common(&turn[from..], bytes), from));
+        }
+        let end = self.last_special(&bytes[..shared]);
+        // The special token that `rest` goes on with where `turn` differs, and its place.
+        let other = (end..=shared).filter(|at| rest.is_char_boundary(*at)).find_map(|at| {
+            let len = self.special_at(&bytes[at..])?;
+            (at + len > shared).then_some((at, len))
         });
-        let what = "renders an assistant's turn differently when more messages follow; put its words between \
-            {% generation %} and {% endgeneration %}, or set chat_template = \"chatml\"";
-        ends.max().ok_or_else(|| self.refuse(what))
+        let words = bytes[end..other.map_or(shared, |(at, _)| at)].trim_ascii();
+        match other {
+            _ if end > 0 && words.is_empty() => Ok(end),
+            Some((s, len)) if self.special_at(&turn[at + s..]).is_some() => Ok(s + len),
+            _ => Err(self.refuse(
+                "renders an assistant's turn differently when more messages follow; put its words between {% generation %} \
+                and {% endgeneration %}, or set chat_template = \"chatml\"",
+            )),
+        }
+    }
+
+    /// The length of the special token that `bytes` begin with.
+    fn special_at(&self, bytes: &[u8]) -> Option<usize> {
+        self.special.iter().filter(|token| bytes.starts_with(token.as_bytes())).map(String::len).max()
+    }
+
+    /// Where the last special token in `bytes` ends; 0 if there is none.
+    fn last_special(&self, bytes: &[u8]) -> usize {
+        (0..bytes.len()).rev().find_map(|at| Some(at + self.special_at(&bytes[at..])?)).unwrap_or(0)
     }
 
     fn refuse(&self, what: impl std::fmt::Display) -> Error {
@@ -179,8 +216,8 @@ fn generation_as_filter(source: &str) -> (String, bool) {
         }
         let tag = part.find("%}").map_or("", |end| &part[..end]);
         let filter = match tag.trim_matches(['-', '+']).trim() {
-            "generation" => "filter generation",
-            "endgeneration" => "endfilter",
+            "generation" if i > 0 => "filter generation",
+            "endgeneration" if i > 0 => "endfilter",
             _ => {
                 out.push_str(part);
                 continue;
@@ -191,6 +228,11 @@ fn generation_as_filter(source: &str) -> (String, bool) {
         out.push_str(&part[tag.len()..]);
     }
     (out, marked)
+}
+
+/// How many bytes two texts begin with alike.
+fn common(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 /// Whether a text in `value` could be taken for a mark.

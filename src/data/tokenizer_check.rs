@@ -142,6 +142,7 @@ fn pipeline(part: &Value, at: &str, growth: &mut usize) -> Check {
                 return wrong(at, format!("Replace may make a text at most {MAX_GROWTH} times as long"));
             }
         }
+        Some("Prepend") if size("prepend") == 0 => return wrong(at, "Prepend needs a text that is not empty"),
         Some("FixedLength") if part["length"].as_u64().is_none_or(|n| n == 0) => {
             return wrong(at, "FixedLength needs a length of at least 1");
         }
@@ -152,7 +153,7 @@ fn pipeline(part: &Value, at: &str, growth: &mut usize) -> Check {
             let map = part["precompiled_charsmap"].as_str().unwrap_or("").as_bytes();
             let data = map.strip_suffix(b"==").or(map.strip_suffix(b"=")).unwrap_or(map);
             let base64 = data.iter().all(|b| b.is_ascii_alphanumeric() || b"+/".contains(b));
-            if data.is_empty() || map.len() % 4 != 0 || !base64 {
+            if data.is_empty() || !map.len().is_multiple_of(4) || !base64 {
                 return wrong(at, "Precompiled needs its character map, in base64");
             }
         }

@@ -6,6 +6,7 @@ mod page;
 mod source;
 mod tree;
 mod values;
+use crate::backend::pick;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use serde::Serialize;
@@ -69,6 +70,8 @@ keys! {
         max_length | "max_seq_length" | "max_seq_len" | "sequence_len": usize = 1024, if |n| *n >= 2, "2 or more";
         /// Several records share a row of `max_length` tokens; they never attend to one another.
         packing | "sample_packing": bool = false;
+        /// `"chatml"` or a `.jinja` file; the model's own where not given.
+        chat_template | "chat_template_path": Option<String> = None;
         /// Only the assistant's words count in the loss; of records without roles, every token does.
         /// TRL's default is `false`.
         assistant_only_loss: bool = true;
@@ -112,7 +115,7 @@ keys! {
         /// the device's memory asks for it. TRL's default is `true`.
         gradient_checkpointing: Checkpointing = Checkpointing::Auto;
         /// Where to run: `"cuda"`, `"wgpu"` (Vulkan, Metal, DX12), `"cpu"`, or `"auto"`, the first of them that works.
-        backend: String = "auto".into(), if |b: &String| BACKENDS.contains(&b.as_str()), "\"auto\", \"cuda\", \"wgpu\" or \"cpu\"";
+        backend: String = "auto".into(), if |b: &String| pick::NAMES.contains(&b.as_str()), "\"auto\", \"cuda\", \"wgpu\" or \"cpu\"";
 
         /// Steps between lines of `metrics.jsonl`.
         logging_steps: u64 = 10, if |n| *n >= 1, "1 or more";
@@ -176,7 +179,6 @@ keys! {
 
 const TABLES: &[&str] = &["lr_scheduler_kwargs", "lora"];
 const ALL_KEYS: &[&[Key]] = &[TrainConfig::KEYS, SchedulerKwargs::KEYS, LoraConfig::KEYS];
-const BACKENDS: &[&str] = &["auto", "cuda", "wgpu", "cpu"];
 
 /// Reads a TOML or YAML config and puts `key=value` overrides over it. Nothing that it names is opened.
 pub fn load(path: &Path, overrides: &[String]) -> Result<TrainConfig> {

@@ -53,7 +53,7 @@ pub(super) fn write_result(b: &dyn Backend, model: &Model, config: &TrainConfig,
         Some(_) => peft::save(b, model, &base.to_string_lossy(), out)?,
         None => export::full::save(b, model, base, out)?,
     }
-    export::copy_companions(base, out)
+    export::folder::copy_companions(base, out)
 }
 
 /// Saves a checkpoint: what is trained as a result, and the exact state.

@@ -115,6 +115,15 @@ T["qwen3"] = """{%- if tools %}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
+# In the manner of gpt-oss: the last turn ends with another token than the ones before.
+T["oss"] = (
+    "{% for message in messages %}{{ '<|start|>' + message['role'] }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ '<|channel|>final<|message|>' + message['content'] }}"
+    "{% if loop.last %}{{ '<|return|>' }}{% else %}{{ '<|end|>' }}{% endif %}{% endgeneration %}"
+    "{% else %}{{ '<|message|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}")
+# In the manner of Qwen 3.5 and DeepSeek-R1: the generation prompt opens a reasoning that no message shows.
+T["forced"] = T["chatml"].replace("{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n<think>\n' }}")
 # Macros, indented JSON, break, printed Python values.
 T["odd"] = """{%- macro show(value, name='x') -%}<{{ name }}>{{ value }}</{{ name }}>{%- endmacro -%}
 {%- for tool in tools or [] %}{{ tool | tojson(indent=4) | indent(2) }}
@@ -130,7 +139,8 @@ T["odd"] = """{%- macro show(value, name='x') -%}<{{ name }}>{{ value }}</{{ nam
 {%- if add_generation_prompt %}{{ '<|im_start|>ASSISTANT' ~ ((messages | rejectattr('role', 'equalto', 'system') | list | length) + 1) ~ '\n' }}{% endif %}"""
 
 SPECIAL = sorted({"<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>",
-    "<|user|>", "<|system|>", "<|assistant|>", "</s>", "<s>", "<start_of_turn>", "<end_of_turn>", "<|end|>"})
+    "<|user|>", "<|system|>", "<|assistant|>", "</s>", "<s>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|start|>", "<|channel|>",
+    "<|message|>", "<|return|>"})
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
