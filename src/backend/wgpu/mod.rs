@@ -209,7 +209,7 @@ impl Wgpu {
         let (_, sections) = kernel_text::parse(COPY).map_err(Error::Bug)?;
         let last = if tail == 0 { u32::MAX } else { (1 << (8 * tail)) - 1 };
         let params = [words as u32, last];
-        let args = ["to", "from"].map(|name| TextArg { name, elem: Elem::U32, dtype: Some(DType::U32) });
+        let args = ["to", "from"].map(|name| TextArg { name, elem: Elem::U32, dtype: Some(DType::U32), wide: false });
         let call = Call {
             fields: &[("words", "u32"), ("last", "u32")],
             params: bytemuck::bytes_of(&params),
@@ -319,12 +319,13 @@ impl Backend for Wgpu {
             name: arg.name,
             elem: arg.elem,
             dtype: buf.map(|b| b.dtype),
+            wide: buf.is_some_and(|b| plan::is_wide(op, &names, arg.name, b.start, b.width)),
         };
         let mut args: Vec<TextArg> = spec.args.iter().zip(launch.args()).map(arg).collect();
         let scratch = if plan.scratch > 0 { Some(self.scratch(state, plan.scratch)?) } else { None };
         let mut bufs = launch.args().to_vec();
         if let Some(scratch) = &scratch {
-            args.push(TextArg { name: "scratch", elem: Elem::F32, dtype: Some(DType::F32) });
+            args.push(TextArg { name: "scratch", elem: Elem::F32, dtype: Some(DType::F32), wide: false });
             bufs.push(Some(scratch));
         }
         let call = Call { fields: spec.fields, params: launch.params(), args: &args, bufs: &bufs, plan: &plan };
