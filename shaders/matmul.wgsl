@@ -93,7 +93,8 @@ fn product(tile: vec3<u32>, t: u32) {
 #end
   for (var q = first; q < end; q += BK) {
     if (A_ROWS) { stage_a_rows(t, i0, q, end); } else { stage_a_columns(t, i0, q, end); }
-    if (B_ROWS) { stage_b_rows(t, j0, q, end); } else { stage_b_columns(t, j0, q, end); }
+    // turned by half a workgroup: with few blocks to load, b's are other threads' than a's
+    if (B_ROWS) { stage_b_rows((t + THREADS / 2u) % THREADS, j0, q, end); } else { stage_b_columns(t, j0, q, end); }
     workgroupBarrier();
     for (var k = 0u; k < BK; k++) {
 #for j 0 RN

@@ -20,15 +20,22 @@ const STORAGES: [Storage; 5] = [
     ("every other one bfloat16", |i, _| if i % 2 == 0 { DType::Bf16 } else { DType::F32 }),
 ];
 
-fn args(spec: &Spec, storage: &Storage, scratch: bool) -> Vec<TextArg> {
+fn args(op: Op, storage: &Storage, scratch: bool, wide: bool) -> Vec<TextArg> {
+    let spec: &Spec = op.spec();
+    let is_wide = |name: &str| wide && plan::wide(op).iter().any(|(arg, _)| *arg == name);
     let dtype = |i: usize| match spec.args[i].elem {
         Elem::Float => storage.1(i, spec.args[i].access.writes()),
         Elem::F32 => DType::F32,
         Elem::U32 => DType::U32,
         Elem::U8 => DType::U8,
     };
-    let row = |i: usize| TextArg { name: spec.args[i].name, elem: spec.args[i].elem, dtype: Some(dtype(i)) };
-    let scratch = scratch.then_some(TextArg { name: "scratch", elem: Elem::F32, dtype: Some(DType::F32) });
+    let row = |i: usize| TextArg {
+        name: spec.args[i].name,
+        elem: spec.args[i].elem,
+        dtype: Some(dtype(i)),
+        wide: is_wide(spec.args[i].name),
+    };
+    let scratch = scratch.then_some(TextArg { name: "scratch", elem: Elem::F32, dtype: Some(DType::F32), wide: false });
     (0..spec.args.len()).map(row).chain(scratch).collect()
 }
 
@@ -40,12 +47,12 @@ fn modules(params_in: ParamsIn) -> Vec<(String, String)> {
         let (common, sections) = kernel_text::parse(op.wgsl()).unwrap_or_else(|e| panic!("{}: {e}", spec.file));
         let sections: Vec<_> = sections.iter().filter(|s| s.op() == spec.name).collect();
         assert!(!sections.is_empty(), "{} has no section in shaders/{}.wgsl", spec.name, spec.file);
-        for (section, plan, storage) in product(&sections, &plan::variants(*op)) {
+        for (section, plan, storage, wide) in product(&sections, &plan::variants(*op)) {
             let extra = plan.extra.iter().map(|(name, _)| (*name, "u32"));
             let fields: Vec<_> = spec.fields.iter().copied().chain(extra).collect();
-            let args = args(spec, storage, plan.scratch > 0);
+            let args = args(*op, storage, plan.scratch > 0, wide);
             let request = Request { common, section, fields: &fields, args: &args, consts: &plan.consts, params_in };
-            let name = format!("{} {:?} {}", section.name, plan.consts, storage.0);
+            let name = format!("{} {:?} {} wide {wide}", section.name, plan.consts, storage.0);
             let module = text::module(&request).unwrap_or_else(|e| panic!("{name}: {e}"));
             assert!(4 * (fields.len() + module.bound.len()) <= 128, "{name}: more params than immediates hold");
             if out.iter().all(|(_, text)| *text != module.text) {
@@ -56,11 +63,12 @@ fn modules(params_in: ParamsIn) -> Vec<(String, String)> {
     out
 }
 
-type Variant<'a> = (&'a kernel_text::Section<'a>, &'a plan::Plan, &'static Storage);
+type Variant<'a> = (&'a kernel_text::Section<'a>, &'a plan::Plan, &'static Storage, bool);
 
 fn product<'a>(sections: &[&'a kernel_text::Section<'a>], plans: &'a [plan::Plan]) -> Vec<Variant<'a>> {
     let with_plan = sections.iter().flat_map(|s| plans.iter().map(move |p| (*s, p)));
-    with_plan.flat_map(|(s, p)| STORAGES.iter().map(move |storage| (s, p, storage))).collect()
+    let with_storage = with_plan.flat_map(|(s, p)| STORAGES.iter().map(move |storage| (s, p, storage)));
+    with_storage.flat_map(|(s, p, storage)| [false, true].map(|wide| (s, p, storage, wide))).collect()
 }
 
 fn validate(name: &str, text: &str) -> (naga::Module, ModuleInfo) {
@@ -77,13 +85,15 @@ fn every_module_is_valid_and_becomes_spirv_msl_and_hlsl() {
     assert!(modules.len() > 100, "only {} modules", modules.len());
     for (name, text) in &modules {
         let (module, info) = validate(name, text);
-        spv::write_vec(&module, &info, &spv::Options::default(), None).unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
+        spv::write_vec(&module, &info, &spv::Options::default(), None)
+            .unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
         let options = msl::Options { fake_missing_bindings: true, lang_version: (2, 4), ..Default::default() };
         msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
             .unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
         let shader_model = hlsl::ShaderModel::V6_0;
         let immediates_target = Some(hlsl::BindTarget::default());
-        let options = hlsl::Options { fake_missing_bindings: true, shader_model, immediates_target, ..Default::default() };
+        let options =
+            hlsl::Options { fake_missing_bindings: true, shader_model, immediates_target, ..Default::default() };
         let mut out = String::new();
         let pipeline = hlsl::PipelineOptions::default();
         let mut writer = hlsl::Writer::new(&mut out, &options, &pipeline);

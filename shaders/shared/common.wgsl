@@ -3,6 +3,9 @@
 fn flat(group: vec3<u32>) -> u32 { return group.x + group.y * 65535u; }
 fn ceil_div(a: u32, b: u32) -> u32 { return (a + b - 1u) / b; }
 
+// The first `rest` of four values, then zeros.
+fn first4(v: vec4<f32>, rest: u32) -> vec4<f32> { return select(vec4<f32>(), v, vec4(rest) > vec4(0u, 1u, 2u, 3u)); }
+
 fn unpack_bf16(w: u32) -> vec2<f32> { return vec2(bitcast<f32>(w << 16u), bitcast<f32>(w & 0xffff0000u)); }
 
 // To nearest, ties to even; a NaN stays one.

@@ -110,7 +110,9 @@ fn memory(_: &Adapter) -> Option<u64> {
 pub fn open(select: Option<&str>) -> Result<Opened> {
     let adapters = found();
     let reports: Vec<AdapterReport> = adapters.iter().map(report).collect();
-    let list = || reports.iter().enumerate().map(|(i, r)| format!("{i} {} ({})", r.name, r.api)).collect::<Vec<_>>().join(", ");
+    let list = || {
+        reports.iter().enumerate().map(|(i, r)| format!("{i} {} ({})", r.name, r.api)).collect::<Vec<_>>().join(", ")
+    };
     let named = |name: &str| match name.parse::<usize>() {
         Ok(place) => (place < reports.len()).then_some(place),
         Err(_) => reports.iter().position(|r| r.name.to_lowercase().contains(&name.to_lowercase())),
@@ -118,9 +120,9 @@ pub fn open(select: Option<&str>) -> Result<Opened> {
     let place = match select {
         _ if reports.is_empty() => return Err(none()),
         None => 0,
-        Some(name) => named(name).ok_or_else(|| {
-            Error::device("wgpu", format!("no adapter `{name}`; there are: {}", list()))
-        })?,
+        Some(name) => {
+            named(name).ok_or_else(|| Error::device("wgpu", format!("no adapter `{name}`; there are: {}", list())))?
+        }
     };
     let (device, queue) = request(&adapters[place])?;
     let faults = Faults::default();
@@ -147,7 +149,8 @@ fn request(adapter: &Adapter) -> Result<(Device, Queue)> {
         memory_hints: wgpu::MemoryHints::MemoryUsage,
         trace: wgpu::Trace::Off,
     };
-    pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| Error::device("wgpu", format!("cannot open the device: {e}")))
+    pollster::block_on(adapter.request_device(&descriptor))
+        .map_err(|e| Error::device("wgpu", format!("cannot open the device: {e}")))
 }
 
 /// Collects what would otherwise panic (wgpu's default handler) or be lost.

@@ -32,7 +32,9 @@ pub fn expand(text: &str, names: &Names) -> Result<String, String> {
                 }
                 at = end;
             }
-            [word, ..] if word.starts_with('#') => return Err(format!("`{}` is no directive, or out of place", lines[at])),
+            [word, ..] if word.starts_with('#') => {
+                return Err(format!("`{}` is no directive, or out of place", lines[at]));
+            }
             _ => {
                 out += lines[at];
                 out.push('\n');

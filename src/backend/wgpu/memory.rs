@@ -69,8 +69,11 @@ impl Heap {
     }
 
     fn share(&mut self, device: &Device, bytes: u64) -> Result<Place> {
-        let fit = |slab: &Option<Slab>| slab.as_ref().and_then(|s| s.free.iter().find(|(_, b)| **b >= bytes).map(|(a, b)| (*a, *b)));
-        let found = self.slabs.iter().enumerate().find_map(|(i, slab)| fit(slab).map(|(start, len)| (i as u32, start, len)));
+        let fit = |slab: &Option<Slab>| {
+            slab.as_ref().and_then(|s| s.free.iter().find(|(_, b)| **b >= bytes).map(|(a, b)| (*a, *b)))
+        };
+        let found =
+            self.slabs.iter().enumerate().find_map(|(i, slab)| fit(slab).map(|(start, len)| (i as u32, start, len)));
         let (slab, start, len) = match found {
             Some(found) => found,
             None => (self.create(device, SLAB.min(self.max_buffer), true)?, 0, SLAB.min(self.max_buffer)),
@@ -85,12 +88,22 @@ impl Heap {
 
     fn create(&mut self, device: &Device, bytes: u64, shared: bool) -> Result<u32> {
         if bytes > self.max_buffer {
-            let what = format!("a buffer of {} MiB is wanted, but this device allows {} MiB", bytes >> 20, self.max_buffer >> 20);
+            let what = format!(
+                "a buffer of {} MiB is wanted, but this device allows {} MiB",
+                bytes >> 20,
+                self.max_buffer >> 20
+            );
             return Err(Error::device("wgpu", what));
         }
-        let scopes = [ErrorFilter::OutOfMemory, ErrorFilter::Validation, ErrorFilter::Internal].map(|f| device.push_error_scope(f));
+        let scopes = [ErrorFilter::OutOfMemory, ErrorFilter::Validation, ErrorFilter::Internal]
+            .map(|f| device.push_error_scope(f));
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
-        let buffer = device.create_buffer(&wgpu::BufferDescriptor { label: None, size: bytes, usage, mapped_at_creation: false });
+        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: bytes,
+            usage,
+            mapped_at_creation: false,
+        });
         let errors: Vec<wgpu::Error> = scopes.into_iter().rev().filter_map(|s| pollster::block_on(s.pop())).collect();
         if let Some(error) = errors.first() {
             let used = self.memory.used >> 20;

@@ -111,7 +111,11 @@ impl Wgpu {
                 return Ok(((buf.slab, offset, size), ((buf.start as u64 - offset) / 4) as u32));
             }
         }
-        let what = format!("{op}: an argument of {} MiB; this device shows a shader {} MiB at once", buf.bytes() >> 20, limit >> 20);
+        let what = format!(
+            "{op}: an argument of {} MiB; this device shows a shader {} MiB at once",
+            buf.bytes() >> 20,
+            limit >> 20
+        );
         Err(fail(what))
     }
 
@@ -205,7 +209,7 @@ impl Wgpu {
         let (_, sections) = kernel_text::parse(COPY).map_err(Error::Bug)?;
         let last = if tail == 0 { u32::MAX } else { (1 << (8 * tail)) - 1 };
         let params = [words as u32, last];
-        let args = ["to", "from"].map(|name| TextArg { name, elem: Elem::U32, dtype: Some(DType::U32) });
+        let args = ["to", "from"].map(|name| TextArg { name, elem: Elem::U32, dtype: Some(DType::U32), wide: false });
         let call = Call {
             fields: &[("words", "u32"), ("last", "u32")],
             params: bytemuck::bytes_of(&params),
@@ -274,7 +278,8 @@ impl Backend for Wgpu {
         let end = (from.start + from.bytes()).next_multiple_of(4) as u64;
         let size = PART.min(end - from.start as u64).max(4);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let host = self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+        let host =
+            self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
         for start in (from.start as u64..end).step_by(size as usize) {
             let len = size.min(end - start);
             let State { heap, recorder, .. } = state;
@@ -314,12 +319,13 @@ impl Backend for Wgpu {
             name: arg.name,
             elem: arg.elem,
             dtype: buf.map(|b| b.dtype),
+            wide: buf.is_some_and(|b| plan::is_wide(op, &names, arg.name, b.start, b.width)),
         };
         let mut args: Vec<TextArg> = spec.args.iter().zip(launch.args()).map(arg).collect();
         let scratch = if plan.scratch > 0 { Some(self.scratch(state, plan.scratch)?) } else { None };
         let mut bufs = launch.args().to_vec();
         if let Some(scratch) = &scratch {
-            args.push(TextArg { name: "scratch", elem: Elem::F32, dtype: Some(DType::F32) });
+            args.push(TextArg { name: "scratch", elem: Elem::F32, dtype: Some(DType::F32), wide: false });
             bufs.push(Some(scratch));
         }
         let call = Call { fields: spec.fields, params: launch.params(), args: &args, bufs: &bufs, plan: &plan };

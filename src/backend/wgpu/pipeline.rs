@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use wgpu::{BindGroup, BindGroupLayout, BindGroupLayoutEntry, BindingType, BufferBindingType, ComputePipeline, Device};
 
-/// What tells one pipeline from another: entry point, storage, constants.
-type Key = (&'static str, Vec<Option<DType>>, Vec<(&'static str, u64)>);
+/// What tells one pipeline from another: entry point, storage (and whether it is wide), constants.
+type Key = (&'static str, Vec<(Option<DType>, bool)>, Vec<(&'static str, u64)>);
 
 /// A pipeline and the arguments that it binds, in order.
 pub struct Pipeline {
@@ -45,7 +45,7 @@ impl Pipelines {
 
     /// The pipeline for `request`, made at its first use.
     pub fn get(&mut self, name: &'static str, request: &Request) -> Result<Rc<Pipeline>> {
-        let dtypes = request.args.iter().map(|a| a.dtype).collect();
+        let dtypes = request.args.iter().map(|a| (a.dtype, a.wide)).collect();
         let key: Key = (name, dtypes, request.consts.to_vec());
         if let Some(found) = self.made.get(&key) {
             return Ok(found.clone());
@@ -116,7 +116,8 @@ impl Pipelines {
                 let size = std::num::NonZeroU64::new(*size);
                 wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: heap.buffer(*slab), offset: *offset, size })
             });
-            let bindings = buffers.enumerate().map(|(i, resource)| wgpu::BindGroupEntry { binding: i as u32, resource });
+            let bindings =
+                buffers.enumerate().map(|(i, resource)| wgpu::BindGroupEntry { binding: i as u32, resource });
             let entries: Vec<_> = bindings.collect();
             self.layout(windows.len());
             let layout = &self.layouts[&windows.len()];

@@ -87,6 +87,21 @@ fn attention(op: Op, names: &Names) -> Plan {
     Plan { consts: vec![("ND", d.div_ceil(64).max(1))], work: products * (n * t * h * d) as f64, ..Plan::default() }
 }
 
+/// Arguments that their file reads by `ld4` alone, so that they may be wide; and what must be a multiple of 4 for that.
+pub fn wide(op: Op) -> &'static [(&'static str, &'static str)] {
+    match op.spec().file {
+        "matmul" => &[("a", "ld_a"), ("b", "ld_b")],
+        "attention" => &[("q", "ld_q"), ("k", "ld_k"), ("v", "ld_v"), ("dout", "D")],
+        _ => &[],
+    }
+}
+
+/// Whether argument `name`, `start` bytes into its slab, can be read four elements of `size` bytes at a time.
+pub fn is_wide(op: Op, names: &Names, name: &str, start: usize, size: usize) -> bool {
+    let fours = |dim: &str| names.get(dim).is_none_or(|v| v.is_multiple_of(4));
+    wide(op).iter().any(|(arg, dim)| *arg == name && fours(dim)) && fours("D") && start.is_multiple_of(4 * size)
+}
+
 /// How to run `op` with params of these values.
 pub fn plan(op: Op, names: &Names) -> Plan {
     match op.spec().file {

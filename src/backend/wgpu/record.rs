@@ -1,6 +1,7 @@
 //! Commands on their way to the device: recorded in one long compute pass, submitted in batches.
 use wgpu::{
-    BindGroup, BindGroupLayout, Buffer, BufferUsages, CommandEncoder, ComputePass, ComputePipeline, Device, PollType, Queue,
+    BindGroup, BindGroupLayout, Buffer, BufferUsages, CommandEncoder, ComputePass, ComputePipeline, Device, PollType,
+    Queue,
 };
 
 /// Dispatches per submit: enough to hide what a submit costs (some 50 µs), few enough that the device starts early.
@@ -47,7 +48,14 @@ impl Recorder {
     }
 
     /// Queues one dispatch; `params` as the module's struct wants them, `work` in multiply-adds.
-    pub fn dispatch(&mut self, pipeline: &ComputePipeline, group: &BindGroup, params: &[u8], grid: [u32; 3], work: f64) {
+    pub fn dispatch(
+        &mut self,
+        pipeline: &ComputePipeline,
+        group: &BindGroup,
+        params: &[u8],
+        grid: [u32; 3],
+        work: f64,
+    ) {
         self.open();
         let pass = self.pass.get_or_insert_with(|| {
             let encoder = self.encoder.as_mut().expect("opened");
@@ -71,7 +79,8 @@ impl Recorder {
     }
 
     fn open(&mut self) -> &mut CommandEncoder {
-        self.encoder.get_or_insert_with(|| self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default()))
+        self.encoder
+            .get_or_insert_with(|| self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default()))
     }
 
     /// The encoder outside a pass, for copies and clears.

@@ -28,6 +28,8 @@ pub struct TextArg {
     pub name: &'static str,
     pub elem: Elem,
     pub dtype: Option<DType>,
+    /// Four elements (from i, a multiple of 4) are one load. Only for arguments that are read by `ld4` alone.
+    pub wide: bool,
 }
 
 /// Where the params live.
@@ -79,6 +81,10 @@ pub fn module(request: &Request) -> Result<Module, String> {
     }
     text += if w == 1 { LANES_1 } else { LANES_2 };
     for (binding, i) in bound.iter().enumerate() {
+        let arg = &request.args[*i];
+        if arg.wide && ACCESSORS.iter().any(|f| *f != "ld4" && uses(&code, f, arg.name)) {
+            return Err(format!("`{}` is wide, but not read by ld4 alone", arg.name));
+        }
         text += &accessors(&request.args[*i], binding, w, &code);
     }
     for arg in request.args {
@@ -130,23 +136,31 @@ fn uses_arg(code: &str, arg: &TextArg) -> bool {
 /// Whether `code` calls accessor `f` of the argument.
 fn uses(code: &str, f: &str, arg: &str) -> bool {
     let call = format!("{f}_{arg}(");
-    let starts_word = |i: usize| i == 0 || !(code.as_bytes()[i - 1].is_ascii_alphanumeric() || code.as_bytes()[i - 1] == b'_');
+    let starts_word =
+        |i: usize| i == 0 || !(code.as_bytes()[i - 1].is_ascii_alphanumeric() || code.as_bytes()[i - 1] == b'_');
     code.match_indices(&call).any(|(i, _)| starts_word(i))
 }
 
 /// The binding of an argument and those of its accessors that `code` calls.
 fn accessors(arg: &TextArg, binding: usize, w: u64, code: &str) -> String {
     let dtype = arg.dtype.expect("a bound argument is present");
-    let element = if dtype == DType::F32 { "f32" } else { "u32" };
+    let element = match (dtype == DType::F32, arg.wide) {
+        (true, false) => "f32",
+        (true, true) => "vec4<f32>",
+        (false, false) => "u32",
+        (false, true) => "vec2<u32>",
+    };
     let (wide, all) = match (arg.elem, dtype) {
         (Elem::U32, _) => ([].as_slice(), U32),
         (Elem::U8, _) => ([].as_slice(), U8),
+        (_, DType::F32) if arg.wide => (WIDE_F32.as_slice(), [].as_slice()),
+        (_, _) if arg.wide => (WIDE_PACKED.as_slice(), [].as_slice()),
         (_, DType::F32) => (if w == 1 { F32_1.as_slice() } else { F32_2.as_slice() }, F32),
         (_, _) => ([].as_slice(), PACKED),
     };
-    let (unpack, pack) = if dtype == DType::F16 { ("unpack2x16float", "pack_f16") } else { ("unpack_bf16", "pack_bf16") };
-    let mut text =
-        format!("@group(0) @binding({binding}) var<storage, read_write> {}_: array<{element}>;\n", arg.name);
+    let (unpack, pack) =
+        if dtype == DType::F16 { ("unpack2x16float", "pack_f16") } else { ("unpack_bf16", "pack_bf16") };
+    let mut text = format!("@group(0) @binding({binding}) var<storage, read_write> {}_: array<{element}>;\n", arg.name);
     for (f, body) in wide.iter().chain(all).filter(|(f, _)| uses(code, f, arg.name)) {
         let body = body.replace("BASE", &format!("p.base_{}", arg.name)).replace("MEM", &format!("{}_", arg.name));
         text += &format!("fn {f}_{}{}\n", arg.name, body.replace("UNPACK", unpack).replace("PACK", pack));
@@ -163,7 +177,10 @@ const F32_2: [Accessor; 2] = [
     ("st", "(i: u32, v: V, rest: u32) { let a = BASE + i; MEM[a] = v.x; if (rest > 1u) { MEM[a + 1u] = v.y; } }"),
 ];
 const F32: &[Accessor] = &[
-    ("st2", "(i: u32, v: vec2<f32>, rest: u32) { let a = BASE + i; MEM[a] = v.x; if (rest > 1u) { MEM[a + 1u] = v.y; } }"),
+    (
+        "st2",
+        "(i: u32, v: vec2<f32>, rest: u32) { let a = BASE + i; MEM[a] = v.x; if (rest > 1u) { MEM[a + 1u] = v.y; } }",
+    ),
     ("ld1", "(i: u32) -> f32 { return MEM[BASE + i]; }"),
     ("st1", "(i: u32, v: f32) { MEM[BASE + i] = v; }"),
     (
@@ -231,10 +248,24 @@ const PACKED: &[Accessor] = &[
     ),
 ];
 
-const U32: &[Accessor] = &[
-    ("ld", "(i: u32) -> u32 { return MEM[BASE + i]; }"),
-    ("st", "(i: u32, v: u32) { MEM[BASE + i] = v; }"),
-];
+const WIDE_F32: [Accessor; 1] = [(
+    "ld4",
+    "(i: u32, rest: u32) -> vec4<f32> {
+  if (rest == 0u) { return vec4<f32>(); }
+  return first4(MEM[(BASE + i) / 4u], rest);
+}",
+)];
+const WIDE_PACKED: [Accessor; 1] = [(
+    "ld4",
+    "(i: u32, rest: u32) -> vec4<f32> {
+  if (rest == 0u) { return vec4<f32>(); }
+  let h = MEM[(BASE + i / 2u) / 2u];
+  return first4(vec4(UNPACK(h.x), UNPACK(h.y)), rest);
+}",
+)];
+
+const U32: &[Accessor] =
+    &[("ld", "(i: u32) -> u32 { return MEM[BASE + i]; }"), ("st", "(i: u32, v: u32) { MEM[BASE + i] = v; }")];
 
 const U8: &[Accessor] = &[
     ("ld", "(i: u32) -> u32 { return (MEM[BASE + i / 4u] >> (8u * (i % 4u))) & 255u; }"),

@@ -1,0 +1,226 @@
+//! What the parity matrix is too small for: the large tiles of the products, long attention, folded grids, windows of big
+//! buffers; and the memory and errors of the wgpu backend. Speeds are printed on the way.
+#![cfg(feature = "wgpu")]
+#![allow(non_snake_case, reason = "dims are named as in the ops")]
+use luthier::backend::cpu::Cpu;
+use luthier::backend::kernel_text::names;
+use luthier::backend::wgpu::{Wgpu, adapters, plan};
+use luthier::backend::{Backend, Buf};
+use luthier::dtype::DType::{self, Bf16, F32};
+use luthier::ops::Op;
+use luthier::ops::attention::Attention;
+use luthier::ops::matmul::MatMul;
+use std::time::Instant;
+
+/// The device, or none where there is none and none is required.
+fn open() -> Option<Wgpu> {
+    match Wgpu::new(None) {
+        Ok(wgpu) => Some(wgpu),
+        Err(e) if std::env::var("LUTHIER_REQUIRE").is_ok_and(|r| r.contains("wgpu")) => panic!("{e}"),
+        Err(e) => {
+            eprintln!("wgpu: skipped, {e}");
+            None
+        }
+    }
+}
+
+fn noise(len: usize, seed: u32) -> Vec<f32> {
+    let mut s = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut next = || {
+        s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (s >> 8) as f32 / 8_388_608.0 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn nmse(got: &[f32], want: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let err: f64 = got.iter().zip(want).map(|(g, w)| square(*g as f64 - *w as f64)).sum();
+    err / want.iter().map(|w| square(*w as f64)).sum::<f64>()
+}
+
+fn matmul(b: &dyn Backend, op: Op, bufs: [&mut Buf; 3], p: &MatMul) {
+    let [out, x, y] = bufs;
+    let done = match op {
+        Op::matmul_nt => b.matmul_nt(out, x, y, p),
+        Op::matmul_nn => b.matmul_nn(out, x, y, p),
+        Op::matmul_tn_add => b.matmul_tn_add(out, x, y, p),
+        other => panic!("{other:?} is not tried here"),
+    };
+    done.unwrap();
+}
+
+/// One product on a backend, after a first run that compiles; the values and the seconds.
+fn product(b: &dyn Backend, op: Op, p: &MatMul, dtype: DType) -> (Vec<f32>, f64) {
+    let [I, J, Q] = [p.I, p.J, p.Q].map(|d| d as usize);
+    let mut a = b.alloc_f32(&noise(I * Q, 1), dtype).unwrap();
+    let mut y = b.alloc_f32(&noise(J * Q, 2), dtype).unwrap();
+    let mut out = b.alloc_f32(&noise(I * J, 3), F32).unwrap();
+    if b.name() == "wgpu" {
+        let mut other = b.alloc(I * J, F32).unwrap();
+        matmul(b, op, [&mut other, &mut a, &mut y], p);
+        b.free(other);
+    }
+    b.sync().unwrap();
+    let start = Instant::now();
+    matmul(b, op, [&mut out, &mut a, &mut y], p);
+    b.sync().unwrap();
+    let seconds = start.elapsed().as_secs_f64();
+    let values = b.download_f32(&out).unwrap();
+    [a, y, out].into_iter().for_each(|buf| b.free(buf));
+    (values, seconds)
+}
+
+#[test]
+fn products_of_every_tile() {
+    let Some(wgpu) = open() else { return };
+    let grow = if wgpu.report().hardware { 4 } else { 1 };
+    // I, J, Q; BM, BN of the tile and whether the sum is split
+    let shapes = [
+        ([2046, 1022, 50], (128, 128, false)),
+        ([2048, 1024, 128], (128, 128, false)),
+        ([510, 258, 128], (64, 64, false)),
+        ([256, 256, 1040], (64, 64, true)),
+        ([130, 100, 200], (32, 32, false)),
+        ([1030, 16, 4096], (128, 32, true)),
+        ([16, 1030, 600], (32, 128, true)),
+        ([16, 1030, 64], (32, 128, false)),
+        ([24, 24, 1000], (32, 32, true)),
+    ];
+    for (mut shape, tile) in shapes {
+        shape[2] *= grow;
+        for op in [Op::matmul_nt, Op::matmul_nn, Op::matmul_tn_add] {
+            let [I, J, Q] = shape;
+            let ld_a = if op == Op::matmul_tn_add { I } else { Q };
+            let ld_b = if op == Op::matmul_nt { Q } else { J };
+            let p = MatMul { I, J, Q, ld_out: J, ld_a, ld_b, alpha: 0.5 };
+            let plan = plan::plan(op, &names(op.spec().fields, bytemuck::bytes_of(&p)));
+            let value = |name| plan.consts.iter().find(|(n, _)| *n == name).unwrap().1;
+            assert_eq!((value("BM"), value("BN"), value("SPLIT") == 1), tile, "{shape:?}");
+            for dtype in [F32, Bf16] {
+                let (want, _) = product(&Cpu::new(), op, &p, dtype);
+                let (got, seconds) = product(&wgpu, op, &p, dtype);
+                let err = nmse(&got, &want);
+                let speed = 2e-9 * I as f64 * J as f64 * Q as f64 / seconds;
+                eprintln!("{op:?} {shape:?} {} tile {tile:?}: {speed:.1} GFLOP/s, NMSE {err:.1e}", dtype.name());
+                assert!(err <= 1e-11, "{op:?} {shape:?} {dtype:?}: NMSE {err:e}");
+            }
+        }
+    }
+}
+
+/// Causal attention of `N` tokens, forward and backward: out, dq, dk, dv and the seconds.
+fn attention(b: &dyn Backend, p: &Attention, dtype: DType) -> (Vec<Vec<f32>>, [f64; 2]) {
+    let [N, H, K, D] = [p.N, p.H, p.K, p.D].map(|d| d as usize);
+    let new = |len, seed| b.alloc_f32(&noise(len, seed), dtype).unwrap();
+    let (q, k, v, dout) = (new(N * H * D, 1), new(N * K * D, 2), new(N * K * D, 3), new(N * H * D, 4));
+    let span = b.alloc_u32(&(0..p.N).flat_map(|n| [0, n + 1]).collect::<Vec<_>>()).unwrap();
+    let reach = b.alloc_u32(&(0..p.N).flat_map(|j| [j, p.N]).collect::<Vec<_>>()).unwrap();
+    let zeros = |len| b.alloc(len, dtype).unwrap();
+    let (mut out, mut dq, mut dk, mut dv) = (zeros(N * H * D), zeros(N * H * D), zeros(N * K * D), zeros(N * K * D));
+    let (mut lse, mut dot) = (b.alloc(N * H, F32).unwrap(), b.alloc(N * H, F32).unwrap());
+    let mut seconds = [0.0; 2];
+    // twice, because the first run compiles
+    for _ in 0..if b.name() == "wgpu" { 2 } else { 1 } {
+        let start = Instant::now();
+        b.attention_forward(&mut out, &mut lse, &q, &k, &v, &span, p).unwrap();
+        b.sync().unwrap();
+        let forward = start.elapsed().as_secs_f64();
+        let d = [&mut dq, &mut dk, &mut dv];
+        let [dq, dk, dv] = d;
+        b.attention_backward(dq, dk, dv, &mut dot, &dout, &out, &lse, &q, &k, &v, &span, &reach, p).unwrap();
+        b.sync().unwrap();
+        seconds = [forward, start.elapsed().as_secs_f64() - forward];
+    }
+    ([&out, &dq, &dk, &dv].map(|x| b.download_f32(x).unwrap()).into(), seconds)
+}
+
+#[test]
+fn long_attention() {
+    let Some(wgpu) = open() else { return };
+    for (N, H, K, D) in [(300, 4, 2, 64), (520, 2, 1, 128), (200, 1, 1, 256)] {
+        let p = Attention { N, T: N, H, K, D, ld_q: H * D, ld_k: K * D, ld_v: K * D, scale: (D as f32).powf(-0.5) };
+        for (dtype, limit) in [(F32, 1e-10), (Bf16, 3e-4)] {
+            let (want, _) = attention(&Cpu::new(), &p, dtype);
+            let (got, seconds) = attention(&wgpu, &p, dtype);
+            let flop = 2.0 * H as f64 * D as f64 * (N as f64).powi(2);
+            let [forward, backward] = [flop / seconds[0] * 1e-9, 2.5 * flop / seconds[1] * 1e-9];
+            eprintln!("N {N} H {H} D {D} {}: forward {forward:.1}, backward {backward:.1} GFLOP/s", dtype.name());
+            for (i, name) in ["out", "dq", "dk", "dv"].into_iter().enumerate() {
+                let err = nmse(&got[i], &want[i]);
+                assert!(err <= limit, "N {N} H {H} D {D} {dtype:?}: {name}: NMSE {err:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn wide_grids_are_folded() {
+    let Some(wgpu) = open() else { return };
+    // more than 65,535 workgroups of 256
+    let len = 65_535 * 256 + 70_001;
+    let wgpu: &dyn Backend = &wgpu;
+    let mut out = wgpu.alloc(len, F32).unwrap();
+    wgpu.fill(&mut out, 2.5).unwrap();
+    assert!(wgpu.download_f32(&out).unwrap().iter().all(|x| *x == 2.5));
+}
+
+#[test]
+fn buffers_beyond_a_binding_are_seen_through_windows() {
+    let Some(wgpu) = open() else { return };
+    let limit = wgpu.report().max_binding as usize;
+    if limit > 1 << 28 {
+        eprintln!("a binding of {} MiB: not tried", limit >> 20);
+        return;
+    }
+    let wgpu: &dyn Backend = &wgpu;
+    let mut big = wgpu.alloc(limit / 4 + (40 << 18), F32).unwrap();
+    let e = wgpu.fill(&mut big, 1.0).unwrap_err();
+    assert!(e.to_string().contains("MiB at once"), "{e}");
+    let len = limit / 8 + 12_345;
+    let mut want = vec![0.0; big.len()];
+    for offset in [0, 1, big.len() / 3, big.len() - len] {
+        let value = offset as f32 + 1.0;
+        wgpu.fill(&mut big.view(offset, len), value).unwrap();
+        want[offset..][..len].fill(value);
+    }
+    assert!(wgpu.download_f32(&big).unwrap() == want, "a window was off its place");
+}
+
+#[test]
+fn memory_is_reused_as_zeros_and_counted() {
+    let Some(wgpu) = open() else { return };
+    let wgpu: &dyn Backend = &wgpu;
+    let before = wgpu.memory().used;
+    for len in [1, 100, 3_000_000] {
+        let held: Vec<Buf> = (0..5).map(|i| wgpu.alloc_f32(&vec![i as f32 + 1.0; len], Bf16).unwrap()).collect();
+        for (i, buf) in held.into_iter().enumerate() {
+            assert_eq!(wgpu.download_f32(&buf).unwrap()[len - 1], i as f32 + 1.0);
+            if i != 2 {
+                wgpu.free(buf);
+            }
+        }
+        let again: Vec<Buf> = (0..6).map(|_| wgpu.alloc(len, Bf16).unwrap()).collect();
+        assert!(again.iter().all(|buf| wgpu.download(buf).unwrap().iter().all(|byte| *byte == 0)));
+        again.into_iter().for_each(|buf| wgpu.free(buf));
+    }
+    assert!(wgpu.memory().used > before && wgpu.memory().peak > wgpu.memory().used);
+    let e = wgpu.alloc(1 << 50, F32).unwrap_err();
+    assert_eq!(e.exit_code(), 69, "{e}");
+    assert_eq!(wgpu.download_f32(&wgpu.alloc_f32(&[3.0], F32).unwrap()).unwrap(), [3.0]);
+}
+
+#[test]
+fn adapters_are_found_by_place_and_by_part_of_the_name() {
+    let reports = adapters();
+    if open().is_none() {
+        return;
+    }
+    let first = &reports[0];
+    assert!(reports.iter().is_sorted_by_key(|r| !r.hardware), "hardware comes first");
+    for select in ["0", &first.name.to_uppercase()] {
+        assert_eq!(Wgpu::new(Some(select)).unwrap().report().name, first.name);
+    }
+    let Err(e) = Wgpu::new(Some("no such gpu")) else { panic!("an adapter that is not there was opened") };
+    assert!(e.to_string().contains(&first.name), "{e}");
+}
