@@ -96,7 +96,8 @@ fn no_file_without_a_row() {
         for path in entries(dir) {
             let folder = path.is_dir() && FOLDERS.contains(&stem(&path));
             let known = files().contains(stem(&path)) || SHARED.contains(&stem(&path));
-            if !folder && !(known && path.extension().is_some_and(|e| e == ext)) {
+            let source = known && path.extension().is_some_and(|e| e == ext);
+            if !(folder || source) {
                 wrong.push(format!("{} belongs to no row", path.display()));
             }
         }

@@ -8,8 +8,8 @@ use luthier::dtype::DType;
 use luthier::error::Error;
 use luthier::export::peft;
 use luthier::model::{LoadOptions, Model, Plan, Session};
-use luthier::train::optim::{Hyper, Optimizer};
 use luthier::train::config::{SchedulerKwargs, SchedulerType};
+use luthier::train::optim::{Hyper, Optimizer};
 use luthier::train::schedule::Schedule;
 use std::path::Path;
 mod support;
@@ -30,7 +30,12 @@ impl Trajectory {
         self.0[key].as_f64().unwrap_or_else(|| panic!("{key} is a number"))
     }
     fn list(&self, key: &str) -> Vec<f64> {
-        self.0[key].as_array().unwrap_or_else(|| panic!("{key} is a list")).iter().map(|x| x.as_f64().unwrap()).collect()
+        self.0[key]
+            .as_array()
+            .unwrap_or_else(|| panic!("{key} is a list"))
+            .iter()
+            .map(|x| x.as_f64().unwrap())
+            .collect()
     }
 }
 
@@ -88,7 +93,8 @@ fn run(b: &dyn Backend, folder: &Path) -> Result<String, Error> {
     let (steps, warmup) = (t.number("steps") as u64, t.number("warmup") as u64);
     let name = t.0["schedule"].as_str().expect("schedule");
     let kind = *SchedulerType::ALL.iter().find(|k| k.name() == name).expect("a known schedule");
-    let schedule = Schedule { kind, kwargs: SchedulerKwargs::default(), learning_rate: t.number("lr"), warmup, total: steps };
+    let schedule =
+        Schedule { kind, kwargs: SchedulerKwargs::default(), learning_rate: t.number("lr"), warmup, total: steps };
     let (losses, norms, lrs) = (t.list("losses"), t.list("grad_norms"), t.list("lrs"));
     let batches = open(&folder.join("batches.safetensors"));
     let batch = [packed(&batches, "ids0", "labels0"), packed(&batches, "ids1", "labels1")];
@@ -142,7 +148,9 @@ fn trajectories() {
     for folder in folders.iter().filter(|f| f.join("trajectory.json").exists()) {
         let name = folder.file_name().unwrap().to_string_lossy();
         let start = folder.join("adapter_start");
-        if start.exists() && let Err(why) = peft::read_config(&start) {
+        if start.exists()
+            && let Err(why) = peft::read_config(&start)
+        {
             println!("{name} unsupported {why}");
             continue;
         }

@@ -33,7 +33,8 @@ const MARK: &str = "// op ";
 
 /// What all sections share, and the sections.
 pub fn parse(file: &str) -> Result<(&str, Vec<Section<'_>>), String> {
-    let starts: Vec<usize> = file.match_indices(MARK).map(|(i, _)| i).filter(|i| *i == 0 || file.as_bytes()[i - 1] == b'\n').collect();
+    let starts: Vec<usize> =
+        file.match_indices(MARK).map(|(i, _)| i).filter(|i| *i == 0 || file.as_bytes()[i - 1] == b'\n').collect();
     let common = &file[..starts.first().copied().unwrap_or(file.len())];
     let ends = starts.iter().skip(1).copied().chain([file.len()]);
     let sections = starts.iter().zip(ends).map(|(start, end)| section(&file[*start..end]));
@@ -158,10 +159,14 @@ mod tests {
 
     #[test]
     fn sections_and_their_clauses() {
-        let file = "fn f() {}\n// op a grid(ceil(N*C/W, 256), H)\nA // op no\n// op b__x grid(N) block(128) shared(4*D)\nB\n";
+        let file =
+            "fn f() {}\n// op a grid(ceil(N*C/W, 256), H)\nA // op no\n// op b__x grid(N) block(128) shared(4*D)\nB\n";
         let (common, sections) = parse(file).unwrap();
         assert_eq!(common, "fn f() {}\n");
-        assert_eq!((sections[0].name, sections[0].grid.clone(), sections[0].block), ("a", vec!["ceil(N*C/W, 256)", "H"], "1"));
+        assert_eq!(
+            (sections[0].name, sections[0].grid.clone(), sections[0].block),
+            ("a", vec!["ceil(N*C/W, 256)", "H"], "1")
+        );
         assert_eq!((sections[1].op(), sections[1].block, sections[1].shared), ("b", "128", "4*D"));
         assert!(sections[1].text.ends_with("B\n"));
     }

@@ -41,16 +41,18 @@ impl Buf {
     /// multiples of 2.
     pub fn view(&self, offset: usize, len: usize) -> Buf {
         assert!(offset + len <= self.len, "a view of {offset}+{len} elements in a buffer of {}", self.len);
-        assert!(offset * self.dtype.size() % 4 == 0, "a view at element {offset} of a {} buffer", self.dtype.name());
+        assert!(
+            (offset * self.dtype.size()).is_multiple_of(4),
+            "a view at element {offset} of a {} buffer",
+            self.dtype.name()
+        );
         Buf { start: self.start + offset * self.width, len, ..*self }
     }
     fn bytes(&self) -> usize {
         self.len * self.width
     }
     fn overlaps(&self, other: &Buf) -> bool {
-        self.slab == other.slab
-            && self.start < other.start + other.bytes()
-            && other.start < self.start + self.bytes()
+        self.slab == other.slab && self.start < other.start + other.bytes() && other.start < self.start + self.bytes()
     }
 }
 

@@ -16,7 +16,8 @@ const CHUNK: usize = 1 << 16;
 pub fn init(config: &Path, out: &Path, dtype: DType, seed: u64) -> Result<u64> {
     let spec = read_spec(config)?;
     std::fs::create_dir_all(out).map_err(Error::write(out))?;
-    let shapes: std::collections::HashMap<String, Vec<usize>> = spec.weights().into_iter().map(|w| (w.name, w.shape)).collect();
+    let shapes: std::collections::HashMap<String, Vec<usize>> =
+        spec.weights().into_iter().map(|w| (w.name, w.shape)).collect();
     let outline = |w: crate::model::spec::WeightSpec| Outline { name: w.name, dtype: dtype_of(dtype), shape: w.shape };
     let outlines = spec.weights().into_iter().map(outline).collect();
     write_shards(out, outlines, |name| Ok(values(name, &shapes[name], spec.initializer_range, dtype, seed)))?;

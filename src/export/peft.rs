@@ -100,7 +100,8 @@ struct Json {
 pub fn read_config(folder: &Path) -> Result<LoraConfig> {
     let file = folder.join(CONFIG);
     let text = std::fs::read(&file).map_err(Error::read(&file))?;
-    let json: Json = serde_json::from_slice(&text).map_err(|e| Error::content(&file, format!("line {}", e.line()), e))?;
+    let json: Json =
+        serde_json::from_slice(&text).map_err(|e| Error::content(&file, format!("line {}", e.line()), e))?;
     let unsupported = [
         ("peft_type", json.peft_type.as_deref().unwrap_or("LORA") != "LORA"),
         ("use_dora", json.use_dora),

@@ -82,12 +82,18 @@ impl Tensors {
         for name in &names {
             let plain = Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
             if !plain || !name.ends_with(".safetensors") {
-                return Err(Error::content(&index, "weight_map", format!("`{name}` is no safetensors file of this folder")));
+                return Err(Error::content(
+                    &index,
+                    "weight_map",
+                    format!("`{name}` is no safetensors file of this folder"),
+                ));
             }
         }
         let tensors = Self::open(&names.iter().map(|n| folder.join(n)).collect::<Vec<_>>())?;
         match map.weight_map.keys().find(|name| !tensors.entries.contains_key(*name)) {
-            Some(name) => Err(Error::content(&index, name, "listed, but in none of the shards: download the model again")),
+            Some(name) => {
+                Err(Error::content(&index, name, "listed, but in none of the shards: download the model again"))
+            }
             None => Ok(tensors),
         }
     }
@@ -155,7 +161,11 @@ fn header(path: &Path, map: &[u8]) -> Result<Vec<(String, Entry)>> {
     for (name, info) in meta.tensors() {
         let (start, end) = info.data_offsets;
         if start > end || end > data {
-            return Err(Error::content(path, name, format!("lies at {start}..{end}, the file holds {data} bytes of data")));
+            return Err(Error::content(
+                path,
+                name,
+                format!("lies at {start}..{end}, the file holds {data} bytes of data"),
+            ));
         }
         let range = 8 + n + start..8 + n + end;
         entries.push((name, Entry { file: 0, dtype: info.dtype, shape: info.shape.clone(), range }));
@@ -219,7 +229,8 @@ impl Writer {
 
     /// The next tensor's bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let next = self.left.next().ok_or_else(|| Error::Bug(format!("{}: one tensor too many", self.path.display())))?;
+        let next =
+            self.left.next().ok_or_else(|| Error::Bug(format!("{}: one tensor too many", self.path.display())))?;
         if next.bytes() != bytes.len() {
             let what = format!("{}: {} bytes wanted, {} given", next.name, next.bytes(), bytes.len());
             return Err(Error::Bug(what));

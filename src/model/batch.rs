@@ -70,7 +70,10 @@ mod tests {
             for j in 0..6 {
                 let sees = span[2 * n] as usize <= j && j < span[2 * n + 1] as usize;
                 let seen = reach[2 * j] as usize <= n && n < reach[2 * j + 1] as usize;
-                let same = tokens.cu_seqlens.windows(2).any(|s| (s[0]..s[1]).contains(&(n as u32)) && (s[0]..s[1]).contains(&(j as u32)));
+                let same = tokens
+                    .cu_seqlens
+                    .windows(2)
+                    .any(|s| (s[0]..s[1]).contains(&(n as u32)) && (s[0]..s[1]).contains(&(j as u32)));
                 assert_eq!((sees, seen), (same && j <= n, same && j <= n), "{n} {j}");
             }
         }

@@ -122,7 +122,15 @@ impl BlockScratch {
     ) -> Result<BlockScratch> {
         let buf = |cols: usize| scope.alloc(N * cols, dtype);
         let (q, kv) = (s.H * s.D, s.K * s.D);
-        let grads = |_| Ok(AttentionGrads { datt: buf(q)?, dq: buf(q)?, dk: buf(kv)?, dv: buf(kv)?, dot: scope.alloc(N * s.H, DType::F32)? });
+        let grads = |_| {
+            Ok(AttentionGrads {
+                datt: buf(q)?,
+                dq: buf(q)?,
+                dk: buf(kv)?,
+                dv: buf(kv)?,
+                dot: scope.alloc(N * s.H, DType::F32)?,
+            })
+        };
         Ok(BlockScratch {
             linear,
             rope: scope.alloc_f32(&s.rope.table(positions, s.D), DType::F32)?,
@@ -233,7 +241,8 @@ impl Block {
         )?;
         b.rope_backward(&mut g.dq, rope, &inputs.positions, &rope_params(s, N, s.H, *positions))?;
         b.rope_backward(&mut g.dk, rope, &inputs.positions, &rope_params(s, N, s.K, *positions))?;
-        for (layer, dout, add) in [(&mut self.q, &g.dq, false), (&mut self.k, &g.dk, true), (&mut self.v, &g.dv, true)] {
+        for (layer, dout, add) in [(&mut self.q, &g.dq, false), (&mut self.k, &g.dk, true), (&mut self.v, &g.dv, true)]
+        {
             layer.backward_input(b, linear, dn, dout, N, add)?;
             layer.backward_weight(b, linear, dout, &saved.n1, N)?;
         }

@@ -22,7 +22,8 @@ impl Keys {
             return Err(Error::content(file, "", format!("{size} bytes are too many for a config")));
         }
         let text = std::fs::read(file).map_err(Error::read(file))?;
-        let value: Value = serde_json::from_slice(&text).map_err(|e| Error::content(file, format!("line {}", e.line()), e))?;
+        let value: Value =
+            serde_json::from_slice(&text).map_err(|e| Error::content(file, format!("line {}", e.line()), e))?;
         if !value.is_object() {
             return Err(Error::content(file, "", "a JSON object is wanted"));
         }
@@ -53,7 +54,9 @@ impl Keys {
 
     fn typed<T>(&self, key: &str, default: Option<T>, want: &str, read: impl Fn(&Value) -> Option<T>) -> Result<T> {
         match (self.get(key), default) {
-            (Some(value), _) => read(value).map_or_else(|| self.wrong(key, format!("{want} is wanted, got {value}")), Ok),
+            (Some(value), _) => {
+                read(value).map_or_else(|| self.wrong(key, format!("{want} is wanted, got {value}")), Ok)
+            }
             (None, Some(default)) => Ok(default),
             (None, None) => self.wrong(key, format!("{want} is wanted, but the key is missing")),
         }

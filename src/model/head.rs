@@ -49,15 +49,39 @@ impl HeadScratch {
     }
 
     /// z of tokens `first..first + n`; `h` is [N, C].
-    fn logits(&self, b: &dyn Backend, weight: &Buf, h: &Buf, (V, C): (usize, usize), first: usize, n: usize) -> Result<Buf> {
+    fn logits(
+        &self,
+        b: &dyn Backend,
+        weight: &Buf,
+        h: &Buf,
+        (V, C): (usize, usize),
+        first: usize,
+        n: usize,
+    ) -> Result<Buf> {
         let mut z = self.logits.view(0, n * self.ld);
-        let p = MatMul { I: n as u32, J: V as u32, Q: C as u32, ld_out: self.ld as u32, ld_a: C as u32, ld_b: C as u32, alpha: 1.0 };
+        let p = MatMul {
+            I: n as u32,
+            J: V as u32,
+            Q: C as u32,
+            ld_out: self.ld as u32,
+            ld_a: C as u32,
+            ld_b: C as u32,
+            alpha: 1.0,
+        };
         b.matmul_nt(&mut z, &h.view(first * C, n * C), weight, &p)?;
         Ok(z)
     }
 
     /// The logits of some tokens on the host, [n, V]; for generation and for looking at a model.
-    pub fn download_logits(&self, b: &dyn Backend, weight: &Buf, h: &Buf, sizes: (usize, usize), first: usize, n: usize) -> Result<Vec<f32>> {
+    pub fn download_logits(
+        &self,
+        b: &dyn Backend,
+        weight: &Buf,
+        h: &Buf,
+        sizes: (usize, usize),
+        first: usize,
+        n: usize,
+    ) -> Result<Vec<f32>> {
         let mut all = Vec::with_capacity(n * sizes.0);
         let mut at = first;
         while at < first + n {
@@ -70,7 +94,14 @@ impl HeadScratch {
     }
 
     /// logp [N] of `labels` under h [N, C].
-    pub fn forward(&mut self, b: &dyn Backend, weight: &Buf, h: &Buf, sizes: (usize, usize), labels: &[u32]) -> Result<Vec<f32>> {
+    pub fn forward(
+        &mut self,
+        b: &dyn Backend,
+        weight: &Buf,
+        h: &Buf,
+        sizes: (usize, usize),
+        labels: &[u32],
+    ) -> Result<Vec<f32>> {
         b.upload_u32(&mut self.labels, labels)?;
         for (first, n) in self.chunks(labels.len()) {
             let z = self.logits(b, weight, h, sizes, first, n)?;

@@ -60,7 +60,12 @@ pub struct LinearScratch {
 
 impl LinearScratch {
     /// For `linears` on up to `N` tokens.
-    pub fn new<'a>(scope: &Scope, linears: impl Iterator<Item = &'a Linear>, N: usize, dtype: DType) -> Result<LinearScratch> {
+    pub fn new<'a>(
+        scope: &Scope,
+        linears: impl Iterator<Item = &'a Linear>,
+        N: usize,
+        dtype: DType,
+    ) -> Result<LinearScratch> {
         let (mut weight, mut rank) = (0, 0);
         for linear in linears {
             if let Weight::Nf4(_) = linear.weight {
@@ -146,7 +151,14 @@ impl Linear {
     }
 
     /// Adds to the gradients of what is trained here, from dout [N, O] and inp [N, C]; right after `backward_input`.
-    pub fn backward_weight(&mut self, b: &dyn Backend, scratch: &LinearScratch, dout: &Buf, inp: &Buf, N: usize) -> Result<()> {
+    pub fn backward_weight(
+        &mut self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        dout: &Buf,
+        inp: &Buf,
+        N: usize,
+    ) -> Result<()> {
         let (O, C) = (self.O, self.C);
         if let Weight::Dense(Param { train: Some(train), .. }) = &mut self.weight {
             b.matmul_tn_add(&mut train.grad, dout, inp, &tn(O, C, N, 1.0))?;

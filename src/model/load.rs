@@ -37,14 +37,18 @@ impl LoadOptions {
     fn check(&self, spec: &Spec) -> Result<()> {
         let usage = |what: String| Err(Error::Usage(what));
         if self.load_in_4bit && self.full() {
-            return usage("load_in_4bit trains an adapter only: add a [lora] table, or set load_in_4bit = false".into());
+            return usage(
+                "load_in_4bit trains an adapter only: add a [lora] table, or set load_in_4bit = false".into(),
+            );
         }
         if self.load_in_4bit && spec.linears().iter().any(|(_, O, C, _)| O * C % nf4::BLOCK != 0) {
             return usage(format!("load_in_4bit wants weights of a multiple of {} values", nf4::BLOCK));
         }
         if self.dtype.size() == 2 && [spec.C, spec.F, spec.D / 2].iter().any(|n| n % 2 == 1) {
             let what = format!("hidden {}, ffn {}, head {}", spec.C, spec.F, spec.D);
-            return usage(format!("16-bit dtypes want even sizes and head sizes in fours ({what}): use dtype = \"float32\""));
+            return usage(format!(
+                "16-bit dtypes want even sizes and head sizes in fours ({what}): use dtype = \"float32\""
+            ));
         }
         if let Some(config) = &self.lora {
             let modules = linear_names(spec);

@@ -39,7 +39,9 @@ pub enum Targets {
 impl Targets {
     /// PEFT's rule: a name matches a module that is called so or ends in `.name`.
     pub fn matches(&self, module: &str) -> bool {
-        let ends = |name: &String| module == name || module.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'));
+        let ends = |name: &String| {
+            module == name || module.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'))
+        };
         match self {
             Targets::Word(word) => word == "all-linear" || ends(word),
             Targets::Names(names) => names.iter().any(ends),
@@ -52,7 +54,8 @@ impl Targets {
             Targets::Word(word) => vec![word.clone()],
             Targets::Names(names) => names.clone(),
         };
-        let missing = names.into_iter().find(|name| !modules.iter().any(|m| Targets::Names(vec![name.clone()]).matches(m)));
+        let missing =
+            names.into_iter().find(|name| !modules.iter().any(|m| Targets::Names(vec![name.clone()]).matches(m)));
         missing.map_or(Ok(()), |name| {
             let known: std::collections::BTreeSet<_> = modules.iter().filter_map(|m| m.rsplit('.').next()).collect();
             Err(format!("target_modules: no linear layer is called `{name}`; there are {known:?} (or \"all-linear\")"))

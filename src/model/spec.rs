@@ -60,9 +60,16 @@ pub struct Rope {
 pub enum RopeScaling {
     Default,
     /// Positions divided by a factor.
-    Linear { factor: f64 },
+    Linear {
+        factor: f64,
+    },
     /// Llama 3.1: low frequencies divided by a factor, high ones kept, a ramp between.
-    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
+    Llama3 {
+        factor: f64,
+        low: f64,
+        high: f64,
+        original: f64,
+    },
 }
 
 impl Rope {
@@ -147,7 +154,8 @@ impl Spec {
 
     /// Every weight a checkpoint of this model has, in the order of the forward pass.
     pub fn weights(&self) -> Vec<WeightSpec> {
-        let weight = |module: String, shape: &[usize]| WeightSpec { name: format!("{module}.weight"), shape: shape.to_vec() };
+        let weight =
+            |module: String, shape: &[usize]| WeightSpec { name: format!("{module}.weight"), shape: shape.to_vec() };
         let mut all = vec![weight(self.names.embed.into(), &[self.V, self.C])];
         for l in 0..self.layers {
             for norm in [self.names.attention_norm, self.names.mlp_norm] {

@@ -2,12 +2,12 @@
 //! minimised (`method`), what it leaves behind (`checkpoint`, `metrics`).
 pub mod checkpoint;
 pub mod config;
+mod cursor;
 pub mod disk;
 pub mod method;
 pub mod metrics;
 pub mod optim;
-pub mod schedule;
-mod cursor;
 pub mod run;
+pub mod schedule;
 mod setup;
 mod state;

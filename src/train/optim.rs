@@ -123,9 +123,18 @@ impl Optimizer {
             let weight = train.master.as_mut().unwrap_or(value);
             match moments {
                 Moments::F32 { m, v } => b.adamw_step(weight, m, v, &train.grad, &self.scale, &p)?,
-                Moments::U8 { m, v, absmax1, absmax2 } => {
-                    b.adamw_step_8bit(weight, m, v, absmax1, absmax2, &train.grad, &self.scale, &self.map1, &self.map2, &p)?
-                }
+                Moments::U8 { m, v, absmax1, absmax2 } => b.adamw_step_8bit(
+                    weight,
+                    m,
+                    v,
+                    absmax1,
+                    absmax2,
+                    &train.grad,
+                    &self.scale,
+                    &self.map1,
+                    &self.map2,
+                    &p,
+                )?,
             }
             if let Some(master) = &train.master {
                 b.cast(value, master)?;
@@ -142,7 +151,11 @@ impl Optimizer {
             parts.push((format!("{}.weight", param.name), exact(param)));
             parts.extend(moments.buffers().into_iter().map(|(part, buf)| (format!("{}.{part}", param.name), buf)));
         }
-        let outline = |(name, buf): &(String, &Buf)| Outline { name: name.clone(), dtype: dtype_of(buf.dtype()), shape: vec![buf.len()] };
+        let outline = |(name, buf): &(String, &Buf)| Outline {
+            name: name.clone(),
+            dtype: dtype_of(buf.dtype()),
+            shape: vec![buf.len()],
+        };
         let mut writer = Writer::create(file, parts.iter().map(outline).collect())?;
         for (_, buf) in &parts {
             writer.write(&b.download(buf)?)?;
@@ -158,7 +171,8 @@ impl Optimizer {
             if tensor.dtype != dtype_of(buf.dtype()) || tensor.shape != [buf.len()] {
                 let want = format!("{} values of {}", buf.len(), buf.dtype().name());
                 let got = format!("{:?} of {:?}", tensor.shape, tensor.dtype);
-                let what = format!("{want} are wanted, got {got}: another model, adapter or optimizer than the checkpoint's");
+                let what =
+                    format!("{want} are wanted, got {got}: another model, adapter or optimizer than the checkpoint's");
                 return Err(Error::content(file, name, what));
             }
             b.upload(buf, tensor.bytes)

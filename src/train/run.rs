@@ -26,7 +26,8 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     setup::check_vocabulary(config, &tokenizer, spec.V)?;
     let data = data::load(&setup::data_options(config), &tokenizer)?;
     report_data(&data, reporter);
-    let cursor = Cursor::new(&data.train, setup::batch_options(config, &tokenizer, true), config.gradient_accumulation_steps);
+    let cursor =
+        Cursor::new(&data.train, setup::batch_options(config, &tokenizer, true), config.gradient_accumulation_steps);
     let total = config.total_steps(cursor.micro_batches());
     let run_dir = RunDir::open(&config.output_dir)?;
     let fresh = State {
@@ -39,7 +40,11 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     if let Some((folder, found)) = &resume {
         state::check_same(folder, found, &fresh)?;
         if found.global_step >= total && is_published(config) {
-            reporter.message(&format!("finished already: {} steps are done, {} holds the result", total, config.output_dir.display()));
+            reporter.message(&format!(
+                "finished already: {} steps are done, {} holds the result",
+                total,
+                config.output_dir.display()
+            ));
             return Ok(None);
         }
     }
@@ -51,7 +56,13 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         reporter.message(&format!("resumed after step {} from {}", found.global_step, folder.display()));
         state = found;
     }
-    run_dir.remove_after(state.global_step)?;
+    for old in run_dir.remove_after(state.global_step)? {
+        reporter.message(&format!(
+            "removed {}: this run takes another course from step {}",
+            old.display(),
+            state.global_step
+        ));
+    }
     let N = config.per_device_train_batch_size * config.max_length;
     let plan = setup::plan(config, b, &model, N);
     let session = Session::new(b, &model, N, config.max_length, plan)?;
@@ -64,8 +75,23 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     reporter.start(state.global_step, total);
     let schedule = Schedule::new(config, total);
     let clock = Clock { since: Instant::now(), tokens: 0, epoch: 0.0 };
-    Run { config, b, tokenizer: &tokenizer, data: &data, cursor, total, run_dir, model, optimizer, session, metrics, schedule, state, clock }
-        .run(reporter)
+    Run {
+        config,
+        b,
+        tokenizer: &tokenizer,
+        data: &data,
+        cursor,
+        total,
+        run_dir,
+        model,
+        optimizer,
+        session,
+        metrics,
+        schedule,
+        state,
+        clock,
+    }
+    .run(reporter)
 }
 
 /// The result at the top of the output folder is there.
@@ -77,7 +103,10 @@ fn is_published(config: &TrainConfig) -> bool {
 fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {
     let r = &data.report;
     let (train, eval) = (data.train.len(), data.eval.len());
-    reporter.message(&format!("{} records: {train} to train on, {eval} to evaluate on; {} tokens, {} count", r.records, r.tokens, r.targets));
+    reporter.message(&format!(
+        "{} records: {train} to train on, {eval} to evaluate on; {} tokens, {} count",
+        r.records, r.tokens, r.targets
+    ));
     if r.truncated > 0 {
         reporter.message(&format!("{} examples were cut to max_length", r.truncated));
     }
@@ -128,7 +157,9 @@ impl Run<'_> {
                 saved = step;
             }
             if interrupted {
-                return Err(Error::Interrupted(format!("interrupted after step {step}; run the same command to go on")));
+                return Err(Error::Interrupted(format!(
+                    "interrupted after step {step}; run the same command to go on"
+                )));
             }
         }
         if saved != self.total {

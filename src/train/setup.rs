@@ -77,6 +77,9 @@ pub(super) fn check_vocabulary(config: &TrainConfig, tokenizer: &Tokenizer, V: u
     if tokenizer.vocab_size() <= V {
         return Ok(());
     }
-    let what = format!("{} tokens, but the model's embedding has {V} rows: not this model's tokenizer", tokenizer.vocab_size());
+    let what = format!(
+        "{} tokens, but the model's embedding has {V} rows: not this model's tokenizer",
+        tokenizer.vocab_size()
+    );
     Err(Error::content(config.model_name_or_path.join("tokenizer.json"), "", what))
 }

@@ -84,6 +84,10 @@ pub(super) fn find(config: &TrainConfig, reporter: &mut dyn Reporter) -> Result<
         Resume::Auto => {
             let found = checkpoint::newest(&config.output_dir)?;
             found.damaged.iter().for_each(|e| reporter.message(&format!("skipped a damaged checkpoint: {e}")));
+            if let (None, Some(damage)) = (&found.newest, found.damaged.into_iter().next()) {
+                // starting anew would delete what may still be repaired
+                return Err(damage);
+            }
             found.newest.map(|(_, folder)| folder)
         }
     };
@@ -97,7 +101,13 @@ fn read(folder: &Path) -> Result<State> {
 }
 
 /// Brings weights and moments back.
-pub(super) fn load(b: &dyn Backend, model: &mut Model, optimizer: &mut Optimizer, folder: &Path, step: u64) -> Result<()> {
+pub(super) fn load(
+    b: &dyn Backend,
+    model: &mut Model,
+    optimizer: &mut Optimizer,
+    folder: &Path,
+    step: u64,
+) -> Result<()> {
     optimizer.load(b, model, &folder.join(OPTIMIZER), step)
 }
 

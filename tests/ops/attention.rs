@@ -47,6 +47,8 @@ pub fn cases() -> Vec<Case> {
     both(&mut cases, "one token and two", params(3, 3, 2, 1, 16, [0; 3]), packed(&[1, 2], 9));
     both(&mut cases, "tiles", params(130, 130, 2, 2, 64, [0; 3]), packed(&[64, 65, 1], 1000));
     both(&mut cases, "long", params(300, 300, 2, 1, 32, [64, 32, 32]), packed(&[300], 1000));
+    both(&mut cases, "long", params(257, 257, 4, 2, 128, [0; 3]), packed(&[257], 1000));
+    both(&mut cases, "long window", params(200, 200, 2, 2, 64, [0; 3]), packed(&[150, 50], 70));
     // cached decoding: the queries are the last of T tokens
     both(&mut cases, "decode", params(1, 70, 4, 2, 64, [0; 3]), vec![[0, 70]]);
     both(&mut cases, "decode", params(1, 1029, 4, 1, 128, [0; 3]), vec![[0, 1029]]);

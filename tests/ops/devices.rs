@@ -1,6 +1,7 @@
 //! Which backends there are here, and the one thread that owns them: a GPU is opened once for all tests.
 //!
 //! `LUTHIER_REQUIRE=wgpu,cuda` makes an absent one a failure; without it an absent one is skipped, and said so.
+//! `LUTHIER_ONLY=cpu` leaves the others out.
 use luthier::backend::Backend;
 use luthier::backend::cpu::Cpu;
 use luthier::error::Result;
@@ -37,8 +38,14 @@ pub fn say(line: &str) {
 fn open() -> Result<Vec<Device>, String> {
     let required = std::env::var("LUTHIER_REQUIRE").unwrap_or_default();
     let mut missing: Vec<&str> = required.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    let only = std::env::var("LUTHIER_ONLY").ok();
+    let wanted = |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|o| name.starts_with(o.trim())));
     let mut devices = Vec::new();
     for (name, open) in backends() {
+        if !wanted(name) {
+            say(&format!("{name}: left out by LUTHIER_ONLY"));
+            continue;
+        }
         match open() {
             Ok(backend) => {
                 say(&format!("{name}: {}", backend.device()));

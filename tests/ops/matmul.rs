@@ -41,7 +41,9 @@ pub fn cases() -> Vec<Case> {
         for (shape, pads, alpha) in SHAPES {
             let case = Case::new(op, params(op, *shape, *pads, *alpha));
             let case = case.mixed(Bf16, &[("out", F32)]).mixed(F16, &[("out", F32)]);
-            cases.push(case.mixed(Bf16, &[("b", F32), ("out", F32)]).mixed(F32, &[("b", Bf16)]));
+            // inputs of two types are rare, and every combination is another kernel to compile
+            let rare = [[2, 4, 2], [130, 126, 66]].contains(shape);
+            cases.push(if rare { case.mixed(Bf16, &[("b", F32), ("out", F32)]).mixed(F32, &[("b", Bf16)]) } else { case });
         }
         // a vocabulary may be odd: rows end in half a word
         let odd = |I, J, Q| {

@@ -39,7 +39,9 @@ pub fn open(file: &Path) -> Tensors {
 }
 
 pub fn floats(t: &Tensors, name: &str) -> Vec<f32> {
-    t.get(name).and_then(|t| t.to_f32().ok_or_else(|| luthier::error::Error::Bug("no float".into()))).unwrap_or_else(|e| panic!("{name}: {e}"))
+    t.get(name)
+        .and_then(|t| t.to_f32().ok_or_else(|| luthier::error::Error::Bug("no float".into())))
+        .unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
 /// A golden batch [B, T] packed: ids and positions, and labels moved to the token that predicts them.

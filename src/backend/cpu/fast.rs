@@ -1,4 +1,5 @@
 //! What the cpu does faster than its references: products by the gemm crate, attention in blocks of products.
+use crate::dtype::Real;
 use crate::ops::attention::Attention;
 use crate::ops::matmul::MatMul;
 use crate::ops::{Op, Slice};
@@ -28,7 +29,16 @@ struct Mat<'a> {
 }
 
 /// out[i,j] (rows ld apart) = keep·out + alpha·Σ_q a(i,q)·b(q,j).
-fn gemm(out: &mut [f32], ld: usize, (i, j, q): (usize, usize, usize), a: Mat, b: Mat, alpha: f32, add: bool, parallel: bool) {
+fn gemm(
+    out: &mut [f32],
+    ld: usize,
+    (i, j, q): (usize, usize, usize),
+    a: Mat,
+    b: Mat,
+    alpha: f32,
+    add: bool,
+    parallel: bool,
+) {
     let last = |m: Mat, r: usize, c: usize| (r - 1) * m.row + (c - 1) * m.col;
     if i == 0 || j == 0 {
         return;
@@ -86,18 +96,6 @@ fn covered(span: &[u32], rows: std::ops::Range<usize>) -> std::ops::Range<usize>
     first..pairs().map(|s| s[1]).max().unwrap_or(0).max(first as u32) as usize
 }
 
-/// eˣ to 1e-7 relative, branch-free, so that loops over it vectorize: 2ⁿ·2ᶠ with a polynomial for 2ᶠ. Cephes' expf.
-fn exp(x: f32) -> f32 {
-    let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
-    let r = n.mul_add(-0.693_359_4, x);
-    let r = n.mul_add(2.121_944_4e-4, r);
-    let poly = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
-    let p = poly.iter().fold(0.0f32, |acc, c| acc.mul_add(r, *c));
-    let y = p.mul_add(r * r, r) + 1.0;
-    y * f32::from_bits(((n as i32 + 127) << 23) as u32)
-}
-
 /// scores[i,j] = exp(scale·q[i]·k[j] − lse[i]) over the keys of a block of queries, 0 where j is not seen.
 struct Scores<'a> {
     p: &'a Attention,
@@ -122,13 +120,20 @@ impl Scores<'_> {
         clip(self.span[2 * n])..clip(self.span[2 * n + 1]).max(clip(self.span[2 * n]))
     }
     /// products, then exp(s − lse): the probabilities themselves.
-    fn probabilities(&self, rows: std::ops::Range<usize>, keys: std::ops::Range<usize>, h: usize, lse: &[f32], out: &mut Vec<f32>) {
+    fn probabilities(
+        &self,
+        rows: std::ops::Range<usize>,
+        keys: std::ops::Range<usize>,
+        h: usize,
+        lse: &[f32],
+        out: &mut Vec<f32>,
+    ) {
         self.products(rows.clone(), keys.clone(), h, out);
         for (row, n) in out.chunks_mut(keys.len().max(1)).zip(rows) {
             let (seen, lse) = (self.seen(n, &keys), lse[n * self.p.H as usize + h]);
             row[..seen.start].fill(0.0);
             row[seen.end..].fill(0.0);
-            row[seen].iter_mut().for_each(|s| *s = exp(*s - lse));
+            row[seen].iter_mut().for_each(|s| *s = Real::exp(*s - lse));
         }
     }
 }
@@ -153,8 +158,16 @@ impl Shared {
 }
 
 fn attention_forward(args: Vec<Slice<f32>>, p: &Attention) {
-    let Ok([Slice::FloatMut(out), Slice::FloatMut(lse), Slice::Float(q), Slice::Float(k), Slice::Float(v), Slice::U32(span)]) =
-        <[_; 6]>::try_from(args)
+    let Ok(
+        [
+            Slice::FloatMut(out),
+            Slice::FloatMut(lse),
+            Slice::Float(q),
+            Slice::Float(k),
+            Slice::Float(v),
+            Slice::U32(span),
+        ],
+    ) = <[_; 6]>::try_from(args)
     else {
         panic!("arguments as in the row")
     };
@@ -174,7 +187,7 @@ fn attention_forward(args: Vec<Slice<f32>>, p: &Attention) {
             let max = row[seen.clone()].iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
             row[..seen.start].fill(0.0);
             row[seen.end..].fill(0.0);
-            row[seen.clone()].iter_mut().for_each(|s| *s = exp(*s - max));
+            row[seen.clone()].iter_mut().for_each(|s| *s = Real::exp(*s - max));
             sums[i] = row[seen].iter().sum();
             l[i * H] = max + sums[i].ln();
         }
@@ -205,48 +218,55 @@ fn attention_backward(args: Vec<Slice<f32>>, p: &Attention) {
     let dots = &*dots;
     let scores = Scores { p, span, q, k };
     // ds[i,j] = scale·prob·(dout[i]·v[j] − dot[i]) in place of prob
-    let score_gradients = |rows: std::ops::Range<usize>, keys: std::ops::Range<usize>, h: usize, s: &mut [f32], dp: &mut Vec<f32>| {
-        dp.clear();
-        dp.resize(s.len(), 0.0);
-        let dy = Mat { data: &dout[(rows.start * H + h) * D..], row: H * D, col: 1 };
-        let v = Mat { data: &v[keys.start * p.ld_v as usize + h / (H / K) * D..], row: 1, col: p.ld_v as usize };
-        gemm(dp, keys.len(), (rows.len(), keys.len(), D), dy, v, 1.0, false, false);
-        for (i, n) in rows.enumerate() {
-            let dot = dots[n * H + h];
-            let at = i * keys.len();
-            for (s, dp) in s[at..][..keys.len()].iter_mut().zip(&dp[at..]) {
-                *s *= p.scale * (dp - dot);
-            }
-        }
-    };
-    let (dq, dk, dv) = (Shared::of(dq), Shared::of(dk), Shared::of(dv));
-    (0..N.div_ceil(BLOCK) * H).into_par_iter().for_each_init(Default::default, |(s, dp): &mut (Vec<f32>, Vec<f32>), task| {
-        let (h, rows) = (task % H, task / H * BLOCK..N.min((task / H + 1) * BLOCK));
-        let keys = covered(span, rows.clone());
-        scores.probabilities(rows.clone(), keys.clone(), h, lse, s);
-        score_gradients(rows.clone(), keys.clone(), h, s, dp);
-        let k = Mat { data: &k[keys.start * p.ld_k as usize + h / (H / K) * D..], row: p.ld_k as usize, col: 1 };
-        let ds = Mat { data: s, row: keys.len(), col: 1 };
-        // SAFETY: rows × head belongs to this task.
-        let dq = unsafe { dq.from(rows.start * p.ld_q as usize + h * D) };
-        gemm(dq, p.ld_q as usize, (rows.len(), D, keys.len()), ds, k, 1.0, false, false);
-    });
-    (0..T.div_ceil(BLOCK) * K).into_par_iter().for_each_init(Default::default, |(s, dp): &mut (Vec<f32>, Vec<f32>), task| {
-        let (kv, keys) = (task % K, task / K * BLOCK..T.min((task / K + 1) * BLOCK));
-        let rows = covered(reach, keys.clone());
-        // SAFETY: keys × kv head belongs to this task.
-        let (dk, dv) = unsafe {
-            (dk.from(keys.start * p.ld_k as usize + kv * D), dv.from(keys.start * p.ld_v as usize + kv * D))
-        };
-        for h in kv * (H / K)..(kv + 1) * (H / K) {
-            let add = h != kv * (H / K);
-            scores.probabilities(rows.clone(), keys.clone(), h, lse, s);
-            let shape = (keys.len(), D, rows.len());
+    let score_gradients =
+        |rows: std::ops::Range<usize>, keys: std::ops::Range<usize>, h: usize, s: &mut [f32], dp: &mut Vec<f32>| {
+            dp.clear();
+            dp.resize(s.len(), 0.0);
             let dy = Mat { data: &dout[(rows.start * H + h) * D..], row: H * D, col: 1 };
-            gemm(dv, p.ld_v as usize, shape, Mat { data: s, row: 1, col: keys.len() }, dy, 1.0, add, false);
+            let v = Mat { data: &v[keys.start * p.ld_v as usize + h / (H / K) * D..], row: 1, col: p.ld_v as usize };
+            gemm(dp, keys.len(), (rows.len(), keys.len(), D), dy, v, 1.0, false, false);
+            for (i, n) in rows.enumerate() {
+                let dot = dots[n * H + h];
+                let at = i * keys.len();
+                for (s, dp) in s[at..][..keys.len()].iter_mut().zip(&dp[at..]) {
+                    *s *= p.scale * (dp - dot);
+                }
+            }
+        };
+    let (dq, dk, dv) = (Shared::of(dq), Shared::of(dk), Shared::of(dv));
+    (0..N.div_ceil(BLOCK) * H).into_par_iter().for_each_init(
+        Default::default,
+        |(s, dp): &mut (Vec<f32>, Vec<f32>), task| {
+            let (h, rows) = (task % H, task / H * BLOCK..N.min((task / H + 1) * BLOCK));
+            let keys = covered(span, rows.clone());
+            scores.probabilities(rows.clone(), keys.clone(), h, lse, s);
             score_gradients(rows.clone(), keys.clone(), h, s, dp);
-            let q = Mat { data: &q[rows.start * p.ld_q as usize + h * D..], row: p.ld_q as usize, col: 1 };
-            gemm(dk, p.ld_k as usize, shape, Mat { data: s, row: 1, col: keys.len() }, q, 1.0, add, false);
-        }
-    });
+            let k = Mat { data: &k[keys.start * p.ld_k as usize + h / (H / K) * D..], row: p.ld_k as usize, col: 1 };
+            let ds = Mat { data: s, row: keys.len(), col: 1 };
+            // SAFETY: rows × head belongs to this task.
+            let dq = unsafe { dq.from(rows.start * p.ld_q as usize + h * D) };
+            gemm(dq, p.ld_q as usize, (rows.len(), D, keys.len()), ds, k, 1.0, false, false);
+        },
+    );
+    (0..T.div_ceil(BLOCK) * K).into_par_iter().for_each_init(
+        Default::default,
+        |(s, dp): &mut (Vec<f32>, Vec<f32>), task| {
+            let (kv, keys) = (task % K, task / K * BLOCK..T.min((task / K + 1) * BLOCK));
+            let rows = covered(reach, keys.clone());
+            // SAFETY: keys × kv head belongs to this task.
+            let (dk, dv) = unsafe {
+                (dk.from(keys.start * p.ld_k as usize + kv * D), dv.from(keys.start * p.ld_v as usize + kv * D))
+            };
+            for h in kv * (H / K)..(kv + 1) * (H / K) {
+                let add = h != kv * (H / K);
+                scores.probabilities(rows.clone(), keys.clone(), h, lse, s);
+                let shape = (keys.len(), D, rows.len());
+                let dy = Mat { data: &dout[(rows.start * H + h) * D..], row: H * D, col: 1 };
+                gemm(dv, p.ld_v as usize, shape, Mat { data: s, row: 1, col: keys.len() }, dy, 1.0, add, false);
+                score_gradients(rows.clone(), keys.clone(), h, s, dp);
+                let q = Mat { data: &q[rows.start * p.ld_q as usize + h * D..], row: p.ld_q as usize, col: 1 };
+                gemm(dk, p.ld_k as usize, shape, Mat { data: s, row: 1, col: keys.len() }, q, 1.0, add, false);
+            }
+        },
+    );
 }

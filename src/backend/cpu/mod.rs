@@ -135,7 +135,9 @@ impl Backend for Cpu {
         let width = if dtype.is_float() { 4 } else { dtype.size() };
         let words = (len * width).div_ceil(8);
         let mut zeros: Vec<u64> = Vec::new();
-        zeros.try_reserve_exact(words).map_err(|_| Error::device("cpu", format!("out of memory: {} MiB wanted", words >> 17)))?;
+        zeros
+            .try_reserve_exact(words)
+            .map_err(|_| Error::device("cpu", format!("out of memory: {} MiB wanted", words >> 17)))?;
         zeros.resize(words, 0);
         let mut slabs = self.slabs.borrow_mut();
         slabs.push(Some(zeros.into_iter().map(UnsafeCell::new).collect()));
