@@ -18,7 +18,9 @@ fn dtypes(spec: &Spec, float: DType, mixed: bool) -> Vec<DType> {
         Elem::F32 => DType::F32,
         Elem::U32 => DType::U32,
         Elem::U8 => DType::U8,
-        Elem::Float if mixed && (arg.access != Access::Read || arg.name == "weight" || arg.name == "bias") => DType::F32,
+        Elem::Float if mixed && (arg.access != Access::Read || arg.name == "weight" || arg.name == "bias") => {
+            DType::F32
+        }
         Elem::Float => float,
     };
     spec.args.iter().map(one).collect()
@@ -44,8 +46,13 @@ fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
         for (head, variant) in ATTENTION_VARIANTS {
             let floats = if *head == 128 { &[DType::Bf16, DType::F16][..] } else { &[DType::Bf16] };
             for dtypes in floats.iter().map(|float| dtypes(op.spec(), *float, false)) {
-                let text = Kernel { op, dtypes: &dtypes, variant: Some(*variant) }.source().unwrap_or_else(|e| panic!("{e}"));
-                jobs.extend(ARCHES[1..].iter().map(|arch| (format!("{}_{}", op.spec().name, variant.name), text.clone(), *arch)));
+                let text =
+                    Kernel { op, dtypes: &dtypes, variant: Some(*variant) }.source().unwrap_or_else(|e| panic!("{e}"));
+                jobs.extend(
+                    ARCHES[1..]
+                        .iter()
+                        .map(|arch| (format!("{}_{}", op.spec().name, variant.name), text.clone(), *arch)),
+                );
             }
         }
     }
@@ -76,7 +83,8 @@ fn usage(log: &str) -> Vec<(String, u32, u32)> {
 fn every_kernel_compiles_for_every_architecture() {
     let (major, minor) = nvrtc::version().unwrap_or_else(|e| panic!("{e}"));
     let only = std::env::var("LUTHIER_KERNELS").unwrap_or_default();
-    let jobs: Vec<_> = plain_jobs().into_iter().chain(fast_jobs()).filter(|j| format!("{} {}", j.0, j.2).contains(&only)).collect();
+    let jobs: Vec<_> =
+        plain_jobs().into_iter().chain(fast_jobs()).filter(|j| format!("{} {}", j.0, j.2).contains(&only)).collect();
     assert!(!jobs.is_empty(), "no kernel's name contains LUTHIER_KERNELS={only}");
     let (next, failed, most) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Mutex::new(BTreeSet::new()));
     let work = || {
@@ -85,7 +93,10 @@ fn every_kernel_compiles_for_every_architecture() {
                 Ok(compiled) => {
                     let seen = usage(&compiled.log);
                     if seen.is_empty() {
-                        failed.lock().unwrap().push(format!("{name} {arch}: no entry point in the log:\n{}", compiled.log));
+                        failed
+                            .lock()
+                            .unwrap()
+                            .push(format!("{name} {arch}: no entry point in the log:\n{}", compiled.log));
                     }
                     let warned = compiled.log.lines().any(|l| l.contains("warning"));
                     if warned {

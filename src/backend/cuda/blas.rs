@@ -157,7 +157,9 @@ fn plan(handle: sys::cublasLtHandle_t, key: &Key) -> Result<Option<Plan>> {
     };
     let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
     let desc = result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F).map_err(refused("a product"))?;
-    for (attribute, on) in [(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, transpose_b), (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, transpose_a)] {
+    for (attribute, on) in
+        [(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, transpose_b), (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, transpose_a)]
+    {
         let value = on as i32; // CUBLAS_OP_N, CUBLAS_OP_T
         // SAFETY: the attribute is 4 bytes.
         unsafe { result::set_matmul_desc_attribute(desc, attribute, &value as *const i32 as *const c_void, 4) }
@@ -173,7 +175,11 @@ fn plan(handle: sys::cublasLtHandle_t, key: &Key) -> Result<Option<Plan>> {
 }
 
 /// cuBLASLt's first proposal that fits the workspace and sums split parts in f32 and in a fixed order.
-fn heuristic(handle: sys::cublasLtHandle_t, plan: &Plan, [out, a, b]: [u32; 3]) -> Result<Option<sys::cublasLtMatmulAlgo_t>> {
+fn heuristic(
+    handle: sys::cublasLtHandle_t,
+    plan: &Plan,
+    [out, a, b]: [u32; 3],
+) -> Result<Option<sys::cublasLtMatmulAlgo_t>> {
     use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
     let preference = Preference(result::create_matmul_pref().map_err(refused("a preference"))?);
     let in_workspace = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
@@ -189,9 +195,20 @@ fn heuristic(handle: sys::cublasLtHandle_t, plan: &Plan, [out, a, b]: [u32; 3]) 
     // SAFETY: room for the one result asked for; it is read only when `count` says that it was written.
     unsafe {
         let status = sys::cublasLtMatmulAlgoGetHeuristic(
-            handle, plan.desc, b_layout, a_layout, out_layout, out_layout, preference.0, 1, found.as_mut_ptr(), &mut count,
+            handle,
+            plan.desc,
+            b_layout,
+            a_layout,
+            out_layout,
+            out_layout,
+            preference.0,
+            1,
+            found.as_mut_ptr(),
+            &mut count,
         );
-        if status == sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED || status == sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE {
+        if status == sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED
+            || status == sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE
+        {
             return Ok(None);
         }
         status.result().map_err(refused("choosing an algorithm"))?;
@@ -204,8 +221,10 @@ struct Preference(sys::cublasLtMatmulPreference_t);
 impl Preference {
     fn set<T>(&self, attribute: sys::cublasLtMatmulPreferenceAttributes_t, value: T) -> Result<()> {
         // SAFETY: the value lives until the call returns, which copies it.
-        unsafe { result::set_matmul_pref_attribute(self.0, attribute, &value as *const T as *const c_void, size_of::<T>()) }
-            .map_err(refused("a preference"))
+        unsafe {
+            result::set_matmul_pref_attribute(self.0, attribute, &value as *const T as *const c_void, size_of::<T>())
+        }
+        .map_err(refused("a preference"))
     }
 }
 impl Drop for Preference {

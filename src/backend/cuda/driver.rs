@@ -38,7 +38,10 @@ impl Device {
         driver_present()?;
         let count = CudaContext::device_count().map_err(failed("counting devices"))?;
         if ordinal >= count.max(0) as usize {
-            return Err(Error::device("cuda", format!("device {ordinal} wanted, {count} present; choose one below {count}")));
+            return Err(Error::device(
+                "cuda",
+                format!("device {ordinal} wanted, {count} present; choose one below {count}"),
+            ));
         }
         let context = CudaContext::new(ordinal).map_err(failed("opening the device"))?;
         // SAFETY: every buffer is used on one stream only; before anything is allocated.
@@ -71,7 +74,10 @@ pub(super) fn driver_present() -> Result<()> {
     // cudarc panics if it finds no driver under the names it tries
     // SAFETY: opens libraries by name, no more.
     if !unsafe { sys::is_culib_present() } {
-        return Err(Error::device("cuda", "libcuda was found, but not under its usual name; install the NVIDIA driver"));
+        return Err(Error::device(
+            "cuda",
+            "libcuda was found, but not under its usual name; install the NVIDIA driver",
+        ));
     }
     result::init().map_err(failed("the driver does not start"))
 }
@@ -86,6 +92,7 @@ fn keep_freed_memory(context: &CudaContext) -> Result<()> {
     // SAFETY: the attribute's value is a u64.
     unsafe {
         let pool = result::device::get_default_mem_pool(context.cu_device()).map_err(failed("the memory pool"))?;
-        result::mem_pool::set_attribute(pool, attribute, &mut threshold as *mut u64 as *mut _).map_err(failed("the memory pool"))
+        result::mem_pool::set_attribute(pool, attribute, &mut threshold as *mut u64 as *mut _)
+            .map_err(failed("the memory pool"))
     }
 }

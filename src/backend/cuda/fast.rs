@@ -14,7 +14,10 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
             let &[out, a, b] = pointers else { return Err(Error::Bug("a product has three buffers".into())) };
             let dtypes = [0, 1, 2].map(|i| launch.args()[i].map_or(DType::F32, |buf| buf.dtype()));
             let p = bytemuck::pod_read_unaligned(launch.params());
-            cuda.blas.borrow_mut().as_mut().map_or(Ok(false), |blas| blas.run(&cuda.device, launch.op(), dtypes, [out, a, b], &p))
+            cuda.blas
+                .borrow_mut()
+                .as_mut()
+                .map_or(Ok(false), |blas| blas.run(&cuda.device, launch.op(), dtypes, [out, a, b], &p))
         }
         Op::attention_forward | Op::attention_backward => match attention(cuda, launch, pointers) {
             Some(variant) => cuda.run_kernel(launch, Some(variant), pointers).map(|()| true),

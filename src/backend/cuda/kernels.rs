@@ -80,7 +80,8 @@ fn load(device: &Device, kernel: Kernel) -> Result<Loaded> {
     let module = unsafe { result::module::load_data(cubin.as_ptr() as *const c_void) }.map_err(failed(name))?;
     let mut loaded = Loaded { module, stages: Vec::new() };
     for section in kernel.sections()? {
-        let c_name = CString::new(section.name).map_err(|_| Error::Bug(format!("{name}: a zero byte in a kernel's name")))?;
+        let c_name =
+            CString::new(section.name).map_err(|_| Error::Bug(format!("{name}: a zero byte in a kernel's name")))?;
         // SAFETY: the module is loaded, and outlives its functions in `Loaded`.
         let function = unsafe { result::module::get_function(module, c_name) }.map_err(failed(section.name))?;
         loaded.stages.push(Stage { section, function, granted: Cell::new(48 << 10) });
@@ -91,7 +92,8 @@ fn load(device: &Device, kernel: Kernel) -> Result<Loaded> {
 impl Stage {
     fn run(&self, device: &Device, names: &Names, params: &mut [*mut c_void]) -> Result<()> {
         let name = self.section.name;
-        let value = |expr: &str| eval(expr, names).map_err(|e| Error::Bug(format!("the heading of kernel {name}: {e}")));
+        let value =
+            |expr: &str| eval(expr, names).map_err(|e| Error::Bug(format!("the heading of kernel {name}: {e}")));
         let mut grid = [1; 3];
         for (size, expr) in grid.iter_mut().zip(&self.section.grid) {
             *size = value(expr)?;
@@ -101,7 +103,10 @@ impl Stage {
         }
         for (size, limit) in grid.iter().zip([i32::MAX as u64, 65535, 65535]) {
             if *size > limit {
-                return Err(Error::device("cuda", format!("{name}: a grid of {grid:?} blocks, {limit} is the most; use fewer tokens")));
+                return Err(Error::device(
+                    "cuda",
+                    format!("{name}: a grid of {grid:?} blocks, {limit} is the most; use fewer tokens"),
+                ));
             }
         }
         let (block, shared) = (value(self.section.block)?, value(self.section.shared)?);

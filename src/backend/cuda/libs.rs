@@ -21,7 +21,12 @@ pub struct Library {
 const LIBRARIES: &[(&str, &[&str], &str, &str)] = &[
     ("cuda", &["1"], "the NVIDIA driver", "install the NVIDIA driver (580 or newer for CUDA 13)"),
     ("cudart", &["13", "12"], "needed by cudnn", "pip install nvidia-cuda-runtime"),
-    ("nvrtc-builtins", &["13.0", "13.1", "13.2", "13.3", "12.9", "12.8"], "needed by nvrtc", "pip install nvidia-cuda-nvrtc"),
+    (
+        "nvrtc-builtins",
+        &["13.0", "13.1", "13.2", "13.3", "12.9", "12.8"],
+        "needed by nvrtc",
+        "pip install nvidia-cuda-nvrtc",
+    ),
     ("nvrtc", &["13", "12"], "compiling kernels for the device", "pip install nvidia-cuda-nvrtc"),
     ("cublasLt", &["13", "12"], "matrix products", "pip install nvidia-cublas"),
     ("cublas", &["13", "12"], "grouped matrix products", "pip install nvidia-cublas"),
@@ -36,7 +41,8 @@ pub fn open() -> &'static [Library] {
         let mut folders = None;
         let find = |&(name, majors, used_for, get): &(&'static str, &[&str], _, _)| Library {
             name,
-            found: by_name(name, majors).or_else(|| by_folder(name, majors, folders.get_or_insert_with(folders_of_pip))),
+            found: by_name(name, majors)
+                .or_else(|| by_folder(name, majors, folders.get_or_insert_with(folders_of_pip))),
             used_for,
             get,
         };
@@ -114,7 +120,8 @@ fn site_packages(prefix: &Path) -> Vec<PathBuf> {
 }
 
 fn library_folders(sites: &[PathBuf]) -> Vec<PathBuf> {
-    let parts = if cfg!(windows) { ["nvidia/*/bin/x86_64", "nvidia/*/bin"] } else { ["nvidia/*/lib", "nvidia/*/lib64"] };
+    let parts =
+        if cfg!(windows) { ["nvidia/*/bin/x86_64", "nvidia/*/bin"] } else { ["nvidia/*/lib", "nvidia/*/lib64"] };
     sites.iter().flat_map(|site| parts.iter().flat_map(|part| matches(&site.join(part)))).collect()
 }
 

@@ -72,7 +72,12 @@ fn out_of_memory(device: &Device, bytes: usize, e: result::DriverError) -> Error
     let free = device.context.mem_get_info().map_or(0, |(free, _)| free);
     let mib = |b: usize| b >> 20;
     let (want, free, total) = (mib(bytes), mib(free), device.total >> 20);
-    Error::device("cuda", format!("out of memory: {want} MiB wanted, {free} of {total} MiB free ({e}); use fewer tokens or a smaller base"))
+    Error::device(
+        "cuda",
+        format!(
+            "out of memory: {want} MiB wanted, {free} of {total} MiB free ({e}); use fewer tokens or a smaller base"
+        ),
+    )
 }
 
 /// A part of the ring that a copy still reads until its event has passed.
@@ -97,7 +102,8 @@ impl Ring {
     pub fn new(device: &Device) -> Result<Ring> {
         device.bind()?;
         // Not write-combined. SAFETY: freed in `drop`.
-        let base = unsafe { result::malloc_host(RING, sys::CU_MEMHOSTALLOC_PORTABLE) }.map_err(failed("pinned memory"))?;
+        let base =
+            unsafe { result::malloc_host(RING, sys::CU_MEMHOSTALLOC_PORTABLE) }.map_err(failed("pinned memory"))?;
         Ok(Ring { base: base as *mut u8, head: 0, pieces: VecDeque::new() })
     }
     /// Queues the copy of `bytes` to `to`; the caller may drop them at once.
@@ -108,7 +114,8 @@ impl Ring {
             // SAFETY: `reserve` waited until no copy reads these bytes of the ring.
             let host = unsafe { std::slice::from_raw_parts_mut(self.base.add(start), part.len()) };
             host.copy_from_slice(part);
-            let done = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed("an event"))?;
+            let done =
+                result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed("an event"))?;
             // From here on the piece is in the queue, so that an error does not lose its event.
             self.pieces.push_back(Piece { start, end: start + part.len(), done });
             // SAFETY: the caller checked the device's range; the host's stays until `done`.

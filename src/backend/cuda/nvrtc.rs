@@ -28,8 +28,11 @@ pub fn compile(name: &str, text: &str, arch: &str, options: &[&str]) -> Result<C
     present()?;
     let all: Vec<String> = base_options(arch).into_iter().chain(options.iter().map(|o| o.to_string())).collect();
     let c = |s: &str| CString::new(s).map_err(|_| Error::Bug(format!("kernel of {name}: a zero byte in its text")));
-    let fail = |what: &str, e: result::NvrtcError| Error::device("cuda", format!("compiling {name} for {arch}: {what}: {e:?}"));
-    let program = result::create_program(&c(text)?, Some(&c(&format!("{name}.cu"))?)).map_err(|e| fail("nvrtcCreateProgram", e))?;
+    let fail = |what: &str, e: result::NvrtcError| {
+        Error::device("cuda", format!("compiling {name} for {arch}: {what}: {e:?}"))
+    };
+    let program = result::create_program(&c(text)?, Some(&c(&format!("{name}.cu"))?))
+        .map_err(|e| fail("nvrtcCreateProgram", e))?;
     let program = Program(program);
     // SAFETY: the program lives until the end of this function.
     let done = unsafe { result::compile_program(program.0, &all) };

@@ -42,14 +42,16 @@ impl<'a> Kernel<'a> {
     /// The op's entry points in the order they run.
     pub fn sections(&self) -> Result<Vec<Section<'static>>> {
         let name = self.op.spec().name;
-        let (_, sections) = kernel_text::parse(self.file()).map_err(|e| Error::Bug(format!("kernel of {name}: {e}")))?;
+        let (_, sections) =
+            kernel_text::parse(self.file()).map_err(|e| Error::Bug(format!("kernel of {name}: {e}")))?;
         let own: Vec<_> = sections.into_iter().filter(|s| s.op() == name).collect();
         if own.is_empty() { Err(Error::Bug(format!("no kernel for {name} in its file"))) } else { Ok(own) }
     }
     /// The whole text.
     pub fn source(&self) -> Result<String> {
         let spec = self.op.spec();
-        let (common, _) = kernel_text::parse(self.file()).map_err(|e| Error::Bug(format!("kernel of {}: {e}", spec.name)))?;
+        let (common, _) =
+            kernel_text::parse(self.file()).map_err(|e| Error::Bug(format!("kernel of {}: {e}", spec.name)))?;
         let mut text = String::from(COMMON);
         for (arg, dtype) in spec.args.iter().zip(self.dtypes) {
             let _ = writeln!(text, "typedef {} T_{};", c_name(*dtype), arg.name);
