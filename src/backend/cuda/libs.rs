@@ -96,7 +96,7 @@ fn keep_open(file: &Path) -> bool {
 
 /// `site-packages/nvidia/*/lib` of the active environment; a Python is asked only when no folder holds any.
 fn folders_of_pip() -> Vec<PathBuf> {
-    let variables = ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|v| std::env::var_os(v)).map(PathBuf::from);
+    let variables = ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(std::env::var_os).map(PathBuf::from);
     let active: Vec<PathBuf> = variables.flat_map(|prefix| library_folders(&site_packages(&prefix))).collect();
     if !active.is_empty() {
         return active;
