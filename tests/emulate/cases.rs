@@ -142,6 +142,8 @@ pub fn all() -> Vec<(String, Case)> {
                 P,
                 lr: 1e-2,
                 beta1: 0.9,
+                rest1: 0.1,
+                rest2: 0.01,
                 beta2: 0.99,
                 eps: 1e-8,
                 decay: 0.1,
