@@ -8,6 +8,7 @@ use crate::backend::Backend;
 use crate::dtype::DType;
 
 pub mod arch;
+pub mod attention;
 pub mod batch;
 pub mod block;
 mod config;
@@ -15,7 +16,9 @@ mod head;
 pub mod linear;
 pub mod load;
 pub mod lora;
+mod norm;
 pub mod param;
+pub mod rope;
 pub mod session;
 pub mod spec;
 pub use batch::Tokens;
