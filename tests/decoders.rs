@@ -155,6 +155,29 @@ fn other_sizes_agree_on_every_backend_and_with_their_own_differences() {
     }
 }
 
+/// Half the bits, and 4-bit weights under an adapter, give about the same loss.
+#[test]
+fn fewer_bits_are_near() {
+    let lora = Some(LoraConfig { r: 4, ..LoraConfig::default() });
+    for b in &backends() {
+        for folder in models() {
+            let loss = |options: LoadOptions| {
+                let mut model = Model::load(&**b, &folder, &options).unwrap_or_else(|e| panic!("{e}"));
+                let passed = pass(&**b, &mut model);
+                let square: f64 = passed.gradients.values().flatten().map(|g| (*g as f64).powi(2)).sum();
+                assert!(square.is_finite() && square > 0.0, "{} {}", b.name(), name(&folder));
+                passed.loss
+            };
+            let full = LoadOptions { train: true, ..LoadOptions::frozen(DType::F32) };
+            let exact = loss(full.clone());
+            let half = loss(LoadOptions { dtype: DType::Bf16, ..full.clone() });
+            let quarter = loss(LoadOptions { dtype: DType::Bf16, load_in_4bit: true, lora: lora.clone(), ..full });
+            println!("{} {}: {exact:.4} {half:.4} {quarter:.4}", b.name(), name(&folder));
+            assert!((half - exact).abs() <= 0.01 * exact && (quarter - exact).abs() <= 0.15 * exact);
+        }
+    }
+}
+
 /// [rows, cols] of a matrix's product with another.
 fn product(a: &[f32], b: &[f32], (rows, inner, cols): (usize, usize, usize), scale: f64) -> Vec<f32> {
     let at = |i: usize, j: usize| (0..inner).map(|q| a[i * inner + q] as f64 * b[q * cols + j] as f64).sum::<f64>();

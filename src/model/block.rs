@@ -96,19 +96,18 @@ impl Saved {
 }
 
 impl BlockScratch {
-    /// For up to `N` tokens at positions below `positions`.
+    /// For up to `N` tokens.
     pub fn new(
         scope: &Scope,
         s: &Spec,
         linear: LinearScratch,
         N: usize,
-        positions: usize,
         dtype: DType,
         train: bool,
     ) -> Result<BlockScratch> {
         Ok(BlockScratch {
             linear,
-            attention: attention::Scratch::new(scope, s, N, positions, dtype, train)?,
+            attention: attention::Scratch::new(scope, s, N, dtype, train)?,
             c: scope.alloc(N * s.C, dtype)?,
             f: scope.alloc(N * s.F, dtype)?,
         })
@@ -129,10 +128,9 @@ impl Block {
         cache: Option<Cache>,
     ) -> Result<()> {
         let (N, norm) = (inputs.N, Norm::rows(s, inputs.N));
-        let BlockScratch { linear, attention, c, f } = t;
+        let BlockScratch { linear, c, f, .. } = t;
         norm.forward(b, &mut saved.n1, &mut saved.rstd1, x, &self.attention_norm)?;
-        let tools = (&*attention, &*linear);
-        self.attention.forward(b, s, self.kind, &mut saved.attention, tools, &saved.n1, inputs, cache)?;
+        self.attention.forward(b, s, self.kind, &mut saved.attention, linear, &saved.n1, inputs, cache)?;
         match (&self.post_norms, &mut saved.post) {
             (Some([weight, _]), Some([post, _])) => {
                 self.attention.output(b, linear, &mut post.inp, &saved.attention, N)?;
