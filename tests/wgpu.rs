@@ -149,7 +149,18 @@ fn long_attention() {
         shapes.push((4096, 16, 4, 128));
     }
     for (N, H, K, D) in shapes {
-        let p = Attention { N, T: N, H, K, D, ld_q: H * D, ld_k: K * D, ld_v: K * D, scale: (D as f32).powf(-0.5) };
+        let p = Attention {
+            N,
+            T: N,
+            H,
+            K,
+            D,
+            ld_q: H * D,
+            ld_k: K * D,
+            ld_v: K * D,
+            scale: (D as f32).powf(-0.5),
+            softcap: 0.0,
+        };
         for (dtype, limit) in [(F32, 1e-10), (Bf16, 3e-4)] {
             let (want, _) = attention(&Cpu::new(), &p, dtype);
             let (got, seconds) = attention(&wgpu, &p, dtype);

@@ -1,9 +1,10 @@
 //! From a model folder to weights on a device, with what is to be trained made ready.
+use super::attention::Attention;
 use super::block::Block;
-use super::linear::{Linear, Nf4Weight, Weight};
+use super::linear::{Linear, Nf4Weight, Projections, Weight};
 use super::lora::LoraConfig;
 use super::param::Param;
-use super::spec::{Bias, Head, Spec};
+use super::spec::{Bias, Head, LinearSpec, NormPlace, QkNorm, Spec};
 use super::{Model, arch};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
@@ -41,10 +42,10 @@ impl LoadOptions {
                 "load_in_4bit trains an adapter only: add a [lora] table, or set load_in_4bit = false".into(),
             );
         }
-        if self.load_in_4bit && spec.linears().iter().any(|(_, O, C, _)| O * C % nf4::BLOCK != 0) {
+        if self.load_in_4bit && spec.linears().iter().any(|l| l.O() * l.C % nf4::BLOCK != 0) {
             return usage(format!("load_in_4bit wants weights of a multiple of {} values", nf4::BLOCK));
         }
-        if self.dtype.size() == 2 && [spec.C, spec.F, spec.D / 2].iter().any(|n| n % 2 == 1) {
+        if self.dtype.size() == 2 && [spec.C, spec.F, spec.D / 2, spec.A / 2].iter().any(|n| n % 2 == 1) {
             let what = format!("hidden {}, ffn {}, head {}", spec.C, spec.F, spec.D);
             return usage(format!(
                 "16-bit dtypes want even sizes and head sizes in fours ({what}): use dtype = \"float32\""
@@ -76,7 +77,9 @@ fn saves(name: &str, module: &str) -> bool {
 }
 
 fn linear_names(spec: &Spec) -> Vec<String> {
-    (0..spec.layers).flat_map(|l| spec.linears().map(|(module, ..)| spec.names.of(l, module))).collect()
+    (0..spec.layers)
+        .flat_map(|l| spec.linears().into_iter().map(move |linear| spec.names.of(l, linear.module)))
+        .collect()
 }
 
 impl Model {
@@ -159,23 +162,42 @@ impl Loader<'_> {
     }
 
     fn block(&mut self, layer: usize) -> Result<Block> {
-        let full = self.options.full();
-        let (names, C) = (self.spec.names.clone(), self.spec.C);
-        let norm = |module| {
-            let name = format!("{}.weight", names.of(layer, module));
-            self.param(&name, &name, &[C], full)
-        };
-        let (attention_norm, mlp_norm) = (norm(names.attention_norm)?, norm(names.mlp_norm)?);
-        let mut linears = Vec::new();
-        for (module, O, C, bias) in self.spec.linears() {
-            linears.push(self.linear(names.of(layer, module), O, C, bias)?);
-        }
-        let Ok([q, k, v, o, gate, up, down]) = <[Linear; 7]>::try_from(linears) else { unreachable!("seven linears") };
-        Ok(Block { attention_norm, q, k, v, o, mlp_norm, gate, up, down })
+        let (s, n) = (self.spec, &self.spec.names);
+        Ok(Block {
+            kind: s.kind_of[layer],
+            attention_norm: self.norm(layer, n.attention_norm, s.C)?,
+            mlp_norm: self.norm(layer, n.mlp_norm, s.C)?,
+            post_norms: match s.norm_place {
+                NormPlace::BeforeAndAfter => {
+                    Some([self.norm(layer, n.attention_post_norm, s.C)?, self.norm(layer, n.mlp_post_norm, s.C)?])
+                }
+                NormPlace::Before => None,
+            },
+            attention: Attention {
+                head_norms: match s.qk_norm {
+                    QkNorm::PerHead => Some([self.norm(layer, n.q_norm, s.D)?, self.norm(layer, n.k_norm, s.D)?]),
+                    QkNorm::Absent => None,
+                },
+                qkv: self.projections(layer, s.qkv())?,
+                o: self.linear(layer, s.o())?,
+            },
+            gate_up: self.projections(layer, s.gate_up())?,
+            down: self.linear(layer, s.down())?,
+        })
     }
 
-    fn linear(&mut self, name: String, O: usize, C: usize, bias: Bias) -> Result<Linear> {
+    fn norm(&self, layer: usize, module: &str, len: usize) -> Result<Param> {
+        let name = format!("{}.weight", self.spec.names.of(layer, module));
+        self.param(&name, &name, &[len], self.options.full())
+    }
+
+    fn projections(&mut self, layer: usize, modules: Vec<LinearSpec>) -> Result<Projections> {
+        modules.into_iter().map(|module| self.linear(layer, module)).collect::<Result<_>>().map(Projections)
+    }
+
+    fn linear(&mut self, layer: usize, module: LinearSpec) -> Result<Linear> {
         let full = self.options.full();
+        let (name, O, C) = (self.spec.names.of(layer, module.module), module.O(), module.C);
         let weight = format!("{name}.weight");
         let weight = if self.options.load_in_4bit {
             Weight::Nf4(self.nf4(&weight, O, C)?)
@@ -183,11 +205,11 @@ impl Loader<'_> {
             Weight::Dense(self.param(&weight, &weight, &[O, C], full)?)
         };
         let bias_name = format!("{name}.bias");
-        let bias = match bias {
+        let bias = match module.bias {
             Bias::Present => Some(self.param(&bias_name, &bias_name, &[O], full)?),
             Bias::Absent => None,
         };
-        let mut linear = Linear { name, O, C, weight, bias, lora: None };
+        let mut linear = Linear { name, O, parts: module.parts, C, weight, bias, lora: None };
         if let Some(config) = self.options.lora.as_ref().filter(|c| c.target_modules.matches(&linear.name)) {
             config.attach(self.b, &mut linear, self.options.dtype, self.options.train, self.options.seed)?;
         }
@@ -221,7 +243,7 @@ impl Loader<'_> {
             if let Some(old) = self.staging.take() {
                 self.b.free(old);
             }
-            let largest = self.spec.linears().iter().map(|(_, O, C, _)| O * C).max().unwrap_or(P);
+            let largest = self.spec.linears().iter().map(|l| l.O() * l.C).max().unwrap_or(P);
             self.staging = Some(self.b.alloc(largest, dtype)?);
         }
         let mut view = self.staging.as_ref().expect("made above").view(0, P);

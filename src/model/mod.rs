@@ -7,6 +7,7 @@
 use crate::dtype::DType;
 
 pub mod arch;
+pub mod attention;
 pub mod batch;
 pub mod block;
 mod config;
@@ -14,7 +15,9 @@ mod head;
 pub mod linear;
 pub mod load;
 pub mod lora;
+mod norm;
 pub mod param;
+pub mod rope;
 pub mod session;
 pub mod spec;
 pub use batch::Tokens;

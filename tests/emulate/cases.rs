@@ -72,6 +72,7 @@ fn attention(
     window: u32,
     [H, K, D]: [u32; 3],
     pad: u32,
+    softcap: f32,
     float: DType,
     variant: Option<Variant>,
 ) {
@@ -87,6 +88,7 @@ fn attention(
         ld_k: K * D + pad,
         ld_v: K * D + 2 * pad,
         scale: (D as f32).powf(-0.5),
+        softcap,
     };
     let name = |op: Op| {
         format!(
@@ -166,32 +168,38 @@ pub fn all() -> Vec<(String, Case)> {
             add!(bias_backward, bias::BiasBackward { N, O, ld_dout: O + pad });
         }
         for (N, F, a, b) in [(1, 8, 0, 0), (3, 34, 2, 4), (7, 2056, 8, 0), (5, 2054, 2, 0)] {
-            let p = swiglu::SwiGlu { N, F, ld_gate: F + a, ld_up: F + b };
+            let p = swiglu::SwiGlu { N, F, ld_gate: F + a, ld_up: F + b, slope: 1.5, cubic: 0.07 };
             add!(swiglu_forward, p);
             add!(swiglu_backward, p);
         }
         for (N, C) in [(1, 8), (9, 128), (3, 34), (17, 1024), (3, 1032), (2, 4096), (2, 8192), (2, 10_248), (3, 2050)] {
-            let p = rmsnorm::RmsNorm { N, C, eps: 1e-5 };
+            let p = rmsnorm::RmsNorm { N, C, eps: 1e-5, shift: 0.5 };
             add!(rmsnorm_forward, p);
             add!(rmsnorm_backward, p);
         }
         for (N, C) in [(1, 8), (70, 34), (33, 66)] {
-            add!(rmsnorm_backward_weight, rmsnorm::RmsNorm { N, C, eps: 1e-5 });
+            add!(rmsnorm_backward_weight, rmsnorm::RmsNorm { N, C, eps: 1e-5, shift: 0.5 });
             let ids: Vec<u32> = (0..N).map(|n| if n % 3 == 0 { 1 } else { n * 7 % 5 }).collect();
             let mut order: Vec<u32> = (0..N).collect();
             order.sort_by_key(|n| ids[*n as usize]);
-            let p = embedding::Embedding { N, V: 5, C };
+            let p = embedding::Embedding { N, V: 5, C, scale: 3.0 };
             add!(embedding_forward, p, |c: Case| c.u32s("ids", ids.clone()));
             add!(embedding_backward, p, |c: Case| c.u32s("ids", ids.clone()).u32s("order", order.clone()));
         }
-        for (N, H, D, pad) in [(3, 2, 128, 0), (5, 3, 6, 2), (2, 40, 64, 8), (3, 5, 80, 16)] {
-            let p = rope::Rope { N, H, D, T: 11, ld_x: H * D + pad };
+        for (N, H, D, A, pad) in [(3, 2, 128, 128, 0), (5, 3, 6, 6, 2), (2, 40, 64, 32, 8), (3, 5, 80, 80, 16)] {
+            let p = rope::Rope { N, H, D, A, T: 11, ld_x: H * D + pad };
             let positions = |c: Case| c.u32s("positions", (0..N).map(|n| (n * 5 + 1) % 11).collect());
             add!(rope_forward, p, positions);
             add!(rope_backward, p, positions);
         }
         for (N, V, pad) in [(3, 10, 0), (2, 5003, 1), (2, 20_000, 8), (4, 8192, 0)] {
-            let p = logprob::LogProb { N, V, ld_logits: V + pad, ld_dlogits: V + pad };
+            let p = logprob::LogProb {
+                N,
+                V,
+                ld_logits: V + pad,
+                ld_dlogits: V + pad,
+                softcap: if pad == 8 { 2.0 } else { 0.0 },
+            };
             let labels = |c: Case| {
                 c.u32s("labels", (0..N).map(|n| if n == 1 { logprob::IGNORE } else { n * 977 % V }).collect())
             };
@@ -215,14 +223,15 @@ pub fn all() -> Vec<(String, Case)> {
             add!(matmul_tn, p(I, J));
             add!(matmul_tn_add, p(I, J));
         }
-        attention(&mut out, &[1], 9, [2, 1, 4], 0, float, None);
-        attention(&mut out, &[5, 33, 12], 99, [4, 2, 20], 2, float, None);
-        attention(&mut out, &[40], 7, [2, 2, 256], 0, float, None);
+        attention(&mut out, &[1], 9, [2, 1, 4], 0, 0.0, float, None);
+        attention(&mut out, &[5, 33, 12], 99, [4, 2, 20], 2, 1.5, float, None);
+        attention(&mut out, &[40], 7, [2, 2, 256], 0, 0.0, float, None);
     }
-    for (head, variant) in ATTENTION_VARIANTS {
-        attention(&mut out, &[70, 65, 30], 1000, [2, 1, *head], 8, DType::Bf16, Some(*variant));
+    for (head, scores, variant) in ATTENTION_VARIANTS {
+        let softcap = if *scores == Scores::Capped { 1.5 } else { 0.0 };
+        attention(&mut out, &[70, 65, 30], 1000, [2, 1, *head], 8, softcap, DType::Bf16, Some(*variant));
         if *head == 64 {
-            attention(&mut out, &[3, 150, 1], 40, [2, 2, 64], 0, DType::F16, Some(*variant));
+            attention(&mut out, &[3, 150, 1], 40, [2, 2, 64], 0, softcap, DType::F16, Some(*variant));
         }
     }
     out
