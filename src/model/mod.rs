@@ -10,15 +10,18 @@ use crate::dtype::DType;
 pub mod arch;
 pub mod batch;
 pub mod block;
+pub mod check;
 mod config;
 mod head;
 pub mod linear;
 pub mod load;
 pub mod lora;
 pub mod param;
+pub mod quantized;
 pub mod session;
 pub mod spec;
 pub use batch::Tokens;
+pub use check::check;
 pub use load::LoadOptions;
 pub use session::{Plan, Session};
 

@@ -1,7 +1,7 @@
 //! Architectures: from a Hugging Face config to a [`Spec`]. One file each, no maths; a row in [`ARCHITECTURES`].
 use super::config::Keys;
 use super::spec::{Rope, RopeScaling, Spec};
-use crate::error::Result;
+use crate::error::{Result, distance};
 use std::path::Path;
 
 mod llama;
@@ -19,7 +19,10 @@ pub fn read_spec(path: &Path) -> Result<Spec> {
     let model_type = keys.text("model_type", None)?;
     let Some((_, read)) = ARCHITECTURES.iter().find(|(name, _)| *name == model_type) else {
         let known: Vec<_> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
-        return keys.wrong("model_type", format!("`{model_type}` is not supported; supported: {}", known.join(", ")));
+        let nearest = known.iter().min_by_key(|name| distance(&model_type, name)).expect("there are architectures");
+        let what =
+            format!("`{model_type}` is not supported, the nearest that is: `{nearest}`; all: {}", known.join(", "));
+        return keys.wrong("model_type", what);
     };
     read(&keys)
 }
