@@ -58,11 +58,16 @@ fn listed<T>(read: Result<T>, mismatches: &mut Vec<Error>) -> Result<Option<T>> 
 
 impl Checked {
     /// What a run starts from: no mismatch, and a tokenizer.
-    pub fn sound(self) -> Result<(Spec, Tokenizer)> {
+    pub fn sound(mut self) -> Result<(Spec, Tokenizer)> {
+        let (tokenizer, folder) = (self.tokenizer.take(), self.folder.clone());
+        let spec = self.spec()?;
+        Ok((spec, tokenizer.map_or_else(|| Tokenizer::load(&folder), Ok)?))
+    }
+
+    /// No mismatch, whether or not there is a tokenizer.
+    pub fn spec(self) -> Result<Spec> {
         first(self.mismatches, &self.folder)?;
-        let tokenizer = self.tokenizer.map_or_else(|| Tokenizer::load(&self.folder), Ok)?;
-        let spec = self.spec.ok_or_else(|| Error::Bug("a sound model has a spec".into()))?;
-        Ok((spec, tokenizer))
+        self.spec.ok_or_else(|| Error::Bug("a model without a mismatch has a spec".into()))
     }
 }
 
@@ -85,7 +90,13 @@ pub(super) fn weights(spec: &Spec, scheme: Option<Scheme>, tensors: &Tensors) ->
     let mut known: BTreeSet<String> = BTreeSet::new();
     let mut quantized = 0;
     for w in spec.weights() {
-        match quantized::find(tensors, &w.name, &w.shape).map(|stored| stored.scheme()) {
+        let stored = quantized::find(tensors, &w.name, &w.shape).map(|stored| stored.scheme());
+        if !matches!(stored, Ok(None)) {
+            let module = w.name.strip_suffix(".weight").unwrap_or(&w.name);
+            known.extend(NF4_PARTS.iter().map(|part| format!("{}{part}", w.name)));
+            known.extend(INT8_PARTS.iter().map(|part| format!("{module}{part}")));
+        }
+        match stored {
             Err(e) => wrong.push(e),
             Ok(Some(stored)) if Some(stored) != scheme => {
                 let says = scheme.map_or("no quantization", Scheme::name);
@@ -94,9 +105,6 @@ pub(super) fn weights(spec: &Spec, scheme: Option<Scheme>, tensors: &Tensors) ->
             }
             Ok(stored) => quantized += usize::from(stored.is_some()),
         }
-        let module = w.name.strip_suffix(".weight").unwrap_or(&w.name);
-        known.extend(NF4_PARTS.iter().map(|part| format!("{}{part}", w.name)));
-        known.extend(INT8_PARTS.iter().map(|part| format!("{module}{part}")));
         known.insert(w.name);
     }
     if let Some(scheme) = scheme.filter(|_| quantized == 0 && wrong.is_empty()) {
