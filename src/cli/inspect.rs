@@ -37,7 +37,7 @@ impl Inspect {
         }
         match count {
             0 => out("no mismatch\n"),
-            n => Err(Error::content(&self.model, "", format!("{n} mismatches"))),
+            n => Err(Error::content(&self.model, "", format!("mismatches: {n}, as listed"))),
         }
     }
 }
