@@ -47,7 +47,7 @@ fn shapes(s: &Spec) -> String {
     format!(
         "architecture  {}\nlayers        {}\nhidden        {}\nffn           {}\n\
          heads         {} query, {} key-value, of {}\nvocabulary    {}\nhead          {head}\n\
-         positions     {}, RoPE {:?}\n",
+         positions     {}, {:?}\n",
         s.model_type, s.layers, s.C, s.F, s.H, s.K, s.D, s.V, s.max_positions, s.rope
     )
 }
