@@ -6,7 +6,7 @@ use luthier::error::Error;
 use luthier::export::bnb::Format;
 use luthier::export::quantize::quantize;
 use luthier::io::safetensors::{Dtype, Outline, Tensors, Writer};
-use luthier::model::linear::{Nf4Scales, Weight};
+use luthier::model::linear::{Linear, Nf4Scales, Weight};
 use luthier::model::lora::{LoraConfig, Targets};
 use luthier::model::{self, LoadOptions, Model, Plan, Session};
 use serde_json::{Value, json};
@@ -21,6 +21,7 @@ const INT8: &str = "tests/golden/bnb_8bit";
 const Q: &str = "model.layers.0.self_attn.q_proj";
 const STATE: &str = "model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4";
 
+type Edit = dyn Fn(&mut Files, &mut Value);
 type Files = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 /// A copy of a model folder, changed on the way.
@@ -49,6 +50,12 @@ fn load(b: &dyn Backend, folder: &Path) -> Result<Model, Error> {
     Model::load(b, folder, &LoadOptions::frozen(DType::F32))
 }
 
+fn dequantized(b: &dyn Backend, linear: &Linear) -> Vec<f32> {
+    let mut out = b.alloc(linear.O * linear.C, DType::F32).unwrap();
+    linear.dequantize(b, &mut out).unwrap();
+    b.download_f32(&out).unwrap()
+}
+
 fn bytes(b: &dyn Backend, weight: &Weight) -> Vec<Vec<u8>> {
     let get = |buf| b.download(buf).unwrap();
     match weight {
@@ -63,21 +70,42 @@ fn bytes(b: &dyn Backend, weight: &Weight) -> Vec<Vec<u8>> {
     }
 }
 
+/// A model in f32 whose weights end within a block of NF4, or within a byte of codes.
+fn uneven(F: usize) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({
+        "model_type": "llama", "hidden_size": 36, "intermediate_size": F, "num_hidden_layers": 3, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "vocab_size": 90, "tie_word_embeddings": true, "attention_bias": F % 2 == 1,
+    });
+    std::fs::write(dir.path().join("shape.json"), config.to_string()).unwrap();
+    luthier::export::init::init(&dir.path().join("shape.json"), dir.path(), DType::F32, None, 5).unwrap();
+    dir
+}
+
 #[test]
 fn what_quantize_writes_is_what_loading_quantizes() {
+    let (even, odd) = (uneven(52), uneven(49));
+    let folders = [Path::new("tests/golden/llama"), even.path(), odd.path()];
     for b in backends() {
-        for golden in ["llama", "llama_tied_bias"] {
+        for from in folders {
+            let floats = load(&*b, from).unwrap();
             for format in [Format::Nf4, Format::Int8] {
-                let (dir, from) = (tempfile::tempdir().unwrap(), Path::new("tests/golden").join(golden));
-                let (before, after) = quantize(&*b, &from, dir.path(), format).unwrap();
+                let dir = tempfile::tempdir().unwrap();
+                let (before, after) = quantize(&*b, from, dir.path(), format).unwrap();
                 assert!(after < before, "{before} bytes became {after}");
                 let (four, eight) = (format == Format::Nf4, format == Format::Int8);
                 let on_load =
                     LoadOptions { load_in_4bit: four, load_in_8bit: eight, ..LoadOptions::frozen(DType::F32) };
-                let want = Model::load(&*b, &from, &on_load).unwrap();
+                let want = Model::load(&*b, from, &on_load).unwrap();
                 let got = load(&*b, dir.path()).unwrap();
                 for (got, want) in got.linears().zip(want.linears()) {
                     assert_eq!(bytes(&*b, &got.weight), bytes(&*b, &want.weight), "{} {}", b.name(), got.name);
+                }
+                let limit = if four { 0.02 } else { 2e-4 };
+                for (got, want) in got.linears().zip(floats.linears()) {
+                    let [got, want] = [got, want].map(|linear| dequantized(&*b, linear));
+                    let err = nmse(&got, &want);
+                    assert!(err > 0.0 && err <= limit, "{} {format:?}: {err}", b.name());
                 }
                 for (got, want) in got.params().zip(want.params()) {
                     assert_eq!(got.name, want.name);
@@ -161,9 +189,7 @@ fn scales_may_be_plain_and_the_head_in_4_bits() {
         let linear = model.linears().find(|l| l.name == Q).unwrap();
         let Weight::Nf4(q) = &linear.weight else { panic!("in 4 bits") };
         assert!(matches!(q.scales, Nf4Scales::Single { .. }));
-        let mut out = b.alloc(want.len(), DType::F32).unwrap();
-        linear.dequantize(&*b, &mut out).unwrap();
-        assert_eq!(b.download_f32(&out).unwrap(), want, "{}", b.name());
+        assert_eq!(dequantized(&*b, linear), want, "{}", b.name());
         assert_eq!(model.head.unwrap().get(&*b).unwrap(), want, "{}", b.name());
     }
 }
@@ -191,10 +217,7 @@ fn adapters_on_quantized_weights_learn_as_on_the_weights_they_stand_for() {
         copy(folder, dense.path(), |files, config| {
             files.retain(|name, _| name.ends_with(".weight"));
             for linear in model.linears() {
-                let b: &dyn Backend = &b;
-                let mut out = b.alloc(linear.O * linear.C, DType::F32).unwrap();
-                linear.dequantize(b, &mut out).unwrap();
-                let values = b.download(&out).unwrap();
+                let values = DType::F32.encode(&dequantized(&b, linear));
                 files.insert(format!("{}.weight", linear.name), (Dtype::F32, vec![linear.O, linear.C], values));
             }
             config.as_object_mut().unwrap().remove("quantization_config");
@@ -244,7 +267,7 @@ fn what_does_not_fit_is_named() {
         bytes.1 = vec![bytes.2.len()];
     };
     let name = |part: &str| format!("{Q}.weight{part}");
-    let checks: Vec<(&str, Box<dyn Fn(&mut Files, &mut Value)>, &str)> = vec![
+    let checks: Vec<(&str, Box<Edit>, &str)> = vec![
         (NF4, Box::new(|_, c| c["quantization_config"]["quant_method"] = json!("gptq")), "`gptq` checkpoints are not"),
         (
             NF4,
