@@ -58,13 +58,14 @@ fn values(name: &str, shape: &[usize], std: f32, dtype: DType, seed: u64) -> Vec
 
 /// `len` random bytes.
 fn random_bytes(name: &str, len: usize, seed: u64) -> Vec<u8> {
-    let chunk = |c: usize| {
+    let mut bytes = vec![0; len];
+    bytes.par_chunks_mut(CHUNK).enumerate().for_each(|(c, chunk)| {
         let mut rng = Rng::named(seed.wrapping_add(c as u64), name);
-        let words = CHUNK.min(len - c * CHUNK).div_ceil(8);
-        let bytes = (0..words).flat_map(|_| rng.bits().to_le_bytes());
-        bytes.take(CHUNK.min(len - c * CHUNK)).collect::<Vec<u8>>()
-    };
-    (0..len.div_ceil(CHUNK)).into_par_iter().flat_map_iter(chunk).collect()
+        for word in chunk.chunks_mut(8) {
+            word.copy_from_slice(&rng.bits().to_le_bytes()[..word.len()]);
+        }
+    });
+    bytes
 }
 
 /// NF4's levels are a normal distribution's quantiles: codes that are all as likely, on scales around the one that gives `std`.
@@ -86,8 +87,8 @@ fn random_nf4(module: &str, (O, C): (usize, usize), std: f32, dtype: DType, seed
 /// Codes that are all as likely, -127 to 127, on the scale that gives `std`.
 fn random_int8(module: &str, (O, C): (usize, usize), std: f32, seed: u64) -> Parts {
     // a byte of 128, -128, has no counterpart: 0 instead
-    let codes = random_bytes(&format!("{module}.codes"), O * C, seed);
-    let codes = codes.into_iter().map(|code| if code == 128 { 0 } else { code }).collect();
+    let mut codes = random_bytes(&format!("{module}.codes"), O * C, seed);
+    codes.par_iter_mut().filter(|code| **code == 128).for_each(|code| *code = 0);
     bnb::int8_parts(codes, DType::F32.encode(&vec![std * 3f32.sqrt(); O]))
 }
 
