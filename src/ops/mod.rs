@@ -14,6 +14,7 @@ pub mod dyn8;
 pub mod embedding;
 pub mod fill;
 pub mod gradnorm;
+pub mod int8;
 pub mod logprob;
 pub mod matmul;
 pub mod nf4;

@@ -26,9 +26,12 @@ enum Class {
 
 fn class(op: Op) -> Class {
     match op {
-        Op::embedding_forward | Op::cast_forward | Op::fill_forward | Op::nf4_quantize | Op::dyn8_quantize => {
-            Class::Exact
-        }
+        Op::embedding_forward
+        | Op::cast_forward
+        | Op::fill_forward
+        | Op::nf4_quantize
+        | Op::dyn8_quantize
+        | Op::int8_quantize => Class::Exact,
         Op::matmul_nt | Op::matmul_nn | Op::matmul_tn | Op::matmul_nt_add | Op::matmul_nn_add | Op::matmul_tn_add => {
             Class::Product
         }
