@@ -325,7 +325,6 @@ fn errors_name_file_and_line() {
         ("d.jsonl", b"\x1F\x8B\x08\0".to_vec(), "d.jsonl: must be JSON Lines in UTF-8, but looks like gzip"),
         ("e.jsonl", b"{\"text\": \"\xFF\"}".to_vec(), "e.jsonl: line 1: must be UTF-8, is not at byte 10"),
         ("f.jsonl", vec![b' '; 3], "f.jsonl: has no record"),
-        ("g.jsonl", b"{\"text\": \"x\"}".to_vec(), "g.jsonl: line 1: assistant_only_loss needs chats"),
         (
             "h.jsonl",
             [b"{\"text\": \"", &vec![b'x'; 17 << 20][..], b"\"}"].concat(),
@@ -335,6 +334,10 @@ fn errors_name_file_and_line() {
         let err = data::load(&options(vec![write(&dir, name, bytes)]), &tokenizer).err().unwrap();
         assert!(matches!(err, Error::Content { .. }) && err.to_string().contains(want), "{name}: {err}");
     }
+    // a text has no roles: all of it counts, whatever assistant_only_loss says
+    let text =
+        data::load(&options(vec![write(&dir, "text.jsonl", b"{\"text\": \"x y\"}".to_vec())]), &tokenizer).unwrap();
+    assert!(text.train[0].trained.iter().all(|t| *t));
     let at = |entry: &str| data::load(&options(vec![entry.to_string()]), &tokenizer).err().unwrap();
     assert!(matches!(at("no/such.jsonl"), Error::Read { .. }));
     assert!(at("no/such*.jsonl").to_string().contains("matches no file"));

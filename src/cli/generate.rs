@@ -48,7 +48,7 @@ impl Generate {
         let (_, tokenizer) = model::check(&self.model)?.sound()?;
         let prompt = self.ids(&tokenizer)?;
         let (backend, which) = pick::pick(&self.backend)?;
-        eprintln!("{which}");
+        super::say!("{which}");
         let model = self.load(&*backend)?;
         let sampling = Sampling { max_new_tokens: self.max_new_tokens, temperature: self.temperature, seed: self.seed };
         let mut stream = tokenizer.stream(true);

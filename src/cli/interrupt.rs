@@ -10,7 +10,7 @@ pub fn install() -> Result<()> {
         if ASKED.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("\ninterrupted: finishing this step and saving; once more ends at once");
+        super::say!("\ninterrupted: finishing this step and saving; once more ends at once");
     };
     ctrlc::set_handler(caught).map_err(|e| Error::Bug(format!("cannot catch signals: {e}")))
 }

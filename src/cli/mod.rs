@@ -8,6 +8,16 @@ mod progress;
 mod quantize;
 mod train;
 use clap::{Parser, Subcommand};
+
+/// A line on standard error; one that nobody reads any more must not end a run.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+pub(crate) use say;
+
 use luthier::{Error, Result};
 use std::io::{self, ErrorKind, Write};
 

@@ -27,8 +27,8 @@ impl Progress {
 
     fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| super::say!("{text}")),
+            None => super::say!("{text}"),
         }
     }
 
@@ -59,7 +59,7 @@ impl Reporter for Progress {
                 bar.set_position(m.step);
                 bar.set_message(figures);
             }
-            None if self.is_logged(m.step) => eprintln!("step {}/{} · {figures}", m.step, self.total),
+            None if self.is_logged(m.step) => super::say!("step {}/{} · {figures}", m.step, self.total),
             None => {}
         }
     }

@@ -31,7 +31,7 @@ impl Quantize {
         }
         let format = Format::parse(&self.format).ok_or_else(|| Error::Bug(format!("format {}", self.format)))?;
         let (backend, which) = pick::pick(&self.backend)?;
-        eprintln!("{which}");
+        super::say!("{which}");
         let (before, after) = export::quantize::quantize(&*backend, &self.model, &self.out, format)?;
         export::folder::copy_companions(&self.model, &self.out)?;
         let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;

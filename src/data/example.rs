@@ -49,11 +49,6 @@ impl Encoder<'_> {
         let mut notes = Notes::default();
         let mut example = match &record.body {
             Body::Chat(chat) => self.chat(chat, &mut notes).map_err(|e| at_record(record, e))?,
-            Body::Text(_) if self.assistant_only_loss => {
-                return Err(
-                    record.error("assistant_only_loss needs chats (`messages`), this is a `text`; set it to false")
-                );
-            }
             Body::Text(text) => self.document(text, 0, &mut notes)?,
             Body::Completion { prompt, completion } => {
                 self.document(&format!("{prompt}{completion}"), prompt.len(), &mut notes)?

@@ -59,7 +59,7 @@ impl Fresh {
             return self.dtype.encode(&vec![if name.ends_with(".bias") { 0.0 } else { self.norm }; len]);
         }
         let chunk = |c: usize| {
-            let mut rng = Rng::named(self.seed.wrapping_add(c as u64), name);
+            let mut rng = Rng::named(self.seed, &format!("{name}/{c}"));
             let count = CHUNK.min(len - c * CHUNK);
             self.dtype.encode(&(0..count).map(|_| rng.normal() * self.std).collect::<Vec<f32>>())
         };
@@ -71,7 +71,7 @@ impl Fresh {
 fn random_bytes(name: &str, len: usize, seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; len];
     bytes.par_chunks_mut(CHUNK).enumerate().for_each(|(c, chunk)| {
-        let mut rng = Rng::named(seed.wrapping_add(c as u64), name);
+        let mut rng = Rng::named(seed, &format!("{name}/{c}"));
         for word in chunk.chunks_mut(8) {
             word.copy_from_slice(&rng.bits().to_le_bytes()[..word.len()]);
         }

@@ -12,6 +12,8 @@ use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+/// Ranks beyond it are no adapters; keeps a hostile config from asking for all memory.
+const MAX_RANK: usize = 1 << 14;
 const CONFIG: &str = "adapter_config.json";
 const STEM: &str = "adapter_model";
 
@@ -93,6 +95,12 @@ struct Json {
     rank_pattern: serde_json::Map<String, serde_json::Value>,
     #[serde(default)]
     alpha_pattern: serde_json::Map<String, serde_json::Value>,
+    #[serde(default)]
+    init_lora_weights: serde_json::Value,
+    #[serde(default)]
+    alora_invocation_tokens: serde_json::Value,
+    #[serde(default)]
+    layer_replication: serde_json::Value,
     bias: Option<String>,
 }
 
@@ -108,13 +116,17 @@ pub fn read_config(folder: &Path) -> Result<LoraConfig> {
         ("fan_in_fan_out", json.fan_in_fan_out),
         ("rank_pattern", !json.rank_pattern.is_empty()),
         ("alpha_pattern", !json.alpha_pattern.is_empty()),
+        ("alora_invocation_tokens", !json.alora_invocation_tokens.is_null()),
+        ("layer_replication", !json.layer_replication.is_null()),
+        // pissa, olora and the like change the base when PEFT loads them
+        ("init_lora_weights", json.init_lora_weights.as_str().is_some_and(|how| how != "gaussian")),
         ("bias", json.bias.as_deref().unwrap_or("none") != "none"),
     ];
     if let Some((key, _)) = unsupported.iter().find(|(_, on)| *on) {
         return Err(Error::content(&file, key, "this kind of adapter is not supported; plain LoRA and rsLoRA are"));
     }
-    if json.r == 0 {
-        return Err(Error::content(&file, "r", "must be at least 1"));
+    if json.r == 0 || json.r > MAX_RANK {
+        return Err(Error::content(&file, "r", format!("must be from 1 to {MAX_RANK}, got {}", json.r)));
     }
     Ok(LoraConfig {
         r: json.r,

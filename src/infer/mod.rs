@@ -29,7 +29,10 @@ pub fn generate(
     if let Some(id) = prompt.iter().find(|id| **id as usize >= s.V) {
         return Err(Error::Usage(format!("token {id} is beyond the model's vocabulary of {}", s.V)));
     }
-    let room = prompt.len() + sampling.max_new_tokens;
+    // beyond its positions a model makes no sense, and the cache would take memory for it
+    let most = s.max_positions.max(prompt.len() + 1) - prompt.len();
+    let max_new_tokens = sampling.max_new_tokens.min(most);
+    let room = prompt.len() + max_new_tokens;
     let scope = Scope::new(b);
     let cache = |_| -> Result<(Buf, Buf)> {
         let one = || scope.alloc(room * s.K * s.D, model.dtype);
@@ -43,13 +46,13 @@ pub fn generate(
     drop(prefill);
     let mut decode = Session::new(b, model, 1, room, Plan::Inference)?;
     let mut out = Vec::new();
-    while out.len() < sampling.max_new_tokens {
+    while out.len() < max_new_tokens {
         let next = choose(&logits, sampling.temperature, &mut rng);
         if stop.contains(&next) {
             break;
         }
         out.push(next);
-        if !on_token(next) || out.len() == sampling.max_new_tokens {
+        if !on_token(next) || out.len() == max_new_tokens {
             break;
         }
         let T = prompt.len() + out.len();

@@ -40,31 +40,44 @@ pub(super) fn group<K: PartialEq>(
     model: &mut Model,
     key: impl Fn(&Param) -> K,
 ) -> Result<(Vec<Group<K>>, Vec<Place>)> {
-    let (mut groups, mut places): (Vec<(K, usize)>, Vec<Place>) = (Vec::new(), Vec::new());
-    for param in model.trained() {
-        let (len, key) = (param.value.len(), key(param));
-        let room = |(k, size): &(K, usize)| *k == key && *size + len <= GROUP;
-        let found = if len < SMALL { groups.iter().position(room) } else { None };
-        let group = found.unwrap_or_else(|| {
-            // a large tensor's group is full from the start
-            groups.push((key, if len < SMALL { 0 } else { GROUP }));
-            groups.len() - 1
-        });
-        let size = &mut groups[group].1;
-        places.push(Place { group, offset: if len < SMALL { *size } else { 0 }, len });
-        *size += len.next_multiple_of(ALIGN);
-    }
+    let (bins, places) = plan(model.trained().map(|p| (p.value.len(), key(p))), GROUP);
     let mut made: Vec<Group<K>> = Vec::new();
     let trained: Vec<&mut Param> = model.params_mut().filter(|p| p.train.is_some()).collect();
     let mut members: Vec<(Place, &mut Param)> = places.iter().copied().zip(trained).collect();
     members.sort_by_key(|(place, _)| (place.group, place.offset));
     let mut members = members.into_iter().peekable();
-    for (key, size) in groups {
+    for Bin { key, size, alone } in bins {
         let group = made.len();
         let own: Vec<_> = std::iter::from_fn(|| members.next_if(|(place, _)| place.group == group)).collect();
-        made.push(if size >= GROUP { keep(key, own) } else { gather(b, key, size, own)? });
+        made.push(if alone { keep(key, own) } else { gather(b, key, size, own)? });
     }
     Ok((made, places))
+}
+
+/// A group to be.
+struct Bin<K> {
+    key: K,
+    size: usize,
+    /// Of one large tensor that stays in its own buffers.
+    alone: bool,
+}
+
+/// First fit into bins of at most `limit` elements.
+fn plan<K: PartialEq>(tensors: impl Iterator<Item = (usize, K)>, limit: usize) -> (Vec<Bin<K>>, Vec<Place>) {
+    let (mut bins, mut places): (Vec<Bin<K>>, Vec<Place>) = (Vec::new(), Vec::new());
+    for (len, key) in tensors {
+        let alone = len >= SMALL.min(limit);
+        let room = |bin: &Bin<K>| !bin.alone && bin.key == key && bin.size + len <= limit;
+        let found = bins.iter().position(|bin| !alone && room(bin));
+        let group = found.unwrap_or_else(|| {
+            bins.push(Bin { key, size: 0, alone });
+            bins.len() - 1
+        });
+        let bin = &mut bins[group];
+        places.push(Place { group, offset: bin.size, len });
+        bin.size += len.next_multiple_of(ALIGN);
+    }
+    (bins, places)
 }
 
 /// A group of one tensor, in its own buffers.
@@ -99,4 +112,26 @@ fn gather<K>(b: &dyn Backend, key: K, size: usize, own: Vec<(Place, &mut Param)>
         }
     }
     Ok(Group { key, value, grad, master })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bins_may_be_exactly_full_and_large_tensors_stay_alone() {
+        let lens = [ALIGN, 2 * ALIGN, 1, 4 * ALIGN, 5000, 3 * ALIGN];
+        let (bins, places) = plan(lens.iter().map(|len| (*len, ())), 4 * ALIGN);
+        let group: Vec<usize> = places.iter().map(|p| p.group).collect();
+        assert_eq!(group, [0, 0, 0, 1, 2, 3]);
+        assert_eq!(
+            bins.iter().map(|b| (b.size, b.alone)).collect::<Vec<_>>()[..2],
+            [(4 * ALIGN, false), (4 * ALIGN, true)]
+        );
+        for (i, p) in places.iter().enumerate() {
+            assert!(p.offset.is_multiple_of(ALIGN) && p.offset + p.len <= bins[p.group].size);
+            let apart = |q: &Place| q.group != p.group || q.offset >= p.offset + p.len || p.offset >= q.offset + q.len;
+            assert!(places[..i].iter().all(apart));
+        }
+    }
 }

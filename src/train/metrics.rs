@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 pub const FILE: &str = "metrics.jsonl";
 
-/// A step, or the mean over the steps since the last line.
+/// A step. Loss and norm are this step's; tokens per second count from the last line on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct StepMetrics {
     /// Steps done, from 1.

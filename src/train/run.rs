@@ -1,6 +1,6 @@
 //! The one loop: batches in, gradients, a step, metrics, evaluation, checkpoints, a result.
 use super::checkpoint::RunDir;
-use super::config::TrainConfig;
+use super::config::{Resume, TrainConfig};
 use super::cursor::Cursor;
 use super::method::cross_entropy;
 use super::metrics::{EvalMetrics, MetricsFile, Reporter, StepMetrics};
@@ -10,8 +10,10 @@ use super::state::{self, State};
 use super::{disk, setup};
 use crate::backend::Backend;
 use crate::data::{self, Batch, BatchOptions, Dataset, Tokenizer};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::infer::{self, Sampling};
+use crate::io::safetensors::Tensors;
 use crate::model::{self, Model, Session, Tokens};
 use std::time::Instant;
 
@@ -21,22 +23,33 @@ const SAMPLE_TOKENS: usize = 64;
 /// Runs a config to its end, from wherever an earlier run of it got to. Returns the last evaluation's loss.
 pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
     let (spec, tokenizer) = model::check(&config.model_name_or_path)?.sound()?;
+    if config.dtype == DType::F16 {
+        let what = "training in float16 needs loss scaling, which is not there yet: set dtype to bfloat16 (any backend has it) or float32";
+        return Err(Error::Usage(what.into()));
+    }
     let data = data::load(&setup::data_options(config), &tokenizer)?;
     report_data(&data, reporter);
     let cursor =
         Cursor::new(&data.train, setup::batch_options(config, &tokenizer, true), config.gradient_accumulation_steps);
     let total = config.total_steps(cursor.micro_batches());
     let run_dir = RunDir::open(&config.output_dir)?;
+    let real = |path: &std::path::Path| path.canonicalize().map_err(Error::read(path));
+    if real(run_dir.path())? == real(&config.model_name_or_path)? {
+        return Err(Error::Usage(
+            "output_dir is the model's own folder, and a result would overwrite the model: choose another".into(),
+        ));
+    }
     let fresh = State {
         global_step: 0,
         num_input_tokens_seen: 0,
         dataset: data.report.fingerprint.clone(),
         course: state::course(config)?,
+        model: Tensors::open_folder(&config.model_name_or_path, "model")?.fingerprint(),
     };
     let resume = state::find(config, reporter)?;
     if let Some((folder, found)) = &resume {
         state::check_same(folder, found, &fresh)?;
-        if found.global_step >= total && is_published(config) {
+        if found.global_step >= total && state::is_published(&config.output_dir, found) {
             reporter.message(&format!(
                 "finished already: {} steps are done, {} holds the result",
                 total,
@@ -53,6 +66,10 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         reporter.message(&format!("resumed after step {} from {}", found.global_step, folder.display()));
         state = found;
     }
+    let N = config.per_device_train_batch_size * config.max_length;
+    let plan = setup::plan(config, b, &model, N);
+    let session = Session::new(b, &model, N, config.max_length, plan)?;
+    // only now is it certain that the run starts, so only now may what it replaces go
     for old in run_dir.remove_after(state.global_step)? {
         reporter.message(&format!(
             "removed {}: this run takes another course from step {}",
@@ -60,9 +77,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
             state.global_step
         ));
     }
-    let N = config.per_device_train_batch_size * config.max_length;
-    let plan = setup::plan(config, b, &model, N);
-    let session = Session::new(b, &model, N, config.max_length, plan)?;
+    state::unpublish(run_dir.path())?;
     let metrics = MetricsFile::open(&config.output_dir, state.global_step)?;
     disk::publish(&config.output_dir.join("config.toml"), |file| disk::write(file, config.to_toml()?.as_bytes()))?;
     let trainable = model.trainable_parameters();
@@ -89,12 +104,6 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         clock,
     }
     .run(reporter)
-}
-
-/// The result at the top of the output folder is there.
-fn is_published(config: &TrainConfig) -> bool {
-    let name = if config.lora.is_some() { "adapter_model.safetensors" } else { "config.json" };
-    config.output_dir.join(name).exists()
 }
 
 fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {
@@ -154,15 +163,17 @@ impl Run<'_> {
                 saved = step;
             }
             if interrupted {
-                return Err(Error::Interrupted(format!(
-                    "interrupted after step {step}; run the same command to go on"
-                )));
+                let how = match self.config.resume_from_checkpoint {
+                    Resume::Auto => "run the same command to go on",
+                    _ => "to go on, run the same command with resume_from_checkpoint=auto",
+                };
+                return Err(Error::Interrupted(format!("interrupted after step {step}; {how}")));
             }
         }
         if saved != self.total {
             self.save(reporter)?;
         }
-        disk::publish_all(self.run_dir.path(), |dir| state::write_result(self.b, &self.model, self.config, dir))?;
+        state::publish(self.b, &self.model, self.config, &self.state, self.run_dir.path())?;
         reporter.saved(self.run_dir.path());
         self.sample(reporter)?;
         Ok(eval)

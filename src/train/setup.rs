@@ -18,7 +18,7 @@ pub(super) fn data_options(config: &TrainConfig) -> DataOptions {
         max_length: config.max_length,
         assistant_only_loss: config.assistant_only_loss,
         pretrain: config.method == Method::Pretrain,
-        chat_template: None,
+        chat_template: config.chat_template.clone(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! What a checkpoint holds beside the adapter or model: enough to go on bit by bit.
 use super::checkpoint::{self, RunDir};
 use super::config::{Resume, TrainConfig};
-use super::metrics::Reporter;
+use super::disk;
+use super::metrics::{self, Reporter};
 use super::optim::Optimizer;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -22,6 +23,8 @@ pub(super) struct State {
     pub dataset: String,
     /// Of the config's keys that decide the course of training.
     pub course: String,
+    /// Of the base model's config and weights.
+    pub model: String,
 }
 
 /// A hash of everything in the config that changes losses; paths, logging and where to run do not.
@@ -39,6 +42,14 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "save_total_limit",
         "resume_from_checkpoint",
         "gradient_checkpointing",
+        // may be changed on the way, after a loss that ran off for one
+        "learning_rate",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "warmup_steps",
+        "warmup_ratio",
+        "max_grad_norm",
+        "weight_decay",
     ];
     if let Some(keys) = value.as_object_mut() {
         silent.iter().for_each(|key| drop(keys.remove(*key)));
@@ -54,6 +65,40 @@ pub(super) fn write_result(b: &dyn Backend, model: &Model, config: &TrainConfig,
         None => export::full::save(b, model, base, out)?,
     }
     export::folder::copy_companions(base, out)
+}
+
+/// Names of results; those of an earlier run must not stay beside a new one.
+fn is_result(name: &str) -> bool {
+    let weights =
+        name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"));
+    weights || ["adapter_config.json", "adapter_model.safetensors", "config.json", STATE].contains(&name)
+}
+
+/// Takes the result of an earlier run away: whoever finds one can rely on it.
+pub(super) fn unpublish(dir: &Path) -> Result<()> {
+    if !dir.join(metrics::FILE).exists() {
+        // no run of ours has been here: what is there belongs to somebody else
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(dir).map_err(Error::read(dir))? {
+        let path = entry.map_err(Error::read(dir))?.path();
+        if path.is_file() && path.file_name().is_some_and(|n| is_result(&n.to_string_lossy())) {
+            std::fs::remove_file(&path).map_err(Error::write(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// The result at the top of the output folder; the state comes last and says that all of it is there.
+pub(super) fn publish(b: &dyn Backend, model: &Model, config: &TrainConfig, state: &State, dir: &Path) -> Result<()> {
+    disk::publish_all(dir, |dir| write_result(b, model, config, dir))?;
+    let text = serde_json::to_vec_pretty(state).map_err(|e| Error::Bug(e.to_string()))?;
+    disk::publish(&dir.join(STATE), |file| disk::write(file, &text))
+}
+
+/// The result of exactly this state is there.
+pub(super) fn is_published(dir: &Path, state: &State) -> bool {
+    read(dir).is_ok_and(|found| found == *state)
 }
 
 /// Saves a checkpoint: what is trained as a result, and the exact state.
@@ -120,8 +165,11 @@ pub(super) fn check_same(folder: &Path, found: &State, now: &State) -> Result<()
     if found.dataset != now.dataset {
         return other("other data");
     }
+    if found.model != now.model {
+        return other("another base model");
+    }
     if found.course != now.course {
-        return other("other settings (model, method, batch, optimizer or schedule)");
+        return other("other settings (method, batch, length, steps, seed, adapter, dtype or optimizer)");
     }
     Ok(())
 }

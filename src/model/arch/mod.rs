@@ -15,6 +15,9 @@ mod qwen2;
 mod qwen3;
 mod rope;
 
+/// No real model has as many; keeps a hostile config from naming tensors without end.
+const MAX_LAYERS: usize = 4096;
+
 /// Reads an architecture's config.
 type Read = fn(&Keys) -> Result<Spec>;
 
@@ -42,7 +45,11 @@ pub fn read_spec(path: &Path) -> Result<Spec> {
             format!("`{model_type}` is not supported, the nearest that is: `{nearest}`; all: {}", known.join(", "));
         return keys.wrong("model_type", what);
     };
-    read(&keys)
+    let spec = read(&keys)?;
+    if spec.layers > MAX_LAYERS {
+        return keys.wrong("num_hidden_layers", format!("{} layers are more than any model has", spec.layers));
+    }
+    Ok(spec)
 }
 
 #[cfg(test)]
