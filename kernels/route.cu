@@ -25,7 +25,7 @@ INLINE u32 scan(u32 x, u32& total) {
 // op route_index grid(E) block(256)
 // A block per expert; a thread looks at a stretch of the slots, so that places rise with the slots.
 extern "C" __global__ void __launch_bounds__(256) route_index(T_rows* rows, T_places* places, T_offsets* offsets, const T_experts* experts, Params p) {
-    u32 M = p.N * p.A, expert = blockIdx.x;
+    u32 M = p.N * p.S, expert = blockIdx.x;
     u32 stretch = (M + 255) / 256, first = min(threadIdx.x * stretch, M), end = min(first + stretch, M);
     u32 lower = 0, own = 0;
 #pragma unroll 8
@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(128) route_gather_forward(T_out* ou
     float x[8];
     fetch(x, inp + n * p.C, c, p.C, wide(inp, p.C));
     bool fast = wide(out, p.C);
-    for (u32 a = 0; a < p.A; a++) stash(out + (u64)places[n * p.A + a] * p.C, c, p.C, fast, x);
+    for (u32 a = 0; a < p.S; a++) stash(out + (u64)places[n * p.S + a] * p.C, c, p.C, fast, x);
 }
 
 // op route_gather_backward grid(N, ceil(C, 1024)) block(128)
@@ -60,8 +60,8 @@ extern "C" __global__ void __launch_bounds__(128) route_gather_backward(T_dinp* 
     bool fast = wide(dout, p.C), fast_d = wide(dinp, p.C);
     float sum[8] = {}, x[8];
 #pragma unroll 4
-    for (u32 a = 0; a < p.A; a++) {
-        fetch(x, dout + (u64)places[n * p.A + a] * p.C, c, p.C, fast);
+    for (u32 a = 0; a < p.S; a++) {
+        fetch(x, dout + (u64)places[n * p.S + a] * p.C, c, p.C, fast);
 #pragma unroll
         for (int k = 0; k < 8; k++) sum[k] += x[k];
     }

@@ -11,7 +11,7 @@ extern "C" __global__ void __launch_bounds__(256) router_forward(T_weights* weig
     const T_logits* x = logits + n * E;
     float last = 0.f, top = 0.f, total = 0.f;
     u32 last_e = E;
-    for (u32 a = 0; a < p.A; a++) {
+    for (u32 a = 0; a < p.S; a++) {
         float best = 0.f;
         u32 best_e = E;
         for (u32 e = lane; e < E; e += 32) {
@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(256) router_forward(T_weights* weig
         if (a == 0) top = value;
         float weight = expf(value - top);
         total += weight;
-        if (lane == 0) experts[n * p.A + a] = chosen, weights[n * p.A + a] = weight;
+        if (lane == 0) experts[n * p.S + a] = chosen, weights[n * p.S + a] = weight;
     }
     if (!p.norm) {
         total = 0.f;
@@ -42,23 +42,23 @@ extern "C" __global__ void __launch_bounds__(256) router_forward(T_weights* weig
     }
     // lane 0 wrote them, lane 0 divides them
     if (lane == 0)
-        for (u32 a = 0; a < p.A; a++) weights[n * p.A + a] /= total;
+        for (u32 a = 0; a < p.S; a++) weights[n * p.S + a] /= total;
 }
 
 // op router_backward grid(ceil(N, 8)) block(256)
 extern "C" __global__ void __launch_bounds__(256) router_backward(T_dlogits* dlogits, const T_dweights* dweights, const T_weights* weights, const T_experts* experts, const T_logits* logits, Params p) {
     u64 n = blockIdx.x * 8ull + threadIdx.x / 32;
-    u32 lane = threadIdx.x % 32, E = p.E, A = p.A;
+    u32 lane = threadIdx.x % 32, E = p.E, S = p.S;
     if (n >= p.N) return;
-    const T_weights* w = weights + n * A;
-    const T_dweights* dw = dweights + n * A;
-    const T_experts* own = experts + n * A;
+    const T_weights* w = weights + n * S;
+    const T_dweights* dw = dweights + n * S;
+    const T_experts* own = experts + n * S;
     float dot = 0.f;
-    for (u32 a = 0; a < A; a++) dot += w[a] * dw[a];
+    for (u32 a = 0; a < S; a++) dot += w[a] * dw[a];
     float top = widen(logits[n * E + own[0]]), first = p.norm ? 0.f : w[0];
     for (u32 e = lane; e < E; e += 32) {
         float d = first == 0.f ? 0.f : -(first * expf(widen(logits[n * E + e]) - top) * dot);
-        for (u32 a = 0; a < A; a++)
+        for (u32 a = 0; a < S; a++)
             if (own[a] == e) d = w[a] * (dw[a] - dot);
         put(dlogits + n * E + e, d);
     }

@@ -23,7 +23,7 @@ fn before(t: u32, count: u32) -> u32 {
 fn route_index(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let expert = flat(group);
   if (expert >= p.E) { return; }
-  let M = p.N * p.A;
+  let M = p.N * p.S;
   let stretch = ceil_div(M, 256u);
   let first = min(t * stretch, M);
   let end = min(first + stretch, M);
@@ -58,7 +58,7 @@ fn route_gather_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_
   let c = (i % ceil_div(p.C, W)) * W;
   if (n >= p.N) { return; }
   let x = ld_inp(n * p.C + c);
-  for (var a = 0u; a < p.A; a++) { st_out(ld_places(n * p.A + a) * p.C + c, x, p.C - c); }
+  for (var a = 0u; a < p.S; a++) { st_out(ld_places(n * p.S + a) * p.C + c, x, p.C - c); }
 }
 
 // op route_gather_backward grid(ceil(N*ceil(C, W), 256))
@@ -69,6 +69,6 @@ fn route_gather_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
   let c = (i % ceil_div(p.C, W)) * W;
   if (n >= p.N) { return; }
   var sum = V();
-  for (var a = 0u; a < p.A; a++) { sum += ld_dout(ld_places(n * p.A + a) * p.C + c); }
+  for (var a = 0u; a < p.S; a++) { sum += ld_dout(ld_places(n * p.S + a) * p.C + c); }
   st_dinp(n * p.C + c, ld_dinp(n * p.C + c) + sum, p.C - c);
 }

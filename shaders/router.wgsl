@@ -10,7 +10,7 @@ fn router_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
   let at = n * p.E;
   var last = 0.0;
   var last_e = p.E;
-  for (var a = 0u; a < p.A; a++) {
+  for (var a = 0u; a < p.S; a++) {
     var best = 0.0;
     var best_e = p.E;
     for (var e = 0u; e < p.E; e++) {
@@ -26,22 +26,22 @@ fn router_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
     last = best;
     last_e = best_e;
     // with NaNs the weights are NaN; the experts stay experts
-    st_experts(n * p.A + a, select(best_e, a, best_e == p.E));
+    st_experts(n * p.S + a, select(best_e, a, best_e == p.E));
   }
 }
 
-// op router_forward__weights grid(ceil(N*A, 64))
+// op router_forward__weights grid(ceil(N*S, 64))
 // A thread per choice.
 @compute @workgroup_size(64)
 fn router_forward__weights(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let i = flat(group) * 64u + t;
-  let n = i / p.A;
+  let n = i / p.S;
   if (n >= p.N) { return; }
   let at = n * p.E;
-  let top = ld1_logits(at + ld_experts(n * p.A));
+  let top = ld1_logits(at + ld_experts(n * p.S));
   var total = 0.0;
   if (p.norm == 1u) {
-    for (var a = 0u; a < p.A; a++) { total += weight_of(at, ld_experts(n * p.A + a), top); }
+    for (var a = 0u; a < p.S; a++) { total += weight_of(at, ld_experts(n * p.S + a), top); }
   } else {
     for (var e = 0u; e < p.E; e++) { total += weight_of(at, e, top); }
   }
@@ -57,17 +57,17 @@ fn router_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
   let e = (i % ceil_div(p.E, W)) * W;
   if (n >= p.N) { return; }
   var dot = 0.0;
-  for (var a = 0u; a < p.A; a++) { dot += ld1_weights(n * p.A + a) * ld1_dweights(n * p.A + a); }
+  for (var a = 0u; a < p.S; a++) { dot += ld1_weights(n * p.S + a) * ld1_dweights(n * p.S + a); }
   let at = n * p.E;
   var d = V();
   if (p.norm == 0u) {
-    let top = ld1_logits(at + ld_experts(n * p.A));
-    d = -(ld1_weights(n * p.A) * exp(ld_logits(at + e) - top) * dot);
+    let top = ld1_logits(at + ld_experts(n * p.S));
+    d = -(ld1_weights(n * p.S) * exp(ld_logits(at + e) - top) * dot);
   }
-  for (var a = 0u; a < p.A; a++) {
-    let k = ld_experts(n * p.A + a) - e;
+  for (var a = 0u; a < p.S; a++) {
+    let k = ld_experts(n * p.S + a) - e;
     if (k < W) {
-      let x = ld1_weights(n * p.A + a) * (ld1_dweights(n * p.A + a) - dot);
+      let x = ld1_weights(n * p.S + a) * (ld1_dweights(n * p.S + a) - dot);
       d = d * (1.0 - one_hot(k)) + x * one_hot(k);
     }
   }

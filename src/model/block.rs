@@ -1,4 +1,4 @@
-//! A decoder block: attention and gated MLP, each behind a norm, each added to the residual stream.
+//! A decoder block: attention and gated MLP (or a mixture of them, `moe.rs`), each behind a norm, each added to the residual stream.
 //!
 //! ```text
 //! forward                                     backward (dx: the residual stream's gradient, in place)
@@ -12,7 +12,9 @@
 //! y = x2 + down(swiglu(gate, up))   [N,C]
 //! ```
 use super::batch::Inputs;
+use super::experts::Experts;
 use super::linear::{Linear, LinearScratch};
+use super::moe::{self, Moe};
 use super::param::{Param, Train};
 use super::spec::Spec;
 use crate::backend::{Backend, Buf, Scope};
@@ -31,9 +33,12 @@ pub struct Block {
     pub v: Linear,
     pub o: Linear,
     pub mlp_norm: Param,
-    pub gate: Linear,
-    pub up: Linear,
-    pub down: Linear,
+    pub mlp: Mlp,
+}
+
+pub enum Mlp {
+    Dense { gate: Linear, up: Linear, down: Linear },
+    Moe(Moe),
 }
 
 /// What a block keeps of its forward for its backward, besides its input x.
@@ -48,8 +53,12 @@ pub struct Saved {
     x2: Buf,
     n2: Buf,
     rstd2: Buf,
-    gate: Buf,
-    up: Buf,
+    mlp: SavedMlp,
+}
+
+enum SavedMlp {
+    Dense { gate: Buf, up: Buf },
+    Moe(moe::Saved),
 }
 
 /// What blocks share while they run.
@@ -60,10 +69,15 @@ pub struct BlockScratch {
     positions: usize,
     /// [N, C]: a branch's output, a norm's gradient.
     c: Buf,
-    /// [N, F]: the MLP's hidden state and its gradient.
-    f: Buf,
+    mlp: MlpScratch,
     /// The attention's gradients; only for training.
     grads: Option<AttentionGrads>,
+}
+
+enum MlpScratch {
+    /// [N, F]: the hidden state and its gradient.
+    Dense(Buf),
+    Moe(moe::Scratch),
 }
 
 struct AttentionGrads {
@@ -97,24 +111,30 @@ impl Saved {
             x2: buf(s.C)?,
             n2: buf(s.C)?,
             rstd2: stat(1)?,
-            gate: buf(s.F)?,
-            up: buf(s.F)?,
+            mlp: match &s.moe {
+                Some(moe) => SavedMlp::Moe(moe::Saved::new(scope, s, moe, N, dtype)?),
+                None => SavedMlp::Dense { gate: buf(s.F)?, up: buf(s.F)? },
+            },
         })
     }
 
     /// Bytes of one for N tokens.
     pub fn bytes(s: &Spec, N: usize, dtype: DType) -> u64 {
-        let values = 3 * s.C + 2 * s.F + 2 * (s.H + s.K) * s.D;
-        (N * (values * dtype.size() + (2 + s.H) * 4)) as u64
+        let values = 3 * s.C + 2 * (s.H + s.K) * s.D;
+        let mlp = match &s.moe {
+            Some(moe) => moe::Saved::bytes(s, moe, N, dtype),
+            None => (N * 2 * s.F * dtype.size()) as u64,
+        };
+        (N * (values * dtype.size() + (2 + s.H) * 4)) as u64 + mlp
     }
 }
 
 impl BlockScratch {
-    /// For up to `N` tokens at positions below `positions`.
+    /// For up to `N` tokens at positions below `positions`; `experts` for products by group.
     pub fn new(
         scope: &Scope,
         s: &Spec,
-        linear: LinearScratch,
+        (linear, experts): (LinearScratch, LinearScratch),
         N: usize,
         positions: usize,
         dtype: DType,
@@ -136,7 +156,10 @@ impl BlockScratch {
             rope: scope.alloc_f32(&s.rope.table(positions, s.D), DType::F32)?,
             positions,
             c: buf(s.C)?,
-            f: buf(s.F)?,
+            mlp: match &s.moe {
+                Some(moe) => MlpScratch::Moe(moe::Scratch::new(scope, s, moe, experts, N, dtype, train)?),
+                None => MlpScratch::Dense(buf(s.F)?),
+            },
             grads: train.then_some(()).map(grads).transpose()?,
         })
     }
@@ -175,8 +198,16 @@ impl Block {
         self.o.forward(b, &t.linear, &mut t.c, &saved.att, N)?;
         b.residual_forward(&mut saved.x2, x, &t.c, &Residual { P: (N * s.C) as u32 })?;
         b.rmsnorm_forward(&mut saved.n2, &mut saved.rstd2, &saved.x2, &self.mlp_norm.value, &norm)?;
-        self.gate.forward(b, &t.linear, &mut saved.gate, &saved.n2, N)?;
-        self.up.forward(b, &t.linear, &mut saved.up, &saved.n2, N)
+        match (&self.mlp, &mut saved.mlp, &mut t.mlp) {
+            (Mlp::Dense { gate, up, .. }, SavedMlp::Dense { gate: g, up: u }, _) => {
+                gate.forward(b, &t.linear, g, &saved.n2, N)?;
+                up.forward(b, &t.linear, u, &saved.n2, N)
+            }
+            (Mlp::Moe(moe), SavedMlp::Moe(kept), MlpScratch::Moe(own)) => {
+                moe.forward_saved(b, s, kept, own, &t.linear, &saved.n2, N)
+            }
+            _ => unreachable!("made for one spec"),
+        }
     }
 
     /// out [N, C] = the block's output for x [N, C].
@@ -193,9 +224,18 @@ impl Block {
     ) -> Result<()> {
         self.forward_saved(b, s, saved, t, x, inputs, cache)?;
         let N = inputs.N;
-        b.swiglu_forward(&mut t.f, &saved.gate, &saved.up, &swiglu_params(s, N))?;
-        self.down.forward(b, &t.linear, &mut t.c, &t.f, N)?;
-        b.residual_forward(out, &saved.x2, &t.c, &Residual { P: (N * s.C) as u32 })
+        match (&self.mlp, &saved.mlp, &mut t.mlp) {
+            (Mlp::Dense { down, .. }, SavedMlp::Dense { gate, up }, MlpScratch::Dense(h)) => {
+                b.swiglu_forward(h, gate, up, &swiglu_params(s, N))?;
+                down.forward(b, &t.linear, &mut t.c, h, N)?;
+                b.residual_forward(out, &saved.x2, &t.c, &Residual { P: (N * s.C) as u32 })
+            }
+            (Mlp::Moe(moe), SavedMlp::Moe(kept), MlpScratch::Moe(own)) => {
+                b.copy(out, &saved.x2)?;
+                moe.forward(b, s, kept, own, out, N)
+            }
+            _ => unreachable!("made for one spec"),
+        }
     }
 
     /// dx [N, C] comes in as ∂L/∂out and leaves as ∂L/∂x. `saved` is used up.
@@ -210,15 +250,23 @@ impl Block {
         inputs: &Inputs,
     ) -> Result<()> {
         let N = inputs.N;
-        let BlockScratch { linear, rope, positions, c: dn, f: h, grads } = t;
+        let BlockScratch { linear, rope, positions, c: dn, mlp, grads } = t;
         let g = grads.as_mut().expect("the scratch was made for training");
 
-        self.down.backward_input(b, linear, h, dx, N, false)?;
-        b.swiglu_backward(h, &mut saved.gate, &mut saved.up, &swiglu_params(s, N))?;
-        self.down.backward_weight(b, linear, dx, h, N)?;
-        for (layer, dout, add) in [(&mut self.gate, &saved.gate, false), (&mut self.up, &saved.up, true)] {
-            layer.backward_input(b, linear, dn, dout, N, add)?;
-            layer.backward_weight(b, linear, dout, &saved.n2, N)?;
+        match (&mut self.mlp, &mut saved.mlp, mlp) {
+            (Mlp::Dense { gate, up, down }, SavedMlp::Dense { gate: g, up: u }, MlpScratch::Dense(h)) => {
+                down.backward_input(b, linear, h, dx, N, false)?;
+                b.swiglu_backward(h, g, u, &swiglu_params(s, N))?;
+                down.backward_weight(b, linear, dx, h, N)?;
+                for (layer, dout, add) in [(gate, &*g, false), (up, &*u, true)] {
+                    layer.backward_input(b, linear, dn, dout, N, add)?;
+                    layer.backward_weight(b, linear, dout, &saved.n2, N)?;
+                }
+            }
+            (Mlp::Moe(moe), SavedMlp::Moe(kept), MlpScratch::Moe(own)) => {
+                moe.backward(b, s, kept, own, linear, dn, dx, &saved.n2, N)?
+            }
+            _ => unreachable!("made for one spec"),
         }
         norm_backward(b, s, N, &mut self.mlp_norm, dx, dn, &saved.x2, &saved.rstd2)?;
 
@@ -249,20 +297,32 @@ impl Block {
         norm_backward(b, s, N, &mut self.attention_norm, dx, dn, x, &saved.rstd1)
     }
 
-    pub fn linears(&self) -> [&Linear; 7] {
-        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    /// But for those of experts.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let mlp = match &self.mlp {
+            Mlp::Dense { gate, up, down } => vec![gate, up, down],
+            Mlp::Moe(moe) => vec![&moe.router],
+        };
+        [&self.q, &self.k, &self.v, &self.o].into_iter().chain(mlp)
     }
-    pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
-        [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.gate, &mut self.up, &mut self.down]
+    pub fn experts(&self) -> impl Iterator<Item = &Experts> {
+        let moe = if let Mlp::Moe(moe) = &self.mlp { Some(moe) } else { None };
+        moe.into_iter().flat_map(Moe::experts)
     }
     pub fn params(&self) -> impl Iterator<Item = &Param> {
         let norms = [&self.attention_norm, &self.mlp_norm];
-        norms.into_iter().chain(self.linears().into_iter().flat_map(Linear::params))
+        let stacks = self.experts().map(|experts| &experts.stack);
+        norms.into_iter().chain(self.linears().chain(stacks).flat_map(Linear::params))
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
-        let Block { attention_norm, q, k, v, o, mlp_norm, gate, up, down } = self;
-        let linears = [q, k, v, o, gate, up, down];
-        [attention_norm, mlp_norm].into_iter().chain(linears.into_iter().flat_map(Linear::params_mut))
+        let Block { attention_norm, q, k, v, o, mlp_norm, mlp } = self;
+        let mlp = match mlp {
+            Mlp::Dense { gate, up, down } => vec![gate, up, down],
+            Mlp::Moe(Moe { router, gate, up, down }) => {
+                vec![router, &mut gate.stack, &mut up.stack, &mut down.stack]
+            }
+        };
+        [attention_norm, mlp_norm].into_iter().chain([q, k, v, o].into_iter().chain(mlp).flat_map(Linear::params_mut))
     }
 }
 

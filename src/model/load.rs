@@ -1,7 +1,9 @@
 //! From a model folder to weights on a device, with what is to be trained made ready.
-use super::block::Block;
+use super::block::{Block, Mlp};
+use super::experts::Experts;
 use super::linear::{Linear, Nf4Weight, Weight};
 use super::lora::LoraConfig;
+use super::moe::Moe;
 use super::param::Param;
 use super::spec::{Bias, Head, Spec};
 use super::{Model, arch};
@@ -12,6 +14,8 @@ use crate::io::safetensors::{Tensor, Tensors};
 use crate::ops::{dyn8, nf4};
 use std::collections::BTreeSet;
 use std::path::Path;
+
+mod experts;
 
 /// How weights are held and which of them are trained.
 #[derive(Clone, Debug)]
@@ -41,13 +45,19 @@ impl LoadOptions {
                 "load_in_4bit trains an adapter only: add a [lora] table, or set load_in_4bit = false".into(),
             );
         }
-        if self.load_in_4bit && spec.linears().iter().any(|(_, O, C, _)| O * C % nf4::BLOCK != 0) {
+        if self.load_in_4bit && quantized(spec).any(|(O, C)| O * C % nf4::BLOCK != 0) {
             return usage(format!("load_in_4bit wants weights of a multiple of {} values", nf4::BLOCK));
         }
         if self.dtype.size() == 2 && [spec.C, spec.F, spec.D / 2].iter().any(|n| n % 2 == 1) {
             let what = format!("hidden {}, ffn {}, head {}", spec.C, spec.F, spec.D);
             return usage(format!(
                 "16-bit dtypes want even sizes and head sizes in fours ({what}): use dtype = \"float32\""
+            ));
+        }
+        if let Some(moe) = spec.moe.as_ref().filter(|moe| self.dtype.size() == 2 && moe.E % 2 == 1) {
+            return usage(format!(
+                "16-bit dtypes want an even number of experts, got {}: use dtype = \"float32\"",
+                moe.E
             ));
         }
         if let Some(config) = &self.lora {
@@ -76,7 +86,22 @@ fn saves(name: &str, module: &str) -> bool {
 }
 
 fn linear_names(spec: &Spec) -> Vec<String> {
-    (0..spec.layers).flat_map(|l| spec.linears().map(|(module, ..)| spec.names.of(l, module))).collect()
+    let of_layer = |l: usize| {
+        let experts = spec.experts().into_iter().flatten().flat_map(move |(module, ..)| spec.expert_names(l, module));
+        spec.linears().into_iter().map(move |(module, ..)| spec.names.of(l, module)).chain(experts)
+    };
+    (0..spec.layers).flat_map(of_layer).collect()
+}
+
+/// Output and input channels of what `load_in_4bit` quantizes: linear layers and experts, but not routers, as transformers does.
+fn quantized(spec: &Spec) -> impl Iterator<Item = (usize, usize)> {
+    let linears = spec.linears().into_iter().filter(|(module, ..)| !is_router(spec, module)).map(|(_, O, C, _)| (O, C));
+    linears.chain(spec.experts().into_iter().flatten().map(|(_, O, C)| (O, C)))
+}
+
+/// Whether it is the module of a layer that chooses experts.
+fn is_router(spec: &Spec, module: &str) -> bool {
+    spec.moe.as_ref().is_some_and(|moe| moe.router == module)
 }
 
 impl Model {
@@ -145,7 +170,7 @@ impl Loader<'_> {
         let tensor = self.tensors.floats(from, shape)?;
         let mut param = Param::zeros(self.b, name, shape, self.options.dtype)?;
         if tensor.float() == Some(self.options.dtype) {
-            param.set_bytes(self.b, tensor.bytes)?;
+            param.set_bytes(self.b, 0, tensor.bytes)?;
             if train {
                 param.unfreeze(self.b)?;
             }
@@ -167,17 +192,29 @@ impl Loader<'_> {
         };
         let (attention_norm, mlp_norm) = (norm(names.attention_norm)?, norm(names.mlp_norm)?);
         let mut linears = Vec::new();
-        for (module, O, C, bias) in self.spec.linears() {
-            linears.push(self.linear(names.of(layer, module), O, C, bias)?);
+        for linear in self.spec.linears() {
+            linears.push(self.linear(layer, linear)?);
         }
-        let Ok([q, k, v, o, gate, up, down]) = <[Linear; 7]>::try_from(linears) else { unreachable!("seven linears") };
-        Ok(Block { attention_norm, q, k, v, o, mlp_norm, gate, up, down })
+        let mut linears = linears.into_iter();
+        let mut next = || linears.next().expect("as many as the spec lists");
+        let (q, k, v, o) = (next(), next(), next(), next());
+        let mlp = match self.spec.experts() {
+            None => Mlp::Dense { gate: next(), up: next(), down: next() },
+            Some([gate, up, down]) => Mlp::Moe(Moe {
+                router: next(),
+                gate: self.experts(layer, gate)?,
+                up: self.experts(layer, up)?,
+                down: self.experts(layer, down)?,
+            }),
+        };
+        Ok(Block { attention_norm, q, k, v, o, mlp_norm, mlp })
     }
 
-    fn linear(&mut self, name: String, O: usize, C: usize, bias: Bias) -> Result<Linear> {
-        let full = self.options.full();
+    fn linear(&mut self, layer: usize, (module, O, C, bias): (&'static str, usize, usize, Bias)) -> Result<Linear> {
+        let (full, router) = (self.options.full(), is_router(self.spec, module));
+        let name = self.spec.names.of(layer, module);
         let weight = format!("{name}.weight");
-        let weight = if self.options.load_in_4bit {
+        let weight = if self.options.load_in_4bit && !router {
             Weight::Nf4(self.nf4(&weight, O, C)?)
         } else {
             Weight::Dense(self.param(&weight, &weight, &[O, C], full)?)
@@ -188,7 +225,9 @@ impl Loader<'_> {
             Bias::Absent => None,
         };
         let mut linear = Linear { name, O, C, weight, bias, lora: None };
-        if let Some(config) = self.options.lora.as_ref().filter(|c| c.target_modules.matches(&linear.name)) {
+        let targeted =
+            |c: &&LoraConfig| c.target_modules.matches(&linear.name) && !(router && c.target_modules.all_linear());
+        if let Some(config) = self.options.lora.as_ref().filter(targeted) {
             config.attach(self.b, &mut linear, self.options.dtype, self.options.train, self.options.seed)?;
         }
         Ok(linear)
@@ -196,13 +235,17 @@ impl Loader<'_> {
 
     /// Quantized on the device from the file's own precision.
     fn nf4(&mut self, name: &str, O: usize, C: usize) -> Result<Nf4Weight> {
-        let (b, P) = (self.b, O * C);
         let tensor = self.tensors.floats(name, &[O, C])?;
-        let inp = self.stage(&tensor, P)?;
+        let inp = self.stage(&[tensor], O * C)?;
+        self.quantize(&inp)
+    }
+
+    fn quantize(&self, inp: &Buf) -> Result<Nf4Weight> {
+        let (b, P) = (self.b, inp.len());
         let blocks = P.div_ceil(nf4::BLOCK);
         let mut codes = b.alloc(P.div_ceil(2), DType::U8)?;
         let mut absmax = b.alloc(blocks, DType::F32)?;
-        b.nf4_quantize(&mut codes, &mut absmax, &inp, &nf4::Nf4 { P: P as u32 })?;
+        b.nf4_quantize(&mut codes, &mut absmax, inp, &nf4::Nf4 { P: P as u32 })?;
         let scales = b.download_f32(&absmax)?;
         b.free(absmax);
         let (qabsmax, nested, offset) = nf4::double_quantize(&scales);
@@ -213,19 +256,22 @@ impl Loader<'_> {
         Ok(Nf4Weight { codes, qabsmax: q, nested, map, offset })
     }
 
-    /// The tensor on the device as the file has it, in memory that the next one reuses.
-    fn stage(&mut self, tensor: &Tensor, P: usize) -> Result<Buf> {
-        let dtype = tensor.float().expect("floats() gives floats");
-        let fits = self.staging.as_ref().is_some_and(|s| s.dtype() == dtype && s.len() >= P);
+    /// Tensors of P elements on the device as the file has them, one after the other, in memory that the next ones reuse.
+    fn stage(&mut self, tensors: &[Tensor], P: usize) -> Result<Buf> {
+        let dtype = tensors[0].float().expect("floats() gives floats");
+        let len = tensors.len() * P;
+        let fits = self.staging.as_ref().is_some_and(|s| s.dtype() == dtype && s.len() >= len);
         if !fits {
             if let Some(old) = self.staging.take() {
                 self.b.free(old);
             }
-            let largest = self.spec.linears().iter().map(|(_, O, C, _)| O * C).max().unwrap_or(P);
-            self.staging = Some(self.b.alloc(largest, dtype)?);
+            let largest = quantized(self.spec).map(|(O, C)| O * C).max().unwrap_or(len);
+            self.staging = Some(self.b.alloc(largest.max(len), dtype)?);
         }
-        let mut view = self.staging.as_ref().expect("made above").view(0, P);
-        self.b.upload(&mut view, tensor.bytes)?;
+        let view = self.staging.as_ref().expect("made above").view(0, len);
+        for (i, tensor) in tensors.iter().enumerate() {
+            self.b.upload(&mut view.view(i * P, P), tensor.bytes)?;
+        }
         Ok(view)
     }
 }

@@ -11,10 +11,12 @@ pub mod arch;
 pub mod batch;
 pub mod block;
 mod config;
+pub mod experts;
 mod head;
 pub mod linear;
 pub mod load;
 pub mod lora;
+pub mod moe;
 pub mod param;
 pub mod session;
 pub mod spec;
@@ -56,6 +58,9 @@ impl Model {
     }
     pub fn linears(&self) -> impl Iterator<Item = &linear::Linear> {
         self.blocks.iter().flat_map(block::Block::linears)
+    }
+    pub fn experts(&self) -> impl Iterator<Item = &experts::Experts> {
+        self.blocks.iter().flat_map(block::Block::experts)
     }
     /// Sets every gradient to zero.
     pub fn zero_grad(&mut self, b: &dyn Backend) -> crate::error::Result<()> {

@@ -1,4 +1,6 @@
 //! A decoder as data: what an architecture's config says, in terms the layers understand.
+use super::config::Keys;
+use crate::error::Result;
 
 /// Sizes and mechanisms of a decoder. Letters are the dims of the op table.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +29,8 @@ pub struct Spec {
     pub o_bias: Bias,
     /// gate, up, down have a bias.
     pub mlp_bias: Bias,
+    /// Mixtures of experts in the place of MLPs; F is then an expert's.
+    pub moe: Option<MoeSpec>,
     pub head: Head,
     pub max_positions: usize,
     /// Standard deviation of freshly made weights.
@@ -47,6 +51,45 @@ pub enum Head {
     Own,
     /// The embedding's weight (`tie_word_embeddings`).
     Tied,
+}
+
+/// Which experts there are and how a token chooses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MoeSpec {
+    /// Experts.
+    pub E: usize,
+    /// Experts of a token (num_experts_per_tok).
+    pub S: usize,
+    pub weights: RouterWeights,
+    /// The router's module within the layer; its weight is [E, C]. Modules of the experts are gate, up and down of the [`Names`],
+    /// where `{}` is the expert's number.
+    pub router: &'static str,
+}
+
+/// What the chosen experts count: their probabilities among all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouterWeights {
+    Plain,
+    /// Divided by their sum.
+    Renormalised,
+}
+
+impl MoeSpec {
+    /// `experts` is the key of their number.
+    pub fn read(
+        keys: &Keys,
+        experts: &str,
+        default: usize,
+        weights: RouterWeights,
+        router: &'static str,
+    ) -> Result<MoeSpec> {
+        let E = keys.size(experts, Some(default))?;
+        let S = keys.size("num_experts_per_tok", Some(2))?;
+        if S > E {
+            return keys.wrong("num_experts_per_tok", format!("at most {experts} = {E} is wanted, got {S}"));
+        }
+        Ok(MoeSpec { E, S, weights, router })
+    }
 }
 
 /// Rotary positions: angle of (position t, pair d) = t·inv_freq[d].
@@ -137,19 +180,40 @@ pub struct WeightSpec {
     pub shape: Vec<usize>,
 }
 
+/// One module of the experts: name within the layer (`{}` is the expert's number), output channels, input channels.
+pub type ExpertSpec = (&'static str, usize, usize);
+
 impl Spec {
-    /// The linear modules of a block: name within the layer, output channels, input channels, bias.
-    pub fn linears(&self) -> [(&'static str, usize, usize, Bias); 7] {
+    /// The linear modules of a block, experts not counted: name within the layer, output channels, input channels, bias.
+    pub fn linears(&self) -> Vec<(&'static str, usize, usize, Bias)> {
         let (n, q, kv) = (&self.names, self.H * self.D, self.K * self.D);
-        [
+        let mut all = vec![
             (n.q, q, self.C, self.qkv_bias),
             (n.k, kv, self.C, self.qkv_bias),
             (n.v, kv, self.C, self.qkv_bias),
             (n.o, self.C, q, self.o_bias),
-            (n.gate, self.F, self.C, self.mlp_bias),
-            (n.up, self.F, self.C, self.mlp_bias),
-            (n.down, self.C, self.F, self.mlp_bias),
-        ]
+        ];
+        match &self.moe {
+            Some(moe) => all.push((moe.router, moe.E, self.C, Bias::Absent)),
+            None => all.extend([
+                (n.gate, self.F, self.C, self.mlp_bias),
+                (n.up, self.F, self.C, self.mlp_bias),
+                (n.down, self.C, self.F, self.mlp_bias),
+            ]),
+        }
+        all
+    }
+
+    /// Gate, up and down of the experts, where there are some.
+    pub fn experts(&self) -> Option<[ExpertSpec; 3]> {
+        let (n, C, F) = (&self.names, self.C, self.F);
+        self.moe.as_ref().map(|_| [(n.gate, F, C), (n.up, F, C), (n.down, C, F)])
+    }
+
+    /// The modules of a layer's experts: `model.layers.0.mlp.experts.3.gate_proj`, for all of them.
+    pub fn expert_names(&self, layer: usize, module: &str) -> Vec<String> {
+        let E = self.moe.as_ref().map_or(0, |moe| moe.E);
+        (0..E).map(|e| self.names.of(layer, &module.replace("{}", &e.to_string()))).collect()
     }
 
     /// Every weight a checkpoint of this model has, in the order of the forward pass.
@@ -167,6 +231,9 @@ impl Spec {
                 if bias == Bias::Present {
                     all.push(WeightSpec { name: format!("{module}.bias"), shape: vec![O] });
                 }
+            }
+            for (module, O, C) in self.experts().into_iter().flatten() {
+                all.extend(self.expert_names(l, module).into_iter().map(|name| weight(name, &[O, C])));
             }
         }
         all.push(weight(self.names.final_norm.into(), &[self.C]));

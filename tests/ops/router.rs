@@ -21,9 +21,9 @@ pub fn cases() -> Vec<Case> {
         (1, 1, 1), (1, 2, 1), (3, 4, 2), (7, 5, 5), (65, 6, 2), (130, 8, 3), (63, 33, 4), (9, 64, 8), (257, 128, 8), (5, 130, 6),
         (300, 60, 1), (2, 512, 22),
     ];
-    for (N, E, A) in shapes {
+    for (N, E, S) in shapes {
         for norm in [0, 1] {
-            let p = Router { N, E, A, norm };
+            let p = Router { N, E, S, norm };
             for op in [Op::router_forward, Op::router_backward] {
                 cases.push(Case::new(op, p));
                 if E > 3 {
@@ -38,16 +38,16 @@ pub fn cases() -> Vec<Case> {
 }
 
 pub fn gradients() -> Vec<Gradient> {
-    let of = |N, E, A, norm| {
-        let p = Router { N, E, A, norm };
+    let of = |N, E, S, norm| {
+        let p = Router { N, E, S, norm };
         Gradient::new(Op::router_forward, p, Op::router_backward, p)
     };
     vec![of(1, 1, 1, 0), of(3, 4, 2, 0), of(3, 4, 2, 1), of(5, 7, 3, 0), of(5, 7, 3, 1), of(2, 9, 9, 1), of(2, 9, 9, 0)]
 }
 
-fn choice(logits: &[f64], A: u32, norm: u32) -> (Vec<u32>, Vec<f64>) {
-    let (mut experts, mut weights) = (vec![9; A as usize], vec![f64::NAN; A as usize]);
-    let p = Router { N: 1, E: logits.len() as u32, A, norm };
+fn choice(logits: &[f64], S: u32, norm: u32) -> (Vec<u32>, Vec<f64>) {
+    let (mut experts, mut weights) = (vec![9; S as usize], vec![f64::NAN; S as usize]);
+    let p = Router { N: 1, E: logits.len() as u32, S, norm };
     luthier::ops::router::router_forward(&mut weights, &mut experts, logits, &p);
     (experts, weights)
 }
@@ -64,7 +64,7 @@ fn nans_choose_experts_that_exist_and_show_in_the_weights() {
         for d in devices {
             let b = &*d.backend;
             for norm in [0, 1] {
-                let p = Router { N: 2, E: 5, A: 3, norm };
+                let p = Router { N: 2, E: 5, S: 3, norm };
                 let mut logits = [f32::NAN; 10];
                 logits[7] = 1.0;
                 let logits = b.alloc_f32(&logits, F32).unwrap();

@@ -54,6 +54,7 @@ pub(super) fn spec(keys: &Keys) -> Result<Spec> {
         qkv_bias: attention_bias,
         o_bias: attention_bias,
         mlp_bias: bias("mlp_bias")?,
+        moe: None,
         head: if keys.flag("tie_word_embeddings", false)? { Head::Tied } else { Head::Own },
         max_positions: keys.size("max_position_embeddings", Some(2048))?,
         initializer_range: keys.positive("initializer_range", Some(0.02))? as f32,

@@ -5,12 +5,13 @@ use crate::error::Result;
 use std::path::Path;
 
 mod llama;
+mod mixtral;
 
 /// Reads an architecture's config.
 type Read = fn(&Keys) -> Result<Spec>;
 
 /// `model_type` and how its config is read.
-const ARCHITECTURES: &[(&str, Read)] = &[("llama", llama::spec)];
+const ARCHITECTURES: &[(&str, Read)] = &[("llama", llama::spec), ("mixtral", mixtral::spec)];
 
 /// The [`Spec`] of a model folder (or of a config file itself).
 pub fn read_spec(path: &Path) -> Result<Spec> {
