@@ -38,7 +38,7 @@ pub struct Block {
 
 pub enum Mlp {
     Dense { gate: Linear, up: Linear, down: Linear },
-    Moe(Moe),
+    Moe(Box<Moe>),
 }
 
 /// What a block keeps of its forward for its backward, besides its input x.
@@ -77,7 +77,7 @@ pub struct BlockScratch {
 enum MlpScratch {
     /// [N, F]: the hidden state and its gradient.
     Dense(Buf),
-    Moe(moe::Scratch),
+    Moe(Box<moe::Scratch>),
 }
 
 struct AttentionGrads {

@@ -11,7 +11,6 @@ params! { RouteIndex { N: u32, E: u32, S: u32 } }
 params! { RouteGather { N: u32, S: u32, C: u32 } }
 
 /// Integers only; generic like every reference.
-#[expect(clippy::extra_unused_type_parameters, reason = "every row is called with the real type")]
 pub fn route_index<R: Real>(
     rows: &mut [u32],
     places: &mut [u32],

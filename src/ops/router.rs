@@ -19,7 +19,8 @@ fn next<R: Real>(logits: &[R], last: Option<(R, usize)>) -> Option<(R, usize)> {
     let mut best: Option<(R, usize)> = None;
     for (e, x) in logits.iter().enumerate() {
         let after = last.is_none_or(|(y, i)| *x < y || (*x == y && e > i));
-        if after && *x == *x && best.is_none_or(|(y, _)| *x > y) {
+        // a NaN compares with nothing
+        if after && x.partial_cmp(x).is_some() && best.is_none_or(|(y, _)| *x > y) {
             best = Some((*x, e));
         }
     }
