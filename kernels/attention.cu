@@ -75,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward(T_out* out, 
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             u32 j = j0 + c + 8 * i;
-            s[i] = dot_rows(qs + r * (D + 1), rows + (c + 8 * i) * (D + 1), D) * p.scale;
+            s[i] = softcap(dot_rows(qs + r * (D + 1), rows + (c + 8 * i) * (D + 1), D) * p.scale, p.softcap);
             if (j < lo || j >= hi) s[i] = -INFINITY;
             top = fmaxf(top, s[i]);
         }
@@ -136,9 +136,9 @@ extern "C" __global__ void __launch_bounds__(128) attention_backward__q(T_dq* dq
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             u32 j = j0 + c + 8 * i;
-            float s = dot_rows(qs + r * (D + 1), rows + (c + 8 * i) * (D + 1), D) * p.scale;
+            float s = softcap(dot_rows(qs + r * (D + 1), rows + (c + 8 * i) * (D + 1), D) * p.scale, p.softcap);
             bool seen = j >= lo && j < hi;
-            ds[r * 17 + c + 8 * i] = seen ? expf(s - log_sum) * (dp[i] - mean) : 0.f;
+            ds[r * 17 + c + 8 * i] = seen ? expf(s - log_sum) * (dp[i] - mean) * softcap_slope(s, p.softcap) : 0.f;
         }
         __syncwarp(); // a row's 8 threads share a warp
         accumulate<COLS>(own, ds + r * 17, rows, c, D);
@@ -164,11 +164,12 @@ extern "C" __global__ void __launch_bounds__(128) attention_backward__kv(T_dq* d
             __syncthreads();
             load_rows(rows, q + h * D, p.ld_q, n0, COLS, p.N, D);
             __syncthreads();
-            float prob[2];
+            float prob[2], slope[2];
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 u32 n = n0 + c + 8 * i;
-                float s = dot_rows(ks + r * (D + 1), rows + (c + 8 * i) * (D + 1), D) * p.scale;
+                float s = softcap(dot_rows(ks + r * (D + 1), rows + (c + 8 * i) * (D + 1), D) * p.scale, p.softcap);
+                slope[i] = softcap_slope(s, p.softcap);
                 prob[i] = n >= lo && n < hi ? expf(s - lse[(u64)n * p.H + h]) : 0.f;
                 probs[r * 17 + c + 8 * i] = prob[i];
             }
@@ -180,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_backward__kv(T_dq* d
                 u32 n = n0 + c + 8 * i;
                 float dp = dot_rows(vs + r * (D + 1), rows + (c + 8 * i) * (D + 1), D);
                 bool seen = n >= lo && n < hi;
-                ds[r * 17 + c + 8 * i] = seen ? prob[i] * (dp - dot[(u64)n * p.H + h]) : 0.f;
+                ds[r * 17 + c + 8 * i] = seen ? prob[i] * (dp - dot[(u64)n * p.H + h]) * slope[i] : 0.f;
             }
             accumulate<COLS>(own_v, probs + r * 17, rows, c, D);
             __syncthreads();

@@ -6,6 +6,8 @@ extern "C" __global__ void __launch_bounds__(256) embedding_forward(T_out* out, 
     REQUIRE(id < p.V);
     float x[8];
     fetch(x, weight + id * p.C, c, p.C, wide(weight, p.C));
+#pragma unroll
+    for (int k = 0; k < 8; k++) x[k] *= p.scale;
     stash(out + n * p.C, c, p.C, wide(out, p.C), x);
 }
 
@@ -35,6 +37,6 @@ extern "C" __global__ void __launch_bounds__(128) embedding_backward(T_dweight* 
     T_dweight* row = dweight + (u64)id * p.C;
     fetch(w, row, c, p.C, fast_w);
 #pragma unroll
-    for (int k = 0; k < 8; k++) w[k] += sum[k];
+    for (int k = 0; k < 8; k++) w[k] += sum[k] * p.scale;
     stash(row, c, p.C, fast_w, w);
 }

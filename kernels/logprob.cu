@@ -31,16 +31,23 @@ extern "C" __global__ void __launch_bounds__(512) logprob_forward(T_logp* logp, 
         for (int k = 0; k < 8; k++) sum += __expf(x[k] - max);
         r = {max, r.sum * __expf(r.max - max) + sum};
     };
+    auto soften = [&](float (&x)[8]) {
+        if (p.softcap == 0.f) return;
+#pragma unroll
+        for (int k = 0; k < 8; k++) x[k] = softcap(x[k], p.softcap);
+    };
     u64 v = threadIdx.x * 8, step = 512 * 8, V = p.V;
     // two loads in flight per thread
     for (; fast && v + step + 8 <= V; v += 2 * step) {
         float x[8], y[8];
         load8(x, z + v), load8(y, z + v + step);
+        soften(x), soften(y);
         absorb(x), absorb(y);
     }
     for (; v < V; v += step) {
         float x[8];
         fetch(x, z, v, V, fast);
+        soften(x);
 #pragma unroll
         for (int k = 0; k < 8; k++) x[k] = v + k < V ? x[k] : -INFINITY;
         absorb(x);
@@ -55,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(512) logprob_forward(T_logp* logp, 
     lse[n] = r.max + logf(r.sum);
     u32 label = labels[n];
     REQUIRE(label < p.V || label == IGNORE);
-    logp[n] = label == IGNORE ? 0.f : widen(z[label]) - lse[n];
+    logp[n] = label == IGNORE ? 0.f : softcap(widen(z[label]), p.softcap) - lse[n];
 }
 
 // op logprob_backward grid(N, ceil(V, 2048)) block(256)
@@ -66,7 +73,10 @@ extern "C" __global__ void __launch_bounds__(256) logprob_backward(T_dlogits* dl
     if (label != IGNORE) {
         fetch(x, logits + n * p.ld_logits, v, p.V, wide(logits, p.ld_logits));
 #pragma unroll
-        for (int k = 0; k < 8; k++) x[k] = c * ((v + k == label ? 1.f : 0.f) - __expf(x[k] - l));
+        for (int k = 0; k < 8; k++) {
+            float z = softcap(x[k], p.softcap);
+            x[k] = c * ((v + k == label ? 1.f : 0.f) - __expf(z - l)) * softcap_slope(z, p.softcap);
+        }
     }
     stash(dlogits + n * p.ld_dlogits, v, p.V, wide(dlogits, p.ld_dlogits), x);
 }

@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(256) rmsnorm_forward(T_out* out, T_
         float w[8];
         fetch(w, weight, c, C, fast_w);
 #pragma unroll
-        for (int k = 0; k < 8; k++) v[k] = v[k] * scale * w[k];
+        for (int k = 0; k < 8; k++) v[k] = v[k] * scale * (w[k] + p.shift);
         stash(y, c, C, fast, v);
     };
 #pragma unroll
@@ -67,12 +67,12 @@ extern "C" __global__ void __launch_bounds__(256) rmsnorm_backward(T_dinp* dinp,
     bool live = r.n < p.N, fast = wide(inp, C) && wide(dout, C) && wide(dinp, C), fast_w = wide(weight, 0);
     const T_inp* x = inp + (u64)r.n * C;
     const T_dout* dy = dout + (u64)r.n * C;
-    // g = dout·weight and x of one chunk; their share of the row's dot product
+    // g = dout·(weight + shift) and x of one chunk; their share of the row's dot product
     auto read = [&](float (&g)[8], float (&v)[8], u32 c) {
         float w[8], sum = 0.f;
         fetch(v, x, c, C, fast), fetch(g, dy, c, C, fast), fetch(w, weight, c, C, fast_w);
 #pragma unroll
-        for (int k = 0; k < 8; k++) g[k] *= w[k], sum += g[k] * v[k];
+        for (int k = 0; k < 8; k++) g[k] *= w[k] + p.shift, sum += g[k] * v[k];
         return sum;
     };
     float g[KEEP][8], v[KEEP][8], sum = 0.f;

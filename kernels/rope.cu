@@ -1,14 +1,14 @@
-// RoPE on halves: element d of a head turns with element d + D/2. A thread takes 8 pairs of one head at a time where rows are
-// aligned and D/2 is a multiple of 8, else single pairs.
+// RoPE on halves: element d of a head turns with element d + A/2, d < A/2. A thread takes 8 pairs of one head at a time where rows are
+// aligned and D and A/2 are multiples of 8, else single pairs.
 
 template <typename T> INLINE void rotate(T* x, const float* table, const u32* positions, const Params& p, float sign) {
-    u32 half = p.D / 2, n = blockIdx.x, position = positions[n];
+    u32 half = p.A / 2, n = blockIdx.x, position = positions[n];
     REQUIRE(position < p.T);
-    const float* cosine = table + (u64)position * p.D;
+    const float* cosine = table + (u64)position * p.A;
     const float* sine = cosine + half;
     T* row = x + (u64)n * p.ld_x;
     u32 first = blockIdx.y * 1024, end = min(first + 1024, p.H * half);
-    if (wide(x, p.ld_x) && half % 8 == 0 && wide(table, 0)) {
+    if (wide(x, p.ld_x) && half % 8 == 0 && p.D % 8 == 0 && wide(table, 0)) {
         for (u32 i = first + threadIdx.x * 8; i < end; i += 1024) {
             u32 h = i / half, d = i % half;
             T* at = row + h * p.D + d;
@@ -33,12 +33,12 @@ template <typename T> INLINE void rotate(T* x, const float* table, const u32* po
     }
 }
 
-// op rope_forward grid(N, ceil(H*D/2, 1024)) block(128)
+// op rope_forward grid(N, ceil(H*A/2, 1024)) block(128)
 extern "C" __global__ void __launch_bounds__(128) rope_forward(T_x* x, const T_table* table, const T_positions* positions, Params p) {
     rotate(x, table, positions, p, 1.f);
 }
 
-// op rope_backward grid(N, ceil(H*D/2, 1024)) block(128)
+// op rope_backward grid(N, ceil(H*A/2, 1024)) block(128)
 extern "C" __global__ void __launch_bounds__(128) rope_backward(T_dx* dx, const T_table* table, const T_positions* positions, Params p) {
     rotate(dx, table, positions, p, -1.f);
 }

@@ -12,6 +12,12 @@ var<workgroup> lo: atomic<u32>;
 var<workgroup> hi: atomic<u32>;
 var<workgroup> range: vec2<u32>;
 var<private> head: u32;
+// s of a product, and ∂s/∂product
+fn score(product: f32) -> f32 { return softcap(p.scale * product, p.softcap); }
+fn slope(s: f32) -> f32 {
+  if (p.softcap == 0.0) { return p.scale; }
+  return p.scale * (1.0 - (s / p.softcap) * (s / p.softcap));
+}
 alias Sums = array<vec4<f32>, 4u * ND>;
 
 // Four channels of this head; zeros past D and past the last row.
@@ -115,7 +121,7 @@ fn attention_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
 #for r 0 4
 #for c 0 2
     let j$r$c = col0 + tx + 16u * $c;
-    ps[(ty + 16u * $r) * 33u + tx + 16u * $c] = select(LOWEST, p.scale * s[2 * $r + $c], j$r$c >= sees$r.x && j$r$c < sees$r.y);
+    ps[(ty + 16u * $r) * 33u + tx + 16u * $c] = select(LOWEST, score(s[2 * $r + $c]), j$r$c >= sees$r.x && j$r$c < sees$r.y);
 #end
 #end
     workgroupBarrier();
@@ -207,7 +213,8 @@ fn attention_backward__q(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
 #for r 0 4
 #for c 0 2
     let j$r$c = col0 + tx + 16u * $c;
-    let ds$r$c = p.scale * exp(p.scale * s[2 * $r + $c] - lse$r) * (g[2 * $r + $c] - dot$r);
+    let s$r$c = score(s[2 * $r + $c]);
+    let ds$r$c = slope(s$r$c) * exp(s$r$c - lse$r) * (g[2 * $r + $c] - dot$r);
     ps[(ty + 16u * $r) * 33u + tx + 16u * $c] = select(0.0, ds$r$c, j$r$c >= sees$r.x && j$r$c < sees$r.y);
 #end
 #end
@@ -256,7 +263,8 @@ fn attention_backward__kv(@builtin(workgroup_id) group: vec3<u32>, @builtin(loca
       let lse$c = ld1_lse(saved$c);
       let dot$c = ld1_dot(saved$c);
 #for r 0 4
-      let p$r$c = select(0.0, exp(p.scale * s[2 * $r + $c] - lse$c), n$c >= seen$r.x && n$c < seen$r.y);
+      let s$r$c = score(s[2 * $r + $c]);
+      let p$r$c = select(0.0, exp(s$r$c - lse$c), n$c >= seen$r.x && n$c < seen$r.y);
       ps[(ty + 16u * $r) * 33u + tx + 16u * $c] = p$r$c;
 #end
 #end
@@ -265,7 +273,7 @@ fn attention_backward__kv(@builtin(workgroup_id) group: vec3<u32>, @builtin(loca
       workgroupBarrier();
 #for c 0 2
 #for r 0 4
-      ps[(ty + 16u * $r) * 33u + tx + 16u * $c] = p.scale * p$r$c * (g[2 * $r + $c] - dot$c);
+      ps[(ty + 16u * $r) * 33u + tx + 16u * $c] = slope(s$r$c) * p$r$c * (g[2 * $r + $c] - dot$c);
 #end
 #end
       workgroupBarrier();

@@ -4,7 +4,7 @@ fn embedding_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
   let i = flat(group) * 256u + t;
   let n = i / ceil_div(p.C, W);
   let c = (i % ceil_div(p.C, W)) * W;
-  if (n < p.N) { st_out(n * p.C + c, ld_weight(ld_ids(n) * p.C + c), p.C - c); }
+  if (n < p.N) { st_out(n * p.C + c, ld_weight(ld_ids(n) * p.C + c) * p.scale, p.C - c); }
 }
 
 // op embedding_backward grid(N*ceil(C, 64*W))
@@ -23,5 +23,5 @@ fn embedding_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
     if (ld_ids(n) != id) { break; }
     sum += ld_dout(n * p.C + c);
   }
-  st_dweight(id * p.C + c, ld_dweight(id * p.C + c) + sum, p.C - c);
+  st_dweight(id * p.C + c, ld_dweight(id * p.C + c) + sum * p.scale, p.C - c);
 }

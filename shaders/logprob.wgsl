@@ -1,5 +1,6 @@
 const IGNORE = 0xffffffffu;
 const LOWEST = -3.4028234e38;
+fn z(i: u32) -> V { return softcaps(ld_logits(i), p.softcap); }
 
 // op logprob_forward grid(N)
 @compute @workgroup_size(256)
@@ -8,15 +9,15 @@ fn logprob_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
   if (n >= p.N) { return; }
   let row = n * p.ld_logits;
   var most = V(LOWEST);
-  for (var v = t * W; v < p.V; v += 256u * W) { most = max(most, mask_with(ld_logits(row + v), LOWEST, p.V - v)); }
+  for (var v = t * W; v < p.V; v += 256u * W) { most = max(most, mask_with(z(row + v), LOWEST, p.V - v)); }
   let top = group_max(t, maxv(most));
   var sum = V();
-  for (var v = t * W; v < p.V; v += 256u * W) { sum += mask(exp(ld_logits(row + v) - top), p.V - v); }
+  for (var v = t * W; v < p.V; v += 256u * W) { sum += mask(exp(z(row + v) - top), p.V - v); }
   let lse = top + log(group_sum(t, sumv(sum)));
   if (t > 0u) { return; }
   st1_lse(n, lse);
   let label = ld_labels(n);
-  if (label == IGNORE) { st1_logp(n, 0.0); } else { st1_logp(n, ld1_logits(row + label) - lse); }
+  if (label == IGNORE) { st1_logp(n, 0.0); } else { st1_logp(n, softcap(ld1_logits(row + label), p.softcap) - lse); }
 }
 
 // op logprob_backward grid(ceil(N*ceil(V, W), 256))
@@ -29,9 +30,11 @@ fn logprob_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
   let label = ld_labels(n);
   var dz = V();
   if (label != IGNORE) {
-    dz = -exp(ld_logits(n * p.ld_logits + v) - ld1_lse(n));
+    let y = z(n * p.ld_logits + v);
+    dz = -exp(y - ld1_lse(n));
     dz += one_hot(label - v);
     dz *= ld1_coef(n);
+    if (p.softcap != 0.0) { dz *= 1.0 - (y / p.softcap) * (y / p.softcap); }
   }
   st_dlogits(n * p.ld_dlogits + v, dz, p.V - v);
 }

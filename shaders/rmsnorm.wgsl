@@ -12,7 +12,7 @@ fn rmsnorm_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
   let r = 1.0 / sqrt(group_sum(t, sumv(sum)) / f32(p.C) + p.eps);
   if (t == 0u) { st1_rstd(n, r); }
   for (var c = t * W; c < p.C; c += 256u * W) {
-    st_out(row + c, ld_inp(row + c) * r * ld_weight(c), p.C - c);
+    st_out(row + c, ld_inp(row + c) * r * (ld_weight(c) + p.shift), p.C - c);
   }
 }
 
@@ -25,11 +25,11 @@ fn rmsnorm_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
   let r = ld1_rstd(n);
   var sum = V();
   for (var c = t * W; c < p.C; c += 256u * W) {
-    sum += mask(ld_dout(row + c) * ld_weight(c) * ld_inp(row + c), p.C - c);
+    sum += mask(ld_dout(row + c) * (ld_weight(c) + p.shift) * ld_inp(row + c), p.C - c);
   }
   let dot = group_sum(t, sumv(sum)) / f32(p.C);
   for (var c = t * W; c < p.C; c += 256u * W) {
-    let g = ld_dout(row + c) * ld_weight(c);
+    let g = ld_dout(row + c) * (ld_weight(c) + p.shift);
     st_dinp(row + c, ld_dinp(row + c) + r * (g - ld_inp(row + c) * r * r * dot), p.C - c);
   }
 }

@@ -1,7 +1,7 @@
-// op rope_forward grid(ceil(N*H*ceil(D, 2*W), 256))
+// op rope_forward grid(ceil(N*H*ceil(A, 2*W), 256))
 @compute @workgroup_size(256)
 fn rope_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
-  let half = p.D / 2u;
+  let half = p.A / 2u;
   // with an odd half, a word holds values of both halves: one thread takes the whole head, one value at a time
   let whole = W == 2u && half % 2u == 1u;
   let steps = select(ceil_div(half, W), 1u, whole);
@@ -10,7 +10,7 @@ fn rope_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
   if (head >= p.N * p.H) { return; }
   let n = head / p.H;
   let at = n * p.ld_x + (head % p.H) * p.D;
-  let row = ld_positions(n) * p.D;
+  let row = ld_positions(n) * p.A;
   if (whole) {
     for (var d = 0u; d < half; d++) {
       let a = ld1_x(at + d);
@@ -31,10 +31,10 @@ fn rope_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
   st_x(at + d + half, b * cos + a * sin, half - d);
 }
 
-// op rope_backward grid(ceil(N*H*ceil(D, 2*W), 256))
+// op rope_backward grid(ceil(N*H*ceil(A, 2*W), 256))
 @compute @workgroup_size(256)
 fn rope_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
-  let half = p.D / 2u;
+  let half = p.A / 2u;
   // with an odd half, a word holds values of both halves: one thread takes the whole head, one value at a time
   let whole = W == 2u && half % 2u == 1u;
   let steps = select(ceil_div(half, W), 1u, whole);
@@ -43,7 +43,7 @@ fn rope_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
   if (head >= p.N * p.H) { return; }
   let n = head / p.H;
   let at = n * p.ld_x + (head % p.H) * p.D;
-  let row = ld_positions(n) * p.D;
+  let row = ld_positions(n) * p.A;
   if (whole) {
     for (var d = 0u; d < half; d++) {
       let a = ld1_dx(at + d);

@@ -86,6 +86,7 @@ pub trait Real:
     fn exp(self) -> Self;
     fn ln(self) -> Self;
     fn abs(self) -> Self;
+    fn tanh(self) -> Self;
     fn to_f32(self) -> f32;
 }
 
@@ -108,6 +109,7 @@ macro_rules! real {
             fn exp(self) -> Self { $exp(self) }
             fn ln(self) -> Self { self.ln() }
             fn abs(self) -> Self { self.abs() }
+            fn tanh(self) -> Self { self.tanh() }
             fn to_f32(self) -> f32 { self as f32 }
         }
     )* };

@@ -139,7 +139,18 @@ fn attention(b: &dyn Backend, p: &Attention, dtype: DType) -> (Vec<Vec<f32>>, [f
 fn long_attention() {
     let Some(wgpu) = open() else { return };
     for (N, H, K, D) in [(300, 4, 2, 64), (520, 2, 1, 128), (200, 1, 1, 256)] {
-        let p = Attention { N, T: N, H, K, D, ld_q: H * D, ld_k: K * D, ld_v: K * D, scale: (D as f32).powf(-0.5) };
+        let p = Attention {
+            N,
+            T: N,
+            H,
+            K,
+            D,
+            ld_q: H * D,
+            ld_k: K * D,
+            ld_v: K * D,
+            scale: (D as f32).powf(-0.5),
+            softcap: 0.0,
+        };
         for (dtype, limit) in [(F32, 1e-10), (Bf16, 3e-4)] {
             let (want, _) = attention(&Cpu::new(), &p, dtype);
             let (got, seconds) = attention(&wgpu, &p, dtype);

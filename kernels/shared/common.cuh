@@ -112,6 +112,10 @@ template <int WARPS> INLINE float block_sum(float x) {
     return x;
 }
 
+// cap·tanh(x/cap), or x where cap is 0; and the derivative, from the result.
+INLINE float softcap(float x, float cap) { return cap == 0.f ? x : cap * tanhf(x / cap); }
+INLINE float softcap_slope(float y, float cap) { return cap == 0.f ? 1.f : 1.f - (y / cap) * (y / cap); }
+
 // The nearest level's index in a rising map of 256; a tie goes down. The highest index whose level is below x (or 0), then its
 // upper neighbour if x lies beyond the middle between them.
 INLINE u32 nearest_level(const float* map, float x) {

@@ -3,6 +3,15 @@
 fn flat(group: vec3<u32>) -> u32 { return group.x + group.y * 65535u; }
 fn ceil_div(a: u32, b: u32) -> u32 { return (a + b - 1u) / b; }
 
+// cap·tanh(x/cap), or x where cap is 0. By hand: tanh of large values is NaN on some drivers, and 1 - exp loses small ones.
+fn softcap(x: f32, cap: f32) -> f32 {
+  if (cap == 0.0) { return x; }
+  let a = abs(x / cap);
+  let e = exp(-2.0 * a);
+  let small = a * (1.0 - a * a * (1.0 / 3.0 - a * a * (2.0 / 15.0 - a * a * (17.0 / 315.0))));
+  return cap * sign(x) * select((1.0 - e) / (1.0 + e), small, a < 0.2);
+}
+
 // The first `rest` of four values, then zeros.
 fn first4(v: vec4<f32>, rest: u32) -> vec4<f32> { return select(vec4<f32>(), v, vec4(rest) > vec4(0u, 1u, 2u, 3u)); }
 

@@ -11,7 +11,8 @@ use std::path::Path;
 /// Values that one random stream fills.
 const CHUNK: usize = 1 << 16;
 
-/// Writes a folder for the config: matrices normal with its `initializer_range`, norms 1, biases 0, as transformers starts.
+/// Writes a folder for the config: matrices normal with its `initializer_range`, norms a factor of 1, biases 0, as transformers
+/// starts.
 /// Returns the number of parameters.
 pub fn init(config: &Path, out: &Path, dtype: DType, seed: u64) -> Result<u64> {
     let spec = read_spec(config)?;
@@ -20,23 +21,34 @@ pub fn init(config: &Path, out: &Path, dtype: DType, seed: u64) -> Result<u64> {
         spec.weights().into_iter().map(|w| (w.name, w.shape)).collect();
     let outline = |w: crate::model::spec::WeightSpec| Outline { name: w.name, dtype: dtype_of(dtype), shape: w.shape };
     let outlines = spec.weights().into_iter().map(outline).collect();
-    write_shards(out, outlines, |name| Ok(values(name, &shapes[name], spec.initializer_range, dtype, seed)))?;
+    let fresh = Fresh { std: spec.initializer_range, norm: 1.0 - spec.norm_weight.shift(), dtype, seed };
+    write_shards(out, outlines, |name| Ok(fresh.values(name, &shapes[name])))?;
     let file = if config.is_dir() { config.join("config.json") } else { config.to_path_buf() };
     write_config(&file, dtype, &out.join("config.json"))?;
     Ok(spec.parameters())
 }
 
-fn values(name: &str, shape: &[usize], std: f32, dtype: DType, seed: u64) -> Vec<u8> {
-    let len: usize = shape.iter().product();
-    if shape.len() == 1 {
-        return dtype.encode(&vec![if name.ends_with(".bias") { 0.0 } else { 1.0 }; len]);
+/// How fresh weights are made.
+struct Fresh {
+    std: f32,
+    norm: f32,
+    dtype: DType,
+    seed: u64,
+}
+
+impl Fresh {
+    fn values(&self, name: &str, shape: &[usize]) -> Vec<u8> {
+        let len: usize = shape.iter().product();
+        if shape.len() == 1 {
+            return self.dtype.encode(&vec![if name.ends_with(".bias") { 0.0 } else { self.norm }; len]);
+        }
+        let chunk = |c: usize| {
+            let mut rng = Rng::named(self.seed.wrapping_add(c as u64), name);
+            let count = CHUNK.min(len - c * CHUNK);
+            self.dtype.encode(&(0..count).map(|_| rng.normal() * self.std).collect::<Vec<f32>>())
+        };
+        (0..len.div_ceil(CHUNK)).into_par_iter().flat_map_iter(chunk).collect()
     }
-    let chunk = |c: usize| {
-        let mut rng = Rng::named(seed.wrapping_add(c as u64), name);
-        let count = CHUNK.min(len - c * CHUNK);
-        dtype.encode(&(0..count).map(|_| rng.normal() * std).collect::<Vec<f32>>())
-    };
-    (0..len.div_ceil(CHUNK)).into_par_iter().flat_map_iter(chunk).collect()
 }
 
 #[cfg(test)]

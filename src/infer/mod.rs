@@ -52,8 +52,16 @@ pub fn generate(
         if !on_token(next) || out.len() == sampling.max_new_tokens {
             break;
         }
-        decode.forward_cached(model, &[next], &caches, prompt.len() + out.len())?;
-        logits = decode.logits(model, 0, 1)?;
+        let T = prompt.len() + out.len();
+        if s.rope_turns_at(T) {
+            // from here on other angles hold, for the keys in the cache too
+            let mut again = Session::new(b, model, T, room, Plan::Inference)?;
+            again.forward_cached(model, &[prompt, &out].concat(), &caches, T)?;
+            logits = again.logits(model, T - 1, 1)?;
+        } else {
+            decode.forward_cached(model, &[next], &caches, T)?;
+            logits = decode.logits(model, 0, 1)?;
+        }
     }
     Ok(out)
 }

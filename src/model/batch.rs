@@ -1,6 +1,8 @@
 //! What a forward pass reads: packed tokens and who sees whom, on the device.
+use super::rope::Reach;
+use super::spec::{LayerKind, Spec};
 use crate::backend::{Backend, Buf, Scope};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Packed tokens on the host. All are `N` long but `cu_seqlens`: sequence s is the tokens cu_seqlens[s]..cu_seqlens[s+1].
 #[derive(Clone, Debug, PartialEq)]
@@ -17,16 +19,45 @@ impl Tokens {
         Tokens { ids: ids.to_vec(), positions: (0..N).collect(), cu_seqlens: vec![0, N] }
     }
 
-    /// Causal attention within each sequence: the keys query n sees, and the queries that see key j, as [first, end).
-    fn visibility(&self) -> (Vec<u32>, Vec<u32>) {
+    fn sequences(&self) -> impl Iterator<Item = std::ops::Range<u32>> {
+        self.cu_seqlens.windows(2).map(|s| s[0]..s[1])
+    }
+
+    /// Causal attention within each sequence: the keys query n sees, and the queries that see key j, as [first, end). `past` keys
+    /// of the only sequence come before the tokens.
+    fn visibility(&self, window: Option<usize>, past: u32) -> (Vec<u32>, Vec<u32>) {
         let (mut span, mut reach) = (Vec::new(), Vec::new());
-        for seq in self.cu_seqlens.windows(2) {
-            for n in seq[0]..seq[1] {
-                span.extend([seq[0], n + 1]);
-                reach.extend([n, seq[1]]);
+        let window = window.map_or(u32::MAX, |w| w as u32);
+        for seq in self.sequences() {
+            for n in seq.clone() {
+                let key = past + n;
+                span.extend([seq.start.max((key + 1).saturating_sub(window)), key + 1]);
+                reach.extend([n, seq.end.min(n.saturating_add(window))]);
             }
         }
         (span, reach)
+    }
+
+    /// The row of the kind's RoPE table for each token; the rows of long sequences begin at `positions`.
+    fn rope_rows(&self, kind: &LayerKind, positions: usize) -> Result<Vec<u32>> {
+        let mut rows = self.positions.clone();
+        for seq in self.sequences() {
+            let seq = &mut rows[seq.start as usize..seq.end as usize];
+            let length = seq.iter().max().map_or(0, |last| *last as usize + 1);
+            if length > positions {
+                return Err(Error::Bug(format!("a sequence of {length} tokens in a session of {positions} positions")));
+            }
+            if let Some(limit) = kind.rope.limit().filter(|limit| length > *limit) {
+                return Err(Error::Usage(format!(
+                    "a sequence has {length} tokens, but this model's dynamic RoPE is supported up to \
+                     max_position_embeddings = {limit}: use shorter sequences"
+                )));
+            }
+            if kind.rope.reach(length) == Reach::Long {
+                seq.iter_mut().for_each(|row| *row += positions as u32);
+            }
+        }
+        Ok(rows)
     }
 }
 
@@ -36,46 +67,85 @@ pub struct Inputs {
     pub ids: Buf,
     /// Tokens sorted by id, for the embedding's gradient.
     pub order: Buf,
-    pub positions: Buf,
+    /// One per kind of layer.
+    pub kinds: Vec<KindInputs>,
+    /// Of the RoPE tables.
+    positions: usize,
+}
+
+/// What the layers of one kind read.
+pub struct KindInputs {
+    /// Rows of the RoPE table, [N].
+    pub rope_rows: Buf,
     pub span: Buf,
     pub reach: Buf,
 }
 
 impl Inputs {
-    pub fn new(scope: &Scope, N: usize) -> Result<Inputs> {
+    pub fn new(scope: &Scope, s: &Spec, N: usize, positions: usize) -> Result<Inputs> {
         let u32s = |len| scope.alloc(len, crate::dtype::DType::U32);
-        Ok(Inputs { N, ids: u32s(N)?, order: u32s(N)?, positions: u32s(N)?, span: u32s(2 * N)?, reach: u32s(2 * N)? })
+        let kind = |_| Ok(KindInputs { rope_rows: u32s(N)?, span: u32s(2 * N)?, reach: u32s(2 * N)? });
+        let kinds = s.kinds.iter().map(kind).collect::<Result<_>>()?;
+        Ok(Inputs { N, ids: u32s(N)?, order: u32s(N)?, kinds, positions })
     }
 
-    pub fn set(&mut self, b: &dyn Backend, tokens: &Tokens) -> Result<()> {
+    /// `past` keys of the only sequence are in a cache before the tokens.
+    pub fn set(&mut self, b: &dyn Backend, s: &Spec, tokens: &Tokens, past: usize) -> Result<()> {
         assert_eq!(tokens.ids.len(), self.N, "a batch fills its inputs");
-        let (span, reach) = tokens.visibility();
         b.upload_u32(&mut self.ids, &tokens.ids)?;
         b.upload_u32(&mut self.order, &crate::ops::embedding::order(&tokens.ids))?;
-        b.upload_u32(&mut self.positions, &tokens.positions)?;
-        b.upload_u32(&mut self.span, &span)?;
-        b.upload_u32(&mut self.reach, &reach)
+        for (inputs, kind) in self.kinds.iter_mut().zip(&s.kinds) {
+            let (span, reach) = tokens.visibility(kind.window, past as u32);
+            b.upload_u32(&mut inputs.rope_rows, &tokens.rope_rows(kind, self.positions)?)?;
+            b.upload_u32(&mut inputs.span, &span)?;
+            b.upload_u32(&mut inputs.reach, &reach)?;
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::rope::{Rope, RopeScaling};
     use super::*;
+
+    fn packed() -> Tokens {
+        Tokens { ids: vec![0; 6], positions: vec![0, 1, 2, 0, 1, 0], cu_seqlens: vec![0, 3, 5, 6] }
+    }
 
     #[test]
     fn span_and_reach_say_the_same() {
-        let tokens = Tokens { ids: vec![0; 6], positions: vec![0, 1, 2, 0, 1, 0], cu_seqlens: vec![0, 3, 5, 6] };
-        let (span, reach) = tokens.visibility();
-        for n in 0..6 {
-            for j in 0..6 {
-                let sees = span[2 * n] as usize <= j && j < span[2 * n + 1] as usize;
-                let seen = reach[2 * j] as usize <= n && n < reach[2 * j + 1] as usize;
-                let same = tokens
-                    .cu_seqlens
-                    .windows(2)
-                    .any(|s| (s[0]..s[1]).contains(&(n as u32)) && (s[0]..s[1]).contains(&(j as u32)));
-                assert_eq!((sees, seen), (same && j <= n, same && j <= n), "{n} {j}");
+        let tokens = packed();
+        for window in [None, Some(1), Some(2), Some(9)] {
+            let (span, reach) = tokens.visibility(window, 0);
+            for n in 0..6 {
+                for j in 0..6 {
+                    let sees = span[2 * n] as usize <= j && j < span[2 * n + 1] as usize;
+                    let seen = reach[2 * j] as usize <= n && n < reach[2 * j + 1] as usize;
+                    let near = j <= n && window.is_none_or(|w| n - j < w);
+                    let both = |s: std::ops::Range<u32>| s.contains(&(n as u32)) && s.contains(&(j as u32));
+                    let want = near && tokens.sequences().any(both);
+                    assert_eq!((sees, seen), (want, want), "{n} {j} {window:?}");
+                }
             }
         }
+    }
+
+    #[test]
+    fn a_cache_is_seen_through_the_window() {
+        let (span, _) = Tokens::single(&[0, 0]).visibility(Some(3), 4);
+        assert_eq!(span, [2, 5, 3, 6]);
+        let (span, _) = Tokens::single(&[0]).visibility(None, 4);
+        assert_eq!(span, [0, 5]);
+    }
+
+    #[test]
+    fn the_length_of_each_sequence_picks_its_rows() {
+        let scaling = RopeScaling::LongRope { short: vec![1.0], long: vec![2.0], original: 2, attention_factor: 1.0 };
+        let kind = |scaling| LayerKind { window: None, rope: Rope { theta: 10000.0, scaling } };
+        assert_eq!(packed().rope_rows(&kind(scaling), 8).unwrap(), [8, 9, 10, 0, 1, 0]);
+        let dynamic = RopeScaling::Dynamic { factor: 2.0, trained: 2 };
+        assert!(packed().rope_rows(&kind(dynamic), 8).unwrap_err().to_string().contains("max_position_embeddings = 2"));
+        assert!(packed().rope_rows(&kind(RopeScaling::Default), 2).is_err());
     }
 }

@@ -40,6 +40,11 @@ impl Keys {
         self.value.get(key).filter(|v| !v.is_null())
     }
 
+    /// Whether the key is there; null counts.
+    pub fn names(&self, key: &str) -> bool {
+        self.value.get(key).is_some()
+    }
+
     /// The object under a key, if there is one.
     pub fn object(&self, key: &str) -> Result<Option<Keys>> {
         match self.get(key) {
@@ -70,6 +75,38 @@ impl Keys {
     /// A number above zero.
     pub fn positive(&self, key: &str, default: Option<f64>) -> Result<f64> {
         self.typed(key, default, "a number above 0", |v| v.as_f64().filter(|x| x.is_finite() && *x > 0.0))
+    }
+    /// A size that null takes away; a missing key is the default.
+    pub fn optional_size(&self, key: &str, default: Option<usize>) -> Result<Option<usize>> {
+        match self.get(key) {
+            Some(_) => self.size(key, None).map(Some),
+            None if self.names(key) => Ok(None),
+            None => Ok(default),
+        }
+    }
+    /// A number above zero that null takes away; a missing key is the default.
+    pub fn optional_positive(&self, key: &str, default: Option<f64>) -> Result<Option<f64>> {
+        match self.get(key) {
+            Some(_) => self.positive(key, None).map(Some),
+            None if self.names(key) => Ok(None),
+            None => Ok(default),
+        }
+    }
+    /// A list of so many numbers above zero.
+    pub fn positives(&self, key: &str, count: usize) -> Result<Vec<f64>> {
+        let number = |v: &Value| v.as_f64().filter(|x| x.is_finite() && *x > 0.0);
+        let read =
+            |v: &Value| v.as_array()?.iter().map(number).collect::<Option<Vec<_>>>().filter(|x| x.len() == count);
+        self.typed(key, None, &format!("a list of {count} numbers above 0"), read)
+    }
+    /// A list of so many texts, if there is one.
+    pub fn texts(&self, key: &str, count: usize) -> Result<Option<Vec<String>>> {
+        let text = |v: &Value| v.as_str().map(str::to_string);
+        let read = |v: &Value| v.as_array()?.iter().map(text).collect::<Option<Vec<_>>>().filter(|x| x.len() == count);
+        if self.get(key).is_none() {
+            return Ok(None);
+        }
+        self.typed(key, None, &format!("a list of {count} texts"), read).map(Some)
     }
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
         self.typed(key, Some(default), "true or false", Value::as_bool)

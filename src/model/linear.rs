@@ -2,6 +2,7 @@
 //!
 //! forward   Y = X·Wᵀ + bias + s·(X·Aᵀ)·Bᵀ
 //! backward  dX = G·W + s·P·A,  P = G·B;   dA = s·Pᵀ·X,  dB = s·Gᵀ·(X·Aᵀ),  dW = Gᵀ·X,  dbias = Σ_N G
+//! A fused module (one weight, several outputs) writes each part of its rows to a buffer of its own: Y = [Y1 | Y2 | ..].
 //! B·A is never formed. Hu et al. 2021, arXiv:2106.09685; rank-stabilized s: Kalajdzievski 2023, arXiv:2312.03732.
 use super::param::Param;
 use crate::backend::{Backend, Buf, Scope};
@@ -16,6 +17,8 @@ pub struct Linear {
     pub name: String,
     /// Output channels.
     pub O: usize,
+    /// Output channels of each projection in it; they add up to O.
+    pub parts: Vec<usize>,
     /// Input channels.
     pub C: usize,
     pub weight: Weight,
@@ -109,63 +112,89 @@ impl Linear {
         }
     }
 
-    /// out [N, O] from inp [N, C].
-    pub fn forward(&self, b: &dyn Backend, scratch: &LinearScratch, out: &mut Buf, inp: &Buf, N: usize) -> Result<()> {
-        let (O, C) = (self.O, self.C);
+    /// First row and rows of each part.
+    fn rows(&self) -> impl Iterator<Item = (usize, usize)> + use<'_> {
+        self.parts.iter().scan(0, |first, O| Some((std::mem::replace(first, *first + O), *O)))
+    }
+
+    /// outs [N, parts[i]] from inp [N, C].
+    pub fn forward(
+        &self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        outs: &mut [&mut Buf],
+        inp: &Buf,
+        N: usize,
+    ) -> Result<()> {
+        assert_eq!(outs.len(), self.parts.len(), "{}: one output a part", self.name);
+        let C = self.C;
         let weight = self.dense(b, scratch)?;
-        b.matmul_nt(out, inp, &weight, &nt(N, O, C, 1.0))?;
-        if let Some(bias) = &self.bias {
-            b.bias_forward(out, &bias.value, &Bias { N: N as u32, O: O as u32, ld_out: O as u32 })?;
-        }
+        let mut adapter = None;
         if let Some(lora) = &self.lora {
             let mut xa = part(&scratch.xa, N * lora.R);
             b.matmul_nt(&mut xa, inp, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
-            b.matmul_nt_add(out, &xa, &lora.b.value, &nt(N, O, lora.R, lora.scale))?;
+            adapter = Some((lora, xa));
+        }
+        for (out, (first, O)) in outs.iter_mut().zip(self.rows()) {
+            b.matmul_nt(out, inp, &weight.view(first * C, O * C), &nt(N, O, C, 1.0))?;
+            if let Some(bias) = &self.bias {
+                let p = Bias { N: N as u32, O: O as u32, ld_out: O as u32 };
+                b.bias_forward(out, &bias.value.view(first, O), &p)?;
+            }
+            if let Some((lora, xa)) = &adapter {
+                let rows = lora.b.value.view(first * lora.R, O * lora.R);
+                b.matmul_nt_add(out, xa, &rows, &nt(N, O, lora.R, lora.scale))?;
+            }
         }
         Ok(())
     }
 
-    /// dinp [N, C] = (or +=) ∂L/∂inp from dout [N, O]. `backward_weight` of the same layer comes next.
+    /// dinp [N, C] = (or +=) ∂L/∂inp from douts [N, parts[i]]. `backward_weight` of the same layer comes next.
     pub fn backward_input(
         &self,
         b: &dyn Backend,
         scratch: &LinearScratch,
         dinp: &mut Buf,
-        dout: &Buf,
+        douts: &[&Buf],
         N: usize,
         add: bool,
     ) -> Result<()> {
-        let (O, C) = (self.O, self.C);
+        assert_eq!(douts.len(), self.parts.len(), "{}: one gradient a part", self.name);
+        let C = self.C;
         let weight = self.dense(b, scratch)?;
-        if add {
-            b.matmul_nn_add(dinp, dout, &weight, &nn(N, C, O, 1.0))?;
-        } else {
-            b.matmul_nn(dinp, dout, &weight, &nn(N, C, O, 1.0))?;
+        for (i, (dout, (first, O))) in douts.iter().zip(self.rows()).enumerate() {
+            let rows = weight.view(first * C, O * C);
+            if add || i > 0 {
+                b.matmul_nn_add(dinp, dout, &rows, &nn(N, C, O, 1.0))?;
+            } else {
+                b.matmul_nn(dinp, dout, &rows, &nn(N, C, O, 1.0))?;
+            }
         }
-        if let Some(lora) = &self.lora {
-            let mut p = part(&scratch.p, N * lora.R);
-            b.matmul_nn(&mut p, dout, &lora.b.value, &nn(N, lora.R, O, 1.0))?;
-            b.matmul_nn_add(dinp, &p, &lora.a.value, &nn(N, C, lora.R, lora.scale))?;
+        let Some(lora) = &self.lora else { return Ok(()) };
+        let mut p = part(&scratch.p, N * lora.R);
+        for (i, (dout, (first, O))) in douts.iter().zip(self.rows()).enumerate() {
+            let rows = lora.b.value.view(first * lora.R, O * lora.R);
+            if i > 0 {
+                b.matmul_nn_add(&mut p, dout, &rows, &nn(N, lora.R, O, 1.0))?;
+            } else {
+                b.matmul_nn(&mut p, dout, &rows, &nn(N, lora.R, O, 1.0))?;
+            }
         }
-        Ok(())
+        b.matmul_nn_add(dinp, &p, &lora.a.value, &nn(N, C, lora.R, lora.scale))
     }
 
-    /// Adds to the gradients of what is trained here, from dout [N, O] and inp [N, C]; right after `backward_input`.
+    /// Adds to the gradients of what is trained here, from douts [N, parts[i]] and inp [N, C]; right after `backward_input`.
     pub fn backward_weight(
         &mut self,
         b: &dyn Backend,
         scratch: &LinearScratch,
-        dout: &Buf,
+        douts: &[&Buf],
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
-        let (O, C) = (self.O, self.C);
-        if let Weight::Dense(Param { train: Some(train), .. }) = &mut self.weight {
-            b.matmul_tn_add(&mut train.grad, dout, inp, &tn(O, C, N, 1.0))?;
-        }
-        if let Some(Param { train: Some(train), .. }) = &mut self.bias {
-            b.bias_backward(&mut train.grad, dout, &BiasBackward { N: N as u32, O: O as u32, ld_dout: O as u32 })?;
-        }
+        let C = self.C;
+        let rows: Vec<_> = self.rows().collect();
+        let mut adapter = None;
         if let Some(lora) = &mut self.lora {
             let (R, s) = (lora.R, lora.scale);
             if let Some(train) = &mut lora.a.train {
@@ -174,7 +203,19 @@ impl Linear {
             if let Some(train) = &mut lora.b.train {
                 let mut xa = part(&scratch.xa, N * R);
                 b.matmul_nt(&mut xa, inp, &lora.a.value, &nt(N, R, C, 1.0))?;
-                b.matmul_tn_add(&mut train.grad, dout, &xa, &tn(O, R, N, s))?;
+                adapter = Some((train, xa, R, s));
+            }
+        }
+        for (dout, (first, O)) in douts.iter().zip(rows) {
+            if let Weight::Dense(Param { train: Some(train), .. }) = &mut self.weight {
+                b.matmul_tn_add(&mut train.grad.view(first * C, O * C), dout, inp, &tn(O, C, N, 1.0))?;
+            }
+            if let Some(Param { train: Some(train), .. }) = &mut self.bias {
+                let p = BiasBackward { N: N as u32, O: O as u32, ld_dout: O as u32 };
+                b.bias_backward(&mut train.grad.view(first, O), dout, &p)?;
+            }
+            if let Some((train, xa, R, s)) = &mut adapter {
+                b.matmul_tn_add(&mut train.grad.view(first * *R, O * *R), dout, xa, &tn(O, *R, N, *s))?;
             }
         }
         Ok(())
@@ -189,5 +230,48 @@ impl Linear {
         let dense = if let Weight::Dense(p) = &mut self.weight { Some(p) } else { None };
         let lora = self.lora.iter_mut().flat_map(|lora| [&mut lora.a, &mut lora.b]);
         dense.into_iter().chain(&mut self.bias).chain(lora)
+    }
+}
+
+/// Several projections of one input: a module each, or fused.
+pub struct Projections(pub Vec<Linear>);
+
+impl Projections {
+    /// outs [N, O] of every projection, in order, from inp [N, C].
+    pub fn forward(
+        &self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        outs: &mut [&mut Buf],
+        inp: &Buf,
+        N: usize,
+    ) -> Result<()> {
+        let mut rest = outs;
+        for linear in &self.0 {
+            let (own, others) = rest.split_at_mut(linear.parts.len());
+            linear.forward(b, scratch, own, inp, N)?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// dinp [N, C] = ∂L/∂inp from the gradients of all outputs; adds to the gradients of what is trained.
+    pub fn backward(
+        &mut self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        dinp: &mut Buf,
+        douts: &[&Buf],
+        inp: &Buf,
+        N: usize,
+    ) -> Result<()> {
+        let mut rest = douts;
+        for (i, linear) in self.0.iter_mut().enumerate() {
+            let (own, others) = rest.split_at(linear.parts.len());
+            linear.backward_input(b, scratch, dinp, own, N, i > 0)?;
+            linear.backward_weight(b, scratch, own, inp, N)?;
+            rest = others;
+        }
+        Ok(())
     }
 }

@@ -1,11 +1,13 @@
 //! From a model folder to weights on a device, with what is to be trained made ready.
-use super::block::{Block, Mlp};
+use super::attention::Attention;
+use super::block::Block;
 use super::experts::Experts;
-use super::linear::{Linear, Nf4Weight, Weight};
+use super::linear::{Linear, Nf4Weight, Projections, Weight};
 use super::lora::LoraConfig;
+use super::mlp::Mlp;
 use super::moe::Moe;
 use super::param::Param;
-use super::spec::{Bias, Head, Spec};
+use super::spec::{Bias, Head, LinearSpec, NormPlace, QkNorm, Spec};
 use super::{Model, arch};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
@@ -45,20 +47,18 @@ impl LoadOptions {
                 "load_in_4bit trains an adapter only: add a [lora] table, or set load_in_4bit = false".into(),
             );
         }
-        if self.load_in_4bit && quantized(spec).any(|(O, C)| O * C % nf4::BLOCK != 0) {
+        if self.load_in_4bit && quantized(spec).any(|P| P % nf4::BLOCK != 0) {
             return usage(format!("load_in_4bit wants weights of a multiple of {} values", nf4::BLOCK));
         }
-        if self.dtype.size() == 2 && [spec.C, spec.F, spec.D / 2].iter().any(|n| n % 2 == 1) {
+        if self.dtype.size() == 2 && [spec.C, spec.F, spec.D / 2, spec.A / 2].iter().any(|n| n % 2 == 1) {
             let what = format!("hidden {}, ffn {}, head {}", spec.C, spec.F, spec.D);
             return usage(format!(
                 "16-bit dtypes want even sizes and head sizes in fours ({what}): use dtype = \"float32\""
             ));
         }
         if let Some(moe) = spec.moe.as_ref().filter(|moe| self.dtype.size() == 2 && moe.E % 2 == 1) {
-            return usage(format!(
-                "16-bit dtypes want an even number of experts, got {}: use dtype = \"float32\"",
-                moe.E
-            ));
+            let what = format!("16-bit dtypes want an even number of experts, got {}", moe.E);
+            return usage(format!("{what}: use dtype = \"float32\""));
         }
         if let Some(config) = &self.lora {
             let modules = linear_names(spec);
@@ -87,19 +87,19 @@ fn saves(name: &str, module: &str) -> bool {
 
 fn linear_names(spec: &Spec) -> Vec<String> {
     let of_layer = |l: usize| {
-        let experts = spec.experts().into_iter().flatten().flat_map(move |(module, ..)| spec.expert_names(l, module));
-        spec.linears().into_iter().map(move |(module, ..)| spec.names.of(l, module)).chain(experts)
+        let experts = spec.experts().into_iter().flat_map(move |linear| spec.expert_names(l, linear.module));
+        spec.linears().into_iter().map(move |linear| spec.names.of(l, linear.module)).chain(experts)
     };
     (0..spec.layers).flat_map(of_layer).collect()
 }
 
-/// Output and input channels of what `load_in_4bit` quantizes: linear layers and experts, but not routers, as transformers does.
-fn quantized(spec: &Spec) -> impl Iterator<Item = (usize, usize)> {
-    let linears = spec.linears().into_iter().filter(|(module, ..)| !is_router(spec, module)).map(|(_, O, C, _)| (O, C));
-    linears.chain(spec.experts().into_iter().flatten().map(|(_, O, C)| (O, C)))
+/// Sizes of what `load_in_4bit` quantizes: linear layers and experts, but no routers.
+fn quantized(spec: &Spec) -> impl Iterator<Item = usize> {
+    let linears = spec.linears().into_iter().filter(|linear| !is_router(spec, linear.module));
+    linears.chain(spec.experts()).map(|linear| linear.O() * linear.C)
 }
 
-/// Whether it is the module of a layer that chooses experts.
+/// Whether this module of a layer chooses experts.
 fn is_router(spec: &Spec, module: &str) -> bool {
     spec.moe.as_ref().is_some_and(|moe| moe.router == module)
 }
@@ -184,35 +184,60 @@ impl Loader<'_> {
     }
 
     fn block(&mut self, layer: usize) -> Result<Block> {
-        let full = self.options.full();
-        let (names, C) = (self.spec.names.clone(), self.spec.C);
-        let norm = |module| {
-            let name = format!("{}.weight", names.of(layer, module));
-            self.param(&name, &name, &[C], full)
-        };
-        let (attention_norm, mlp_norm) = (norm(names.attention_norm)?, norm(names.mlp_norm)?);
-        let mut linears = Vec::new();
-        for linear in self.spec.linears() {
-            linears.push(self.linear(layer, linear)?);
-        }
-        let mut linears = linears.into_iter();
-        let mut next = || linears.next().expect("as many as the spec lists");
-        let (q, k, v, o) = (next(), next(), next(), next());
-        let mlp = match self.spec.experts() {
-            None => Mlp::Dense { gate: next(), up: next(), down: next() },
-            Some([gate, up, down]) => Mlp::Moe(Moe {
-                router: next(),
-                gate: self.experts(layer, gate)?,
-                up: self.experts(layer, up)?,
-                down: self.experts(layer, down)?,
-            }),
-        };
-        Ok(Block { attention_norm, q, k, v, o, mlp_norm, mlp })
+        let (s, n) = (self.spec, &self.spec.names);
+        Ok(Block {
+            kind: s.kind_of[layer],
+            attention_norm: self.norm(layer, n.attention_norm, s.C)?,
+            mlp_norm: self.norm(layer, n.mlp_norm, s.C)?,
+            post_norms: match s.norm_place {
+                NormPlace::BeforeAndAfter => {
+                    Some([self.norm(layer, n.attention_post_norm, s.C)?, self.norm(layer, n.mlp_post_norm, s.C)?])
+                }
+                NormPlace::Before => None,
+            },
+            attention: Attention {
+                head_norms: match s.qk_norm {
+                    QkNorm::PerHead => Some([self.norm(layer, n.q_norm, s.D)?, self.norm(layer, n.k_norm, s.D)?]),
+                    QkNorm::Absent => None,
+                },
+                qkv: self.projections(layer, s.qkv())?,
+                o: self.linear(layer, s.o())?,
+            },
+            mlp: self.mlp(layer)?,
+        })
     }
 
-    fn linear(&mut self, layer: usize, (module, O, C, bias): (&'static str, usize, usize, Bias)) -> Result<Linear> {
-        let (full, router) = (self.options.full(), is_router(self.spec, module));
-        let name = self.spec.names.of(layer, module);
+    fn mlp(&mut self, layer: usize) -> Result<Mlp> {
+        let s = self.spec;
+        let Some(router) = s.router() else {
+            return Ok(Mlp::Dense {
+                gate_up: self.projections(layer, s.gate_up())?,
+                down: self.linear(layer, s.down())?,
+            });
+        };
+        let Ok([gate, up, down]) = <[_; 3]>::try_from(s.experts()) else {
+            return Err(Error::Bug("experts have gate, up and down".into()));
+        };
+        Ok(Mlp::Moe(Box::new(Moe {
+            router: self.linear(layer, router)?,
+            gate: self.experts(layer, gate)?,
+            up: self.experts(layer, up)?,
+            down: self.experts(layer, down)?,
+        })))
+    }
+
+    fn norm(&self, layer: usize, module: &str, len: usize) -> Result<Param> {
+        let name = format!("{}.weight", self.spec.names.of(layer, module));
+        self.param(&name, &name, &[len], self.options.full())
+    }
+
+    fn projections(&mut self, layer: usize, modules: Vec<LinearSpec>) -> Result<Projections> {
+        modules.into_iter().map(|module| self.linear(layer, module)).collect::<Result<_>>().map(Projections)
+    }
+
+    fn linear(&mut self, layer: usize, module: LinearSpec) -> Result<Linear> {
+        let (full, router) = (self.options.full(), is_router(self.spec, module.module));
+        let (name, O, C) = (self.spec.names.of(layer, module.module), module.O(), module.C);
         let weight = format!("{name}.weight");
         let weight = if self.options.load_in_4bit && !router {
             Weight::Nf4(self.nf4(&weight, O, C)?)
@@ -220,14 +245,14 @@ impl Loader<'_> {
             Weight::Dense(self.param(&weight, &weight, &[O, C], full)?)
         };
         let bias_name = format!("{name}.bias");
-        let bias = match bias {
+        let bias = match module.bias {
             Bias::Present => Some(self.param(&bias_name, &bias_name, &[O], full)?),
             Bias::Absent => None,
         };
-        let mut linear = Linear { name, O, C, weight, bias, lora: None };
-        let targeted =
-            |c: &&LoraConfig| c.target_modules.matches(&linear.name) && !(router && c.target_modules.all_linear());
-        if let Some(config) = self.options.lora.as_ref().filter(targeted) {
+        let mut linear = Linear { name, O, parts: module.parts, C, weight, bias, lora: None };
+        let named = |c: &&LoraConfig| !router || !c.target_modules.all_linear();
+        let config = self.options.lora.as_ref().filter(|c| c.target_modules.matches(&linear.name));
+        if let Some(config) = config.filter(named) {
             config.attach(self.b, &mut linear, self.options.dtype, self.options.train, self.options.seed)?;
         }
         Ok(linear)
@@ -265,7 +290,7 @@ impl Loader<'_> {
             if let Some(old) = self.staging.take() {
                 self.b.free(old);
             }
-            let largest = quantized(self.spec).map(|(O, C)| O * C).max().unwrap_or(len);
+            let largest = quantized(self.spec).max().unwrap_or(len);
             self.staging = Some(self.b.alloc(largest.max(len), dtype)?);
         }
         let view = self.staging.as_ref().expect("made above").view(0, len);

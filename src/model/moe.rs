@@ -7,7 +7,7 @@
 //! x = gather(n2), sorted by expert       [M,C]       h, dgate, dup, dweights = swiglu⁻(dh)
 //! gate, up = gate(x), up(x)              [M,F]       dx = gate⁻(dgate) + up⁻(dup)             [M,C]
 //! h = weights·silu(gate)·up              [M,F]       dn = router⁻(top S⁻(dweights)) + gather⁻(dx)
-//! out += Σ of the token's rows of down(h)
+//! out = Σ of the token's rows of down(h)  [N,C]
 //! ```
 //! Everything about the routing stays on the device. Shazeer et al. 2017, arXiv:1701.06538; Jiang et al. 2024, arXiv:2401.04088.
 use super::experts::{Experts, Rows};
@@ -152,13 +152,12 @@ impl Moe {
         b: &dyn Backend,
         s: &Spec,
         saved: &mut Saved,
-        t: &mut Scratch,
-        linear: &LinearScratch,
+        (t, linear): (&mut Scratch, &LinearScratch),
         n2: &Buf,
         N: usize,
     ) -> Result<()> {
         let p = Sizes::of(s, N);
-        self.router.forward(b, linear, &mut saved.logits, n2, N)?;
+        self.router.forward(b, linear, &mut [&mut saved.logits], n2, N)?;
         b.router_forward(&mut saved.weights, &mut saved.experts, &saved.logits, &p.router())?;
         b.route_index(&mut saved.rows, &mut saved.places, &mut saved.offsets, &saved.experts, &p.index())?;
         b.route_gather_forward(&mut t.rows, n2, &saved.places, &p.gather())?;
@@ -167,8 +166,8 @@ impl Moe {
         self.up.forward(b, &t.linear, &mut saved.up, &t.rows, &rows)
     }
 
-    /// out [N, C] += the mixture's output; right after `forward_saved`.
-    pub fn forward(
+    /// out [N, C]; right after `forward_saved`.
+    pub fn output(
         &self,
         b: &dyn Backend,
         s: &Spec,
@@ -180,46 +179,56 @@ impl Moe {
         let p = Sizes::of(s, N);
         b.routed_swiglu_forward(&mut t.f, &saved.gate, &saved.up, &saved.weights, &saved.rows, &p.swiglu())?;
         self.down.forward(b, &t.linear, &mut t.rows, &t.f, &Rows { M: p.M(), offsets: &saved.offsets })?;
+        b.fill(out, 0.0)?;
         b.route_gather_backward(out, &t.rows, &saved.places, &p.gather())
     }
 
-    /// dn [N, C] = ∂L/∂n2 from dout [N, C]. `saved` is used up.
-    pub fn backward(
+    /// From dout [N, C]: gradients of down, of gate and up (in `saved`, which is used up) and of the routing weights.
+    pub fn backward_output(
         &mut self,
         b: &dyn Backend,
         s: &Spec,
         saved: &mut Saved,
         t: &mut Scratch,
-        linear: &LinearScratch,
-        dn: &mut Buf,
         dout: &Buf,
+        N: usize,
+    ) -> Result<()> {
+        let p = Sizes::of(s, N);
+        let Saved { weights, rows, places, offsets, gate, up, .. } = saved;
+        let Scratch { linear, rows: dy, f: h, grads } = t;
+        let g = grads.as_mut().expect("the scratch was made for training");
+        let sorted = Rows { M: p.M(), offsets };
+        b.route_gather_forward(dy, dout, places, &p.gather())?;
+        self.down.backward_input(b, linear, h, dy, &sorted, false)?;
+        b.routed_swiglu_backward(h, gate, up, &mut g.dweights, weights, rows, &p.swiglu())?;
+        self.down.backward_weight(b, linear, dy, h, &sorted)
+    }
+
+    /// dn [N, C] = ∂L/∂n2; right after `backward_output`.
+    pub fn backward(
+        &mut self,
+        b: &dyn Backend,
+        s: &Spec,
+        saved: &Saved,
+        (t, linear): (&mut Scratch, &LinearScratch),
+        dn: &mut Buf,
         n2: &Buf,
         N: usize,
     ) -> Result<()> {
         let p = Sizes::of(s, N);
-        let Saved { logits, weights, experts, rows, places, offsets, gate, up } = saved;
-        let Scratch { linear: own, rows: x, f: h, grads } = t;
+        let Saved { logits, weights, experts, places, offsets, gate, up, .. } = saved;
+        let Scratch { linear: own, rows: x, grads, .. } = t;
         let g = grads.as_mut().expect("the scratch was made for training");
         let sorted = Rows { M: p.M(), offsets };
-
-        b.route_gather_forward(x, dout, places, &p.gather())?;
-        self.down.backward_input(b, own, h, x, &sorted, false)?;
-        b.routed_swiglu_backward(h, gate, up, &mut g.dweights, weights, rows, &p.swiglu())?;
-        self.down.backward_weight(b, own, x, h, &sorted)?;
-
         b.route_gather_forward(x, n2, places, &p.gather())?;
-        for (layer, dout, add) in [(&mut self.gate, &*gate, false), (&mut self.up, &*up, true)] {
+        for (layer, dout, add) in [(&mut self.gate, gate, false), (&mut self.up, up, true)] {
             layer.backward_input(b, own, &mut g.dx, dout, &sorted, add)?;
             layer.backward_weight(b, own, dout, x, &sorted)?;
         }
 
         b.router_backward(&mut g.dlogits, &g.dweights, weights, experts, logits, &p.router())?;
-        self.router.backward_input(b, linear, dn, &g.dlogits, N, false)?;
-        self.router.backward_weight(b, linear, &g.dlogits, n2, N)?;
+        self.router.backward_input(b, linear, dn, &[&g.dlogits], N, false)?;
+        self.router.backward_weight(b, linear, &[&g.dlogits], n2, N)?;
         b.route_gather_backward(dn, &g.dx, places, &p.gather())
-    }
-
-    pub fn experts(&self) -> [&Experts; 3] {
-        [&self.gate, &self.up, &self.down]
     }
 }

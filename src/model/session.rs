@@ -1,10 +1,11 @@
 //! A model at work on a fixed number of tokens: all buffers are made once, before the first step.
 use super::Model;
 use super::batch::{Inputs, Tokens};
-use super::block::{BlockScratch, Cache, Saved, norm_backward, norm_params};
+use super::block::{BlockScratch, Cache, Saved};
 use super::head::HeadScratch;
 use super::linear::LinearScratch;
-use super::moe;
+use super::mlp;
+use super::norm::Norm;
 use super::spec::Spec;
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
@@ -27,10 +28,7 @@ impl Plan {
     pub fn bytes(self, s: &Spec, N: usize, dtype: DType) -> u64 {
         let train = self != Plan::Inference;
         let streams = if train { s.layers + 3 } else { 3 };
-        let mlp = match &s.moe {
-            Some(moe) => moe::Scratch::bytes(s, moe, N, dtype, train),
-            None => (N * s.F * dtype.size()) as u64,
-        };
+        let mlp = mlp::Scratch::bytes(s, N, dtype, train);
         let scratch = N * (s.C + if train { (2 * s.H + 2 * s.K) * s.D } else { 0 }) * dtype.size();
         let saved = Saved::bytes(s, N, dtype) * if self == Plan::Keep { s.layers as u64 } else { 1 };
         (N * s.C * dtype.size() * streams + scratch) as u64 + mlp + saved + HeadScratch::bytes(s.V, N, dtype, train)
@@ -71,21 +69,21 @@ impl<'b> Session<'b> {
             b,
             plan,
             N,
-            inputs: Inputs::new(&scope, N)?,
+            inputs: Inputs::new(&scope, s, N, positions)?,
             x: (0..streams).map(|_| stream()).collect::<Result<_>>()?,
             saved: (0..kept).map(|_| Saved::new(&scope, s, N, dtype)).collect::<Result<_>>()?,
             scratch: BlockScratch::new(&scope, s, (linear, experts), N, positions, dtype, train)?,
             h: stream()?,
             rstd: scope.alloc(N, DType::F32)?,
             dh: if train { Some((stream()?, stream()?)) } else { None },
-            head: HeadScratch::new(&scope, s.V, N, dtype, train)?,
+            head: HeadScratch::new(&scope, s, N, dtype, train)?,
             _scope: scope,
         })
     }
 
     /// Embedding, blocks, final norm.
     pub fn forward(&mut self, model: &Model, tokens: &Tokens) -> Result<()> {
-        self.inputs.set(self.b, tokens)?;
+        self.inputs.set(self.b, &model.spec, tokens, 0)?;
         self.run(model, None)
     }
 
@@ -94,15 +92,13 @@ impl<'b> Session<'b> {
         let first = T - ids.len();
         let mut tokens = Tokens::single(ids);
         tokens.positions.iter_mut().for_each(|p| *p += first as u32);
-        self.inputs.set(self.b, &tokens)?;
-        let span: Vec<u32> = (first..T).flat_map(|n| [0, n as u32 + 1]).collect();
-        self.b.upload_u32(&mut self.inputs.span, &span)?;
+        self.inputs.set(self.b, &model.spec, &tokens, first)?;
         self.run(model, Some((caches, T)))
     }
 
     fn run(&mut self, model: &Model, caches: Option<(&[(Buf, Buf)], usize)>) -> Result<()> {
         let (b, s, N) = (self.b, &model.spec, self.N);
-        let embedding = embedding_params(s, N);
+        let embedding = embedding_params(s, N, model.dtype);
         b.embedding_forward(&mut self.x[0], &self.inputs.ids, &model.embed.value, &embedding)?;
         for (l, block) in model.blocks.iter().enumerate() {
             let saved = &mut self.saved[if self.plan == Plan::Keep { l } else { 0 }];
@@ -111,30 +107,30 @@ impl<'b> Session<'b> {
             block.forward(b, s, saved, &mut self.scratch, out, x, &self.inputs, cache)?;
         }
         let last = &self.x[model.blocks.len() % self.x.len()];
-        b.rmsnorm_forward(&mut self.h, &mut self.rstd, last, &model.final_norm.value, &norm_params(s, N))
+        Norm::rows(s, N).forward(b, &mut self.h, &mut self.rstd, last, &model.final_norm)
     }
 
     /// The logits of tokens `first..first + n` of the last forward, [n, V], on the host.
     pub fn logits(&self, model: &Model, first: usize, n: usize) -> Result<Vec<f32>> {
         let weight = &model.head.as_ref().unwrap_or(&model.embed).value;
-        self.head.download_logits(self.b, weight, &self.h, (model.spec.V, model.spec.C), first, n)
+        self.head.download_logits(self.b, weight, &self.h, first, n)
     }
 
     /// The log-probability of each token's label after a forward; 0 where it is ignored.
     pub fn logprobs(&mut self, model: &Model, labels: &[u32]) -> Result<Vec<f32>> {
         let weight = &model.head.as_ref().unwrap_or(&model.embed).value;
-        self.head.forward(self.b, weight, &self.h, (model.spec.V, model.spec.C), labels)
+        self.head.forward(self.b, weight, &self.h, labels)
     }
 
     /// After a forward: adds ∂(Σ coef·logp)/∂weight to the gradient of every trained weight.
     pub fn backward(&mut self, model: &mut Model, labels: &[u32], coef: &[f32]) -> Result<()> {
         let (b, N) = (self.b, self.N);
-        let Model { spec: s, embed, blocks, final_norm, head, .. } = model;
+        let Model { spec: s, dtype, embed, blocks, final_norm, head, .. } = model;
         let (dx, dh) = self.dh.as_mut().expect("a session for training");
         let weight = head.as_mut().unwrap_or(embed);
-        self.head.backward(b, weight, dh, &self.h, (s.V, s.C), labels, coef)?;
+        self.head.backward(b, weight, dh, &self.h, labels, coef)?;
         b.fill(dx, 0.0)?;
-        norm_backward(b, s, N, final_norm, dx, dh, &self.x[blocks.len()], &self.rstd)?;
+        Norm::rows(s, N).backward(b, final_norm, dx, dh, &self.x[blocks.len()], &self.rstd)?;
         for (l, block) in blocks.iter_mut().enumerate().rev() {
             let saved = &mut self.saved[if self.plan == Plan::Keep { l } else { 0 }];
             if self.plan == Plan::Recompute {
@@ -143,7 +139,8 @@ impl<'b> Session<'b> {
             block.backward(b, s, saved, &mut self.scratch, dx, &self.x[l], &self.inputs)?;
         }
         if let Some(train) = &mut embed.train {
-            b.embedding_backward(&mut train.grad, dx, &self.inputs.ids, &self.inputs.order, &embedding_params(s, N))?;
+            let p = embedding_params(s, N, *dtype);
+            b.embedding_backward(&mut train.grad, dx, &self.inputs.ids, &self.inputs.order, &p)?;
         }
         Ok(())
     }
@@ -154,8 +151,8 @@ impl<'b> Session<'b> {
     }
 }
 
-fn embedding_params(s: &Spec, N: usize) -> Embedding {
-    Embedding { N: N as u32, V: s.V as u32, C: s.C as u32 }
+fn embedding_params(s: &Spec, N: usize, dtype: DType) -> Embedding {
+    Embedding { N: N as u32, V: s.V as u32, C: s.C as u32, scale: dtype.round(s.embed_scale) }
 }
 
 /// Block l's input and output; with two buffers they take turns.

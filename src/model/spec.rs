@@ -1,6 +1,5 @@
 //! A decoder as data: what an architecture's config says, in terms the layers understand.
-use super::config::Keys;
-use crate::error::Result;
+use super::rope::Rope;
 
 /// Sizes and mechanisms of a decoder. Letters are the dims of the op table.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,11 +17,15 @@ pub struct Spec {
     pub K: usize,
     /// head_dim
     pub D: usize,
+    /// Channels of a head that RoPE turns: head_dim·partial_rotary_factor.
+    pub A: usize,
     /// vocab_size
     pub V: usize,
     /// rms_norm_eps
     pub eps: f32,
-    pub rope: Rope,
+    /// The kinds of layers there are, and which kind each layer is.
+    pub kinds: Vec<LayerKind>,
+    pub kind_of: Vec<usize>,
     /// q, k, v have a bias.
     pub qkv_bias: Bias,
     /// o has a bias.
@@ -31,11 +34,30 @@ pub struct Spec {
     pub mlp_bias: Bias,
     /// Mixtures of experts in the place of MLPs; F is then an expert's.
     pub moe: Option<MoeSpec>,
+    pub norm_weight: NormWeight,
+    pub norm_place: NormPlace,
+    pub qk_norm: QkNorm,
+    pub activation: Activation,
+    /// Of q·k.
+    pub attention_scale: f32,
+    /// The embedding's output is multiplied by it, rounded to the model's dtype.
+    pub embed_scale: f32,
+    /// Scores and logits stay within ± it; 0: no cap.
+    pub attention_softcap: f32,
+    pub logit_softcap: f32,
     pub head: Head,
     pub max_positions: usize,
     /// Standard deviation of freshly made weights.
     pub initializer_range: f32,
     pub names: Names,
+}
+
+/// What may differ between the attentions of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerKind {
+    /// A token sees so many tokens back, itself included; `None`: all.
+    pub window: Option<usize>,
+    pub rope: Rope,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,13 +66,54 @@ pub enum Bias {
     Present,
 }
 
-/// Where the output projection comes from.
+/// How a norm's factor is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Head {
-    /// A weight of its own.
-    Own,
-    /// The embedding's weight (`tie_word_embeddings`).
-    Tied,
+pub enum NormWeight {
+    Factor,
+    /// As factor − 1.
+    FromOne,
+}
+
+impl NormWeight {
+    /// What the op adds to the stored weight.
+    pub fn shift(self) -> f32 {
+        if self == NormWeight::FromOne { 1.0 } else { 0.0 }
+    }
+}
+
+/// The norms of attention and MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormPlace {
+    /// On their input.
+    Before,
+    /// And on their output, before it is added to the residual stream.
+    BeforeAndAfter,
+}
+
+/// A norm of each head's q and k, before RoPE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    Absent,
+    PerHead,
+}
+
+/// Of the MLP's gate: x·σ(x·(slope + cubic·x²)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    Silu,
+    /// `gelu_pytorch_tanh`
+    GeluTanh,
+}
+
+impl Activation {
+    /// (slope, cubic)
+    pub fn coefficients(self) -> (f32, f32) {
+        let gelu = (8.0 / std::f64::consts::PI).sqrt();
+        match self {
+            Activation::Silu => (1.0, 0.0),
+            Activation::GeluTanh => (gelu as f32, (gelu * 0.044715) as f32),
+        }
+    }
 }
 
 /// Which experts there are and how a token chooses.
@@ -74,80 +137,17 @@ pub enum RouterWeights {
     Renormalised,
 }
 
-impl MoeSpec {
-    /// `experts` is the key of their number.
-    pub fn read(
-        keys: &Keys,
-        experts: &str,
-        default: usize,
-        weights: RouterWeights,
-        router: &'static str,
-    ) -> Result<MoeSpec> {
-        let E = keys.size(experts, Some(default))?;
-        let S = keys.size("num_experts_per_tok", Some(2))?;
-        if S > E {
-            return keys.wrong("num_experts_per_tok", format!("at most {experts} = {E} is wanted, got {S}"));
-        }
-        Ok(MoeSpec { E, S, weights, router })
-    }
+/// Where the output projection comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// A weight of its own.
+    Own,
+    /// The embedding's weight (`tie_word_embeddings`).
+    Tied,
 }
 
-/// Rotary positions: angle of (position t, pair d) = t·inv_freq[d].
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rope {
-    pub theta: f64,
-    pub scaling: RopeScaling,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    Default,
-    /// Positions divided by a factor.
-    Linear {
-        factor: f64,
-    },
-    /// Llama 3.1: low frequencies divided by a factor, high ones kept, a ramp between.
-    Llama3 {
-        factor: f64,
-        low: f64,
-        high: f64,
-        original: f64,
-    },
-}
-
-impl Rope {
-    /// Radians per position of each of the D/2 pairs.
-    pub fn inv_freq(&self, D: usize) -> Vec<f64> {
-        let plain = (0..D / 2).map(|d| self.theta.powf(-2.0 * d as f64 / D as f64));
-        plain.map(|f| self.scaled(f)).collect()
-    }
-
-    fn scaled(&self, f: f64) -> f64 {
-        match self.scaling {
-            RopeScaling::Default => f,
-            RopeScaling::Linear { factor } => f / factor,
-            RopeScaling::Llama3 { factor, low, high, original } => {
-                let turns = original * f / std::f64::consts::TAU;
-                let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                (1.0 - smooth) * f / factor + smooth * f
-            }
-        }
-    }
-
-    /// The op's table: per position cos of the D/2 angles, then sin. Frequencies and angles are rounded to f32, as the models
-    /// were trained with: at large positions an exact angle would be another one.
-    pub fn table(&self, positions: usize, D: usize) -> Vec<f32> {
-        let freq: Vec<f32> = self.inv_freq(D).into_iter().map(|f| f as f32).collect();
-        let row = |t: usize| {
-            let angles: Vec<f64> = freq.iter().map(|f| (t as f32 * f) as f64).collect();
-            let cos: Vec<f32> = angles.iter().map(|a| a.cos() as f32).collect();
-            cos.into_iter().chain(angles.into_iter().map(|a| a.sin() as f32))
-        };
-        (0..positions).flat_map(row).collect()
-    }
-}
-
-/// What an architecture calls its modules; weights are `<module>.weight` and `<module>.bias`.
+/// What an architecture calls its modules; weights are `<module>.weight` and `<module>.bias`. Where q, k and v (gate and up)
+/// have one name they are one module, their rows in this order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Names {
     pub embed: &'static str,
@@ -156,10 +156,16 @@ pub struct Names {
     pub final_norm: &'static str,
     pub head: &'static str,
     pub attention_norm: &'static str,
+    /// Norms of outputs; read with [`NormPlace::BeforeAndAfter`] only.
+    pub attention_post_norm: &'static str,
     pub mlp_norm: &'static str,
+    pub mlp_post_norm: &'static str,
     pub q: &'static str,
     pub k: &'static str,
     pub v: &'static str,
+    /// Read with [`QkNorm::PerHead`] only.
+    pub q_norm: &'static str,
+    pub k_norm: &'static str,
     pub o: &'static str,
     pub gate: &'static str,
     pub up: &'static str,
@@ -180,40 +186,86 @@ pub struct WeightSpec {
     pub shape: Vec<usize>,
 }
 
-/// One module of the experts: name within the layer (`{}` is the expert's number), output channels, input channels.
-pub type ExpertSpec = (&'static str, usize, usize);
+/// A linear module of a block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearSpec {
+    /// Its name within the layer.
+    pub module: &'static str,
+    /// Output channels of each projection in it: one, or several that are fused.
+    pub parts: Vec<usize>,
+    /// Input channels.
+    pub C: usize,
+    pub bias: Bias,
+}
+
+impl LinearSpec {
+    /// Output channels in all.
+    pub fn O(&self) -> usize {
+        self.parts.iter().sum()
+    }
+}
+
+/// Projections of one input, those of one name together.
+fn fused(projections: &[(&'static str, usize)], C: usize, bias: Bias) -> Vec<LinearSpec> {
+    let runs = projections.chunk_by(|a, b| a.0 == b.0);
+    runs.map(|run| LinearSpec { module: run[0].0, parts: run.iter().map(|p| p.1).collect(), C, bias }).collect()
+}
 
 impl Spec {
-    /// The linear modules of a block, experts not counted: name within the layer, output channels, input channels, bias.
-    pub fn linears(&self) -> Vec<(&'static str, usize, usize, Bias)> {
-        let (n, q, kv) = (&self.names, self.H * self.D, self.K * self.D);
-        let mut all = vec![
-            (n.q, q, self.C, self.qkv_bias),
-            (n.k, kv, self.C, self.qkv_bias),
-            (n.v, kv, self.C, self.qkv_bias),
-            (n.o, self.C, q, self.o_bias),
-        ];
-        match &self.moe {
-            Some(moe) => all.push((moe.router, moe.E, self.C, Bias::Absent)),
-            None => all.extend([
-                (n.gate, self.F, self.C, self.mlp_bias),
-                (n.up, self.F, self.C, self.mlp_bias),
-                (n.down, self.C, self.F, self.mlp_bias),
-            ]),
-        }
-        all
+    /// Whether a sequence of T tokens is the first to be too long for the angles of shorter ones.
+    pub fn rope_turns_at(&self, T: usize) -> bool {
+        self.kinds.iter().any(|kind| T > 0 && kind.rope.reach(T) != kind.rope.reach(T - 1))
     }
-
-    /// Gate, up and down of the experts, where there are some.
-    pub fn experts(&self) -> Option<[ExpertSpec; 3]> {
-        let (n, C, F) = (&self.names, self.C, self.F);
-        self.moe.as_ref().map(|_| [(n.gate, F, C), (n.up, F, C), (n.down, C, F)])
+    /// The modules that make q, k and v: three, or one.
+    pub fn qkv(&self) -> Vec<LinearSpec> {
+        let (n, kv) = (&self.names, self.K * self.D);
+        fused(&[(n.q, self.H * self.D), (n.k, kv), (n.v, kv)], self.C, self.qkv_bias)
     }
-
-    /// The modules of a layer's experts: `model.layers.0.mlp.experts.3.gate_proj`, for all of them.
+    pub fn o(&self) -> LinearSpec {
+        LinearSpec { module: self.names.o, parts: vec![self.C], C: self.H * self.D, bias: self.o_bias }
+    }
+    /// The modules that make gate and up: two, or one. Of an expert where there are experts.
+    pub fn gate_up(&self) -> Vec<LinearSpec> {
+        fused(&[(self.names.gate, self.F), (self.names.up, self.F)], self.C, self.mlp_bias)
+    }
+    pub fn down(&self) -> LinearSpec {
+        LinearSpec { module: self.names.down, parts: vec![self.C], C: self.F, bias: self.mlp_bias }
+    }
+    /// What chooses experts, if there are any.
+    pub fn router(&self) -> Option<LinearSpec> {
+        let linear =
+            |moe: &MoeSpec| LinearSpec { module: moe.router, parts: vec![moe.E], C: self.C, bias: Bias::Absent };
+        self.moe.as_ref().map(linear)
+    }
+    /// The linear modules of a block, those of experts not counted.
+    pub fn linears(&self) -> Vec<LinearSpec> {
+        let mlp = match self.router() {
+            Some(router) => vec![router],
+            None => [self.gate_up(), vec![self.down()]].concat(),
+        };
+        [self.qkv(), vec![self.o()], mlp].concat()
+    }
+    /// Gate, up and down of the experts; none where there are no experts.
+    pub fn experts(&self) -> Vec<LinearSpec> {
+        if self.moe.is_some() { [self.gate_up(), vec![self.down()]].concat() } else { Vec::new() }
+    }
+    /// A module of a layer's experts, for all of them: `model.layers.0.mlp.experts.3.gate_proj`.
     pub fn expert_names(&self, layer: usize, module: &str) -> Vec<String> {
         let E = self.moe.as_ref().map_or(0, |moe| moe.E);
         (0..E).map(|e| self.names.of(layer, &module.replace("{}", &e.to_string()))).collect()
+    }
+
+    /// The norms of a block: name within the layer and length.
+    pub fn norms(&self) -> Vec<(&'static str, usize)> {
+        let (n, C) = (&self.names, self.C);
+        let mut all = vec![(n.attention_norm, C), (n.mlp_norm, C)];
+        if self.norm_place == NormPlace::BeforeAndAfter {
+            all.extend([(n.attention_post_norm, C), (n.mlp_post_norm, C)]);
+        }
+        if self.qk_norm == QkNorm::PerHead {
+            all.extend([(n.q_norm, self.D), (n.k_norm, self.D)]);
+        }
+        all
     }
 
     /// Every weight a checkpoint of this model has, in the order of the forward pass.
@@ -222,18 +274,19 @@ impl Spec {
             |module: String, shape: &[usize]| WeightSpec { name: format!("{module}.weight"), shape: shape.to_vec() };
         let mut all = vec![weight(self.names.embed.into(), &[self.V, self.C])];
         for l in 0..self.layers {
-            for norm in [self.names.attention_norm, self.names.mlp_norm] {
-                all.push(weight(self.names.of(l, norm), &[self.C]));
+            for (norm, len) in self.norms() {
+                all.push(weight(self.names.of(l, norm), &[len]));
             }
-            for (module, O, C, bias) in self.linears() {
-                let module = self.names.of(l, module);
-                all.push(weight(module.clone(), &[O, C]));
-                if bias == Bias::Present {
-                    all.push(WeightSpec { name: format!("{module}.bias"), shape: vec![O] });
+            for linear in self.linears() {
+                let module = self.names.of(l, linear.module);
+                all.push(weight(module.clone(), &[linear.O(), linear.C]));
+                if linear.bias == Bias::Present {
+                    all.push(WeightSpec { name: format!("{module}.bias"), shape: vec![linear.O()] });
                 }
             }
-            for (module, O, C) in self.experts().into_iter().flatten() {
-                all.extend(self.expert_names(l, module).into_iter().map(|name| weight(name, &[O, C])));
+            for linear in self.experts() {
+                let names = self.expert_names(l, linear.module);
+                all.extend(names.into_iter().map(|name| weight(name, &[linear.O(), linear.C])));
             }
         }
         all.push(weight(self.names.final_norm.into(), &[self.C]));
@@ -245,27 +298,5 @@ impl Spec {
 
     pub fn parameters(&self) -> u64 {
         self.weights().iter().map(|w| w.shape.iter().product::<usize>() as u64).sum()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn llama3_keeps_high_frequencies_and_divides_low_ones() {
-        let scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 };
-        let plain = Rope { theta: 500000.0, scaling: RopeScaling::Default }.inv_freq(128);
-        let scaled = Rope { theta: 500000.0, scaling }.inv_freq(128);
-        assert_eq!(plain[0], scaled[0]);
-        assert!((plain[63] / scaled[63] - 8.0).abs() < 1e-12);
-        assert!(plain.iter().zip(&scaled).all(|(p, s)| *s <= *p && *s >= p / 8.0));
-    }
-
-    #[test]
-    fn the_table_is_cos_then_sin() {
-        let table = Rope { theta: 10000.0, scaling: RopeScaling::Default }.table(3, 4);
-        assert_eq!(table[..4], [1.0, 1.0, 0.0, 0.0]);
-        assert!((table[2 * 4] - 2f32.cos()).abs() < 1e-7 && (table[2 * 4 + 2] - 2f32.sin()).abs() < 1e-7);
     }
 }

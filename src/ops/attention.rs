@@ -1,16 +1,16 @@
 //! Attention over packed tokens with grouped heads; scores are never materialised. Dao et al. 2022, arXiv:2205.14135.
 //!
-//! forward   s[n,j] = scale·q[n]·k[j],  out[n] = Σ_j softmax(s[n])[j]·v[j],  lse[n] = log Σ_j exp(s[n,j])
-//! backward  p = exp(s − lse),  dot[n] = dout[n]·out[n],  ds = p·(dout·v − dot)
+//! forward   s[n,j] = softcap(scale·q[n]·k[j]),  out[n] = Σ_j softmax(s[n])[j]·v[j],  lse[n] = log Σ_j exp(s[n,j])
+//! backward  p = exp(s − lse),  dot[n] = dout[n]·out[n],  ds = p·(dout·v − dot)·(1 − (s/cap)²)
 //!           dq[n] = scale·Σ_j ds·k[j],  dk[j] = scale·Σ_n ds·q[n],  dv[j] = Σ_n p·dout[n]
 //! Who sees whom is data: query n sees the keys `span[n] = [first, end)`, key j is seen by the queries `reach[j] = [first,
 //! end)`. Causal, variable-length, windowed and cached attention differ only in these two tables, which must agree:
 //! j in span[n] exactly when n in reach[j]. Query head h reads kv head h·K/H.
-use super::params;
+use super::{params, softcap, softcap_slope};
 use crate::dtype::Real;
 
 params! {
-    Attention { N: u32, T: u32, H: u32, K: u32, D: u32, ld_q: u32, ld_k: u32, ld_v: u32, scale: f32 }
+    Attention { N: u32, T: u32, H: u32, K: u32, D: u32, ld_q: u32, ld_k: u32, ld_v: u32, scale: f32, softcap: f32 }
     wants |p| p.K > 0 && p.H.is_multiple_of(p.K), "the query heads H must be a multiple of the kv heads K";
     wants |p| p.D <= 256, "head sizes D up to 256 are supported";
 }
@@ -26,11 +26,15 @@ fn heads(p: &Attention, n: usize, h: usize) -> (usize, usize, usize) {
     (n * p.ld_q as usize + h * D, (n * p.H as usize + h) * D, kv * D)
 }
 
+fn score<R: Real>(q: &[R], k: &[R], p: &Attention) -> R {
+    softcap(R::from(p.scale) * dot(q, k), p.softcap)
+}
+
 /// One query's output and log-sum-exp: two passes over its keys. A query that sees nothing gives 0 and −inf.
 pub(crate) fn forward_row<R: Real>(out: &mut [R], q: &[R], k: &[R], v: &[R], keys: &[u32], p: &Attention) -> R {
     let (D, ld_k, ld_v) = (p.D as usize, p.ld_k as usize, p.ld_v as usize);
     let keys = keys[0] as usize..keys[1] as usize;
-    let scores: Vec<R> = keys.clone().map(|j| R::from(p.scale) * dot(q, &k[j * ld_k..][..D])).collect();
+    let scores: Vec<R> = keys.clone().map(|j| score(q, &k[j * ld_k..][..D], p)).collect();
     let max = scores.iter().fold(R::from(f32::NEG_INFINITY), |m, s| if *s > m { *s } else { m });
     out.fill(R::from(0.0));
     let mut sum = R::from(0.0);
@@ -97,8 +101,9 @@ pub fn attention_backward<R: Real>(
             dots[n * p.H as usize + h] = d_dot;
             for j in span[2 * n] as usize..span[2 * n + 1] as usize {
                 let (at_k, at_v) = (j * ld_k + kv, j * ld_v + kv);
-                let prob = (scale * dot(qh, &k[at_k..][..D]) - lse[n * p.H as usize + h]).exp();
-                let ds = scale * prob * (dot(dy, &v[at_v..][..D]) - d_dot);
+                let s = score(qh, &k[at_k..][..D], p);
+                let prob = (s - lse[n * p.H as usize + h]).exp();
+                let ds = scale * softcap_slope(s, p.softcap) * prob * (dot(dy, &v[at_v..][..D]) - d_dot);
                 for d in 0..D {
                     dq[at_q + d] += ds * k[at_k + d];
                     dk[at_k + d] += ds * qh[d];

@@ -36,6 +36,7 @@ pub const DIMS: &[(&str, &str)] = &[
     ("H", "query heads"),
     ("K", "kv heads"),
     ("D", "head size"),
+    ("A", "channels of a head that RoPE turns"),
     ("T", "time: keys of an attention, positions of a RoPE table"),
     ("F", "ffn"),
     ("E", "experts"),
@@ -199,6 +200,16 @@ fn sum<R: Real>(terms: impl Iterator<Item = R>) -> R {
         }
     }
     total + run
+}
+
+/// cap·tanh(x/cap): a score that stays within ±cap; 0 leaves it alone (Gemma 2, arXiv:2408.00118).
+pub(crate) fn softcap<R: Real>(x: R, cap: f32) -> R {
+    if cap == 0.0 { x } else { R::from(cap) * (x / R::from(cap)).tanh() }
+}
+
+/// Its derivative, from the result: 1 − (y/cap)².
+pub(crate) fn softcap_slope<R: Real>(y: R, cap: f32) -> R {
+    if cap == 0.0 { R::from(1.0) } else { R::from(1.0) - (y / R::from(cap)) * (y / R::from(cap)) }
 }
 
 /// Plain numbers handed to a kernel by value; the same struct in three languages.

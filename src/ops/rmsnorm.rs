@@ -1,35 +1,35 @@
 //! RMSNorm: bring each row to unit mean square, then scale by a learned weight.
 //! Zhang & Sennrich 2019, arXiv:1910.07467.
 //!
-//! forward   out = inp·rstd·weight,                        rstd = 1/√(mean_C(inp²) + eps)
-//! backward  dinp += rstd·(g − inp·rstd²·mean_C(g·inp)),   g = dout·weight
+//! forward   out = inp·rstd·(weight + shift),              rstd = 1/√(mean_C(inp²) + eps)
+//! backward  dinp += rstd·(g − inp·rstd²·mean_C(g·inp)),   g = dout·(weight + shift)
 //!           dweight += Σ_N dout·inp·rstd
-//! Saved for backward: rstd (N).
+//! Saved for backward: rstd (N). `shift` is 1 where weights are stored as their distance from 1 (Gemma), else 0.
 use super::{params, sum};
 use crate::dtype::Real;
 
-params! { RmsNorm { N: u32, C: u32, eps: f32 } }
+params! { RmsNorm { N: u32, C: u32, eps: f32, shift: f32 } }
 
 pub fn rmsnorm_forward<R: Real>(out: &mut [R], rstd: &mut [R], inp: &[R], weight: &[R], p: &RmsNorm) {
-    let (N, C) = (p.N as usize, p.C as usize);
+    let (N, C, shift) = (p.N as usize, p.C as usize, R::from(p.shift));
     for n in 0..N {
         let x = &inp[n * C..][..C];
         let mean_sq = sum(x.iter().map(|&x| x * x)) / R::from(C as f32);
         let r = R::from(1.0) / (mean_sq + R::from(p.eps)).sqrt();
         rstd[n] = r;
         for c in 0..C {
-            out[n * C + c] = x[c] * r * weight[c];
+            out[n * C + c] = x[c] * r * (weight[c] + shift);
         }
     }
 }
 
 pub fn rmsnorm_backward<R: Real>(dinp: &mut [R], dout: &[R], inp: &[R], weight: &[R], rstd: &[R], p: &RmsNorm) {
-    let (N, C) = (p.N as usize, p.C as usize);
+    let (N, C, shift) = (p.N as usize, p.C as usize, R::from(p.shift));
     for n in 0..N {
         let (x, dy, r) = (&inp[n * C..][..C], &dout[n * C..][..C], rstd[n]);
-        let dot = sum((0..C).map(|c| dy[c] * weight[c] * x[c])) / R::from(C as f32);
+        let dot = sum((0..C).map(|c| dy[c] * (weight[c] + shift) * x[c])) / R::from(C as f32);
         for c in 0..C {
-            dinp[n * C + c] += r * (dy[c] * weight[c] - x[c] * r * r * dot);
+            dinp[n * C + c] += r * (dy[c] * (weight[c] + shift) - x[c] * r * r * dot);
         }
     }
 }

@@ -6,12 +6,12 @@
 //! Shape   `[N, ceil(P, 64)]`: expressions over the row's dims, which are u32 fields of the params
 //!         `[N, O; ld_inp]`: rows of O elements, ld_inp elements apart; the pads belong to the buffer
 macro_rules! for_each_op { ($then:ident) => { $then! {
-    /// out[n,:] = weight[ids[n],:].
+    /// out[n,:] = scale·weight[ids[n],:].
     embedding::embedding_forward{N, V, C}(out: write [N, C], ids: read u32 [N], weight: read [V, C]; Embedding);
-    /// dweight[ids[n],:] += dout[n,:]. `order` lists the tokens sorted by id (stable), so that every sum has one owner.
+    /// dweight[ids[n],:] += scale·dout[n,:]. `order` lists the tokens sorted by id (stable), so that every sum has one owner.
     embedding::embedding_backward{N, V, C}(dweight: add [V, C], dout: read [N, C], ids: read u32 [N], order: read u32 [N]; Embedding);
 
-    /// out[n,:] = inp[n,:]·rstd[n]·weight, with rstd[n] = 1/√(mean(inp[n,:]²) + eps).
+    /// out[n,:] = inp[n,:]·rstd[n]·(weight + shift), with rstd[n] = 1/√(mean(inp[n,:]²) + eps).
     rmsnorm::rmsnorm_forward{N, C}(out: write [N, C], rstd: write f32 [N], inp: read [N, C], weight: read [C]; RmsNorm);
     /// dinp += ∂L/∂inp. It accumulates: the residual stream's gradient is already there.
     rmsnorm::rmsnorm_backward{N, C}(dinp: add [N, C], dout: read [N, C], inp: read [N, C], weight: read [C], rstd: read f32 [N]; RmsNorm);
@@ -36,12 +36,12 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// dbias += Σ_N dout[n,:].
     bias::bias_backward{N, O}(dbias: add f32 [O], dout: read [N, O; ld_dout]; BiasBackward);
 
-    /// Rotates each head of x in place by its token's position; `table` holds cos then sin per position.
-    rope::rope_forward{N, H, D, T}(x: update [N, H*D; ld_x], table: read f32 [T, D], positions: read u32 [N]; Rope);
+    /// Rotates the first A channels of each head of x in place by its token's position; `table` holds cos then sin per position.
+    rope::rope_forward{N, H, D, A, T}(x: update [N, H*D; ld_x], table: read f32 [T, A], positions: read u32 [N]; Rope);
     /// The inverse rotation, in place: dx becomes the gradient of the unrotated x.
-    rope::rope_backward{N, H, D, T}(dx: update [N, H*D; ld_x], table: read f32 [T, D], positions: read u32 [N]; Rope);
+    rope::rope_backward{N, H, D, A, T}(dx: update [N, H*D; ld_x], table: read f32 [T, A], positions: read u32 [N]; Rope);
 
-    /// out = softmax(scale·q·kᵀ)·v per head, query n seeing the keys span[n,0] <= j < span[n,1]; lse = log Σ exp of its scores.
+    /// out = softmax(softcap(scale·q·kᵀ))·v per head, query n seeing the keys span[n,0] <= j < span[n,1]; lse = log Σ exp of its scores.
     attention::attention_forward{N, T, H, K, D}(out: write [N, H*D], lse: write f32 [N, H], q: read [N, H*D; ld_q], k: read [T, K*D; ld_k],
         v: read [T, K*D; ld_v], span: read u32 [N, 2]; Attention);
     /// dq, dk, dv = ∂L/∂(q, k, v), from recomputed scores; dot[n,h] = Σ_D dout·out. Key j is seen by the queries reach[j,0] <= n < reach[j,1].
@@ -49,7 +49,7 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
         dout: read [N, H*D], out: read [N, H*D], lse: read f32 [N, H], q: read [N, H*D; ld_q], k: read [T, K*D; ld_k], v: read [T, K*D; ld_v],
         span: read u32 [N, 2], reach: read u32 [T, 2]; Attention);
 
-    /// out = silu(gate)·up.
+    /// out = act(gate)·up, with act(x) = x·σ(x·(slope + cubic·x²)): silu, or gelu by its tanh formula.
     swiglu::swiglu_forward{N, F}(out: write [N, F], gate: read [N, F; ld_gate], up: read [N, F; ld_up]; SwiGlu);
     /// In place: dout becomes out (recomputed), gate becomes dgate, up becomes dup.
     swiglu::swiglu_backward{N, F}(dout: update [N, F], gate: update [N, F; ld_gate], up: update [N, F; ld_up]; SwiGlu);

@@ -6,7 +6,7 @@ use values::{Data, Values};
 /// One query head reads one kv head each, or several share it.
 fn params(N: u32, T: u32, H: u32, K: u32, D: u32, pads: [u32; 3]) -> Attention {
     let (ld_q, ld_k, ld_v) = (H * D + pads[0], K * D + pads[1], K * D + pads[2]);
-    Attention { N, T, H, K, D, ld_q, ld_k, ld_v, scale: 1.0 / (D as f32).sqrt() }
+    Attention { N, T, H, K, D, ld_q, ld_k, ld_v, scale: 1.0 / (D as f32).sqrt(), softcap: 0.0 }
 }
 
 fn set_span(values: &mut Values, span: Vec<[usize; 2]>) {
@@ -41,6 +41,11 @@ pub fn cases() -> Vec<Case> {
         both(&mut cases, "packed", params(101, 101, *H, *K, *D, [0; 3]), packed(&[1, 37, 63], 1000));
         both(&mut cases, "window", params(75, 75, *H, *K, *D, [2, 4, 6]), packed(&[70, 5], 17));
     }
+    // the cap is low, so that scores reach it
+    let capped = |p: Attention| Attention { softcap: 5.0, ..p };
+    both(&mut cases, "softcap", capped(params(101, 101, 4, 2, 64, [0; 3])), packed(&[1, 37, 63], 1000));
+    both(&mut cases, "softcap", capped(params(75, 75, 2, 1, 6, [2, 4, 6])), packed(&[70, 5], 17));
+    both(&mut cases, "softcap", capped(params(130, 130, 2, 2, 256, [0; 3])), packed(&[130], 1000));
     // one token alone has a gradient of exactly 0 through its softmax: no scale to compare with
     let alone = Case::new(Op::attention_forward, params(1, 1, 2, 1, 16, [0; 3]));
     cases.push(alone.with("one token", |v| set_span(v, vec![[0, 1]])));
@@ -74,6 +79,7 @@ pub fn gradients() -> Vec<Gradient> {
         of(params(1, 1, 1, 1, 2, [0; 3])),
         of(params(7, 7, 4, 2, 6, [1, 2, 3])).with("packed", |v| set_span(v, packed(&[3, 4], 9))),
         of(params(9, 9, 2, 2, 4, [0; 3])).with("window", |v| set_span(v, packed(&[9], 3))),
+        of(Attention { softcap: 2.0, ..params(7, 7, 4, 2, 6, [1, 2, 3]) }).with("softcap", |v| set_span(v, packed(&[3, 4], 9))),
         of(params(3, 8, 6, 2, 5, [0; 3])).with("continued", |v| set_span(v, vec![[0, 6], [0, 7], [0, 8]])),
         of(params(4, 4, 2, 1, 3, [0; 3])).with("blind", |v| set_span(v, vec![[0, 0], [0, 2], [0, 3], [4, 4]])),
     ]

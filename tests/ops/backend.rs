@@ -11,7 +11,7 @@ use luthier::ops::residual::Residual;
 use luthier::ops::rmsnorm::RmsNorm;
 use luthier::ops::rope::Rope;
 
-const NORM: RmsNorm = RmsNorm { N: 4, C: 8, eps: 1e-5 };
+const NORM: RmsNorm = RmsNorm { N: 4, C: 8, eps: 1e-5, shift: 0.0 };
 const BIAS: Bias = Bias { N: 5, O: 7, ld_out: 8 };
 
 fn bufs<const K: usize>(b: &dyn Backend, of: [(usize, DType); K]) -> [Buf; K] {
@@ -46,7 +46,7 @@ fn an_error_names_op_argument_wanted_and_got() {
 #[test]
 fn a_type_is_one_of_the_rows() {
     let cpu: &dyn Backend = &Cpu::new();
-    let p = Embedding { N: 2, V: 3, C: 4 };
+    let p = Embedding { N: 2, V: 3, C: 4, scale: 1.0 };
     let [mut out, ids, weight, floats] = bufs(cpu, [(8, F32), (2, U32), (12, Bf16), (2, F32)]);
     cpu.embedding_forward(&mut out, &ids, &weight, &p).unwrap();
     let e = text(cpu.embedding_forward(&mut out, &floats, &weight, &p));
@@ -112,12 +112,12 @@ fn an_argument_is_there_exactly_when_the_row_wants_it() {
 #[test]
 fn params_may_not_contradict_themselves() {
     let cpu: &dyn Backend = &Cpu::new();
-    let p = Rope { N: 1, H: 1, D: 3, T: 1, ld_x: 3 };
+    let p = Rope { N: 1, H: 1, D: 3, A: 2, T: 1, ld_x: 3 };
     let [mut x, table, positions] = bufs(cpu, [(3, F32), (3, F32), (1, U32)]);
     let e = text(cpu.rope_forward(&mut x, &table, &positions, &p));
     assert!(e.contains("D must be even, got Rope { N: 1, H: 1, D: 3"), "{e}");
 
-    let p = Attention { N: 1, T: 1, H: 3, K: 2, D: 2, ld_q: 6, ld_k: 4, ld_v: 4, scale: 1.0 };
+    let p = Attention { N: 1, T: 1, H: 3, K: 2, D: 2, ld_q: 6, ld_k: 4, ld_v: 4, scale: 1.0, softcap: 0.0 };
     let [mut out, mut lse, q, k, v, span] = bufs(cpu, [(6, F32), (3, F32), (6, F32), (4, F32), (4, F32), (2, U32)]);
     let e = text(cpu.attention_forward(&mut out, &mut lse, &q, &k, &v, &span, &p));
     assert!(e.contains("must be a multiple of the kv heads K, got Attention"), "{e}");
@@ -189,7 +189,7 @@ fn calls_run_in_order() {
 
 #[test]
 fn the_same_call_twice_gives_the_same_bits() {
-    let p = RmsNorm { N: 700, C: 66, eps: 1e-5 };
+    let p = RmsNorm { N: 700, C: 66, eps: 1e-5, shift: 0.0 };
     let case = Case::new(Op::rmsnorm_backward_weight, p);
     let trial = Trial::new(&case, &case.storages()[0]);
     let again = [on_every_device(&trial), on_every_device(&trial)];

@@ -7,7 +7,7 @@ use luthier::ops::Slice;
 use luthier::ops::nf4::Nf4;
 use luthier::ops::rmsnorm::RmsNorm;
 
-const P: RmsNorm = RmsNorm { N: 5, C: 24, eps: 1e-5 };
+const P: RmsNorm = RmsNorm { N: 5, C: 24, eps: 1e-5, shift: 0.0 };
 
 /// RMSNorm's backward without its mean term: right shape, right size, wrong.
 fn planted(op: Op, args: Vec<Slice<f64>>, params: &[u8]) {

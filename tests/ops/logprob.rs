@@ -15,21 +15,24 @@ pub fn cases() -> Vec<Case> {
     ];
     let mut cases = Vec::new();
     for (N, V, pad) in shapes {
-        let p = LogProb { N, V, ld_logits: V + pad, ld_dlogits: V + pad };
-        // a vocabulary may be odd
-        cases.push(Case::new(Op::logprob_forward, p).odd_rows().with("wide", wide));
-        let backward = Case::new(Op::logprob_backward, p).odd_rows().with("wide", wide);
-        cases.push(backward.mixed(Bf16, &[("logits", F32)]).mixed(F16, &[("logits", F32)]));
+        // one word alone has a gradient of exactly 0, and a cap would leave no scale to compare with
+        for softcap in [0.0, 30.0].into_iter().filter(|cap| V > 1 || *cap == 0.0) {
+            let p = LogProb { N, V, ld_logits: V + pad, ld_dlogits: V + pad, softcap };
+            // a vocabulary may be odd
+            cases.push(Case::new(Op::logprob_forward, p).odd_rows().with("wide", wide));
+            let backward = Case::new(Op::logprob_backward, p).odd_rows().with("wide", wide);
+            cases.push(backward.mixed(Bf16, &[("logits", F32)]).mixed(F16, &[("logits", F32)]));
+        }
     }
-    let other = LogProb { N: 6, V: 50, ld_logits: 52, ld_dlogits: 64 };
+    let other = LogProb { N: 6, V: 50, ld_logits: 52, ld_dlogits: 64, softcap: 0.0 };
     cases.push(Case::new(Op::logprob_backward, other).with("wide", wide).mixed(Bf16, &[("logits", F32)]));
     cases
 }
 
 pub fn gradients() -> Vec<Gradient> {
-    let of = |N, V, ld_logits, ld_dlogits| {
-        let p = LogProb { N, V, ld_logits, ld_dlogits };
+    let of = |N, V, ld_logits, ld_dlogits, softcap| {
+        let p = LogProb { N, V, ld_logits, ld_dlogits, softcap };
         Gradient::new(Op::logprob_forward, p, Op::logprob_backward, p).called(&[("coef", "dlogp")])
     };
-    vec![of(1, 1, 1, 1), of(9, 5, 6, 8), of(4, 17, 17, 17)]
+    vec![of(1, 1, 1, 1, 0.0), of(9, 5, 6, 8, 0.0), of(4, 17, 17, 17, 0.0), of(4, 17, 18, 17, 1.5)]
 }

@@ -9,14 +9,14 @@ pub fn cases() -> Vec<Case> {
     ];
     let mut cases = Vec::new();
     for (N, C) in shapes {
-        let p = RmsNorm { N, C, eps: 1e-5 };
+        let p = RmsNorm { N, C, eps: 1e-5, shift: (C % 2) as f32 };
         cases.push(Case::new(Op::rmsnorm_forward, p).mixed(Bf16, &[("weight", F32)]).mixed(Bf16, &[("inp", F32), ("weight", F32)]));
         let backward = Case::new(Op::rmsnorm_backward, p).mixed(F16, &[("weight", F32)]);
         cases.push(backward.mixed(F32, &[("dout", Bf16)]).mixed(Bf16, &[("dinp", F32), ("weight", F32)]));
         cases.push(Case::new(Op::rmsnorm_backward_weight, p).mixed(Bf16, &[("inp", F32)]));
     }
     // rows so small that eps decides
-    let tiny = Case::new(Op::rmsnorm_forward, RmsNorm { N: 3, C: 66, eps: 1e-6 });
+    let tiny = Case::new(Op::rmsnorm_forward, RmsNorm { N: 3, C: 66, eps: 1e-6, shift: 0.0 });
     cases.push(tiny.with("tiny", |values| {
         values.get_mut("inp").unwrap().floats_mut().iter_mut().for_each(|x| *x *= 1e-3);
     }));
@@ -26,7 +26,7 @@ pub fn cases() -> Vec<Case> {
 pub fn gradients() -> Vec<Gradient> {
     let mut gradients = Vec::new();
     for (N, C) in [(1, 2), (4, 7), (3, 32)] {
-        let p = RmsNorm { N, C, eps: 1e-5 };
+        let p = RmsNorm { N, C, eps: 1e-5, shift: (C % 2) as f32 };
         gradients.push(Gradient::new(Op::rmsnorm_forward, p, Op::rmsnorm_backward, p));
         gradients.push(Gradient::new(Op::rmsnorm_forward, p, Op::rmsnorm_backward_weight, p));
     }

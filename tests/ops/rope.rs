@@ -3,13 +3,13 @@ use luthier::ops::rope::Rope;
 use values::{Data, Values};
 
 /// A table as the host makes it: row t holds cos(t·θ_d), then sin(t·θ_d).
-fn angles(D: usize) -> impl Fn(&mut Values) + Send + Sync {
+fn angles(A: usize) -> impl Fn(&mut Values) + Send + Sync {
     move |values| {
         let Some(Data::Float(table)) = values.get_mut("table") else { panic!("the table is f32") };
         for (i, x) in table.iter_mut().enumerate() {
-            let (t, d, half) = (i / D, i % D % (D / 2), D / 2);
+            let (t, d, half) = (i / A, i % A % (A / 2), A / 2);
             let angle = t as f64 * 1e4f64.powf(-(d as f64) / half as f64);
-            *x = if i % D < half { angle.cos() } else { angle.sin() };
+            *x = if i % A < half { angle.cos() } else { angle.sin() };
         }
     }
 }
@@ -21,20 +21,23 @@ pub fn cases() -> Vec<Case> {
     ];
     let mut cases = Vec::new();
     for (N, H, D, T, pad) in shapes {
-        let p = Rope { N, H, D, T, ld_x: H * D + pad };
-        for op in [Op::rope_forward, Op::rope_backward] {
-            let case = Case::new(op, p).with("angles", angles(D as usize));
-            // two 16-bit values to a word: a half of a head must be words
-            cases.push(if D % 4 == 0 { case } else { case.only_f32() });
+        // whole heads, and three quarters of them
+        for A in [D, D * 3 / 8 * 2].into_iter().filter(|A| *A > 0) {
+            let p = Rope { N, H, D, A, T, ld_x: H * D + pad };
+            for op in [Op::rope_forward, Op::rope_backward] {
+                let case = Case::new(op, p).with("angles", angles(A as usize));
+                // two 16-bit values to a word: a half of a head must be words
+                cases.push(if D % 4 == 0 && A % 4 == 0 { case } else { case.only_f32() });
+            }
         }
     }
     cases
 }
 
 pub fn gradients() -> Vec<Gradient> {
-    let of = |N, H, D, T, ld_x| {
-        let p = Rope { N, H, D, T, ld_x };
+    let of = |N, H, D, A, T, ld_x| {
+        let p = Rope { N, H, D, A, T, ld_x };
         Gradient::new(Op::rope_forward, p, Op::rope_backward, p)
     };
-    vec![of(1, 1, 2, 1, 2), of(4, 2, 6, 9, 13), of(3, 3, 4, 5, 12)]
+    vec![of(1, 1, 2, 2, 1, 2), of(4, 2, 6, 6, 9, 13), of(3, 3, 4, 4, 5, 12), of(4, 2, 8, 6, 9, 16)]
 }

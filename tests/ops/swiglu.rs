@@ -3,28 +3,38 @@ use luthier::dtype::DType::{Bf16, F16, F32};
 use luthier::ops::swiglu::SwiGlu;
 use values::Values;
 
-/// Gates far to both sides: silu saturates.
-fn wide(values: &mut Values) {
-    values.get_mut("gate").unwrap().floats_mut().iter_mut().for_each(|x| *x *= 12.0);
+fn stretch(values: &mut Values, factor: f64) {
+    values.get_mut("gate").unwrap().floats_mut().iter_mut().for_each(|x| *x *= factor);
 }
+
+/// Gates far to both sides, where the activation saturates; the cubic one does so earlier, and beyond that the rounding of its
+/// exponent shows in values near 0.
+fn wide(cubic: f32) -> fn(&mut Values) {
+    if cubic > 0.0 { |values| stretch(values, 2.0) } else { |values| stretch(values, 12.0) }
+}
+
+const GELU: (f32, f32) = (1.595_769, 0.071_354_8);
 
 pub fn cases() -> Vec<Case> {
     let shapes = [(1, 1, 0, 0), (1, 2, 0, 0), (7, 13, 0, 0), (2, 129, 3, 1), (5, 130, 2, 6), (64, 256, 256, 256), (3, 4098, 0, 0), (257, 6, 4, 0)];
     let mut cases = Vec::new();
     for (N, F, gate, up) in shapes {
-        let p = SwiGlu { N, F, ld_gate: F + gate, ld_up: F + up };
-        cases.push(Case::new(Op::swiglu_forward, p).mixed(Bf16, &[("out", F32)]).with("wide", wide));
-        cases.push(Case::new(Op::swiglu_backward, p).mixed(F16, &[("dout", F32)]).with("wide", wide));
+        for (slope, cubic) in [(1.0, 0.0), GELU] {
+            let p = SwiGlu { N, F, ld_gate: F + gate, ld_up: F + up, slope, cubic };
+            cases.push(Case::new(Op::swiglu_forward, p).mixed(Bf16, &[("out", F32)]).with("wide", wide(cubic)));
+            cases.push(Case::new(Op::swiglu_backward, p).mixed(F16, &[("dout", F32)]).with("wide", wide(cubic)));
+        }
     }
     // gate and up packed side by side, as one product leaves them
-    cases.push(Case::new(Op::swiglu_forward, SwiGlu { N: 9, F: 64, ld_gate: 128, ld_up: 128 }));
+    cases.push(Case::new(Op::swiglu_forward, SwiGlu { N: 9, F: 64, ld_gate: 128, ld_up: 128, slope: 1.0, cubic: 0.0 }));
     cases
 }
 
 pub fn gradients() -> Vec<Gradient> {
-    let of = |N, F, ld_gate, ld_up| {
-        let p = SwiGlu { N, F, ld_gate, ld_up };
+    let of = |(slope, cubic), N, F, ld_gate, ld_up| {
+        let p = SwiGlu { N, F, ld_gate, ld_up, slope, cubic };
         Gradient::new(Op::swiglu_forward, p, Op::swiglu_backward, p)
     };
-    vec![of(1, 1, 1, 1), of(4, 13, 13, 14), of(3, 5, 7, 5).with("wide", wide)]
+    let both = [(1.0, 0.0), GELU];
+    both.into_iter().flat_map(|act| [of(act, 1, 1, 1, 1), of(act, 4, 13, 13, 14), of(act, 3, 5, 7, 5).with("wide", wide(act.1))]).collect()
 }

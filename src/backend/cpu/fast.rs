@@ -2,7 +2,7 @@
 use crate::dtype::Real;
 use crate::ops::attention::Attention;
 use crate::ops::matmul::MatMul;
-use crate::ops::{Op, Slice};
+use crate::ops::{Op, Slice, softcap, softcap_slope};
 use rayon::prelude::*;
 
 /// Runs the op if it has a fast path here; `false`: run the reference.
@@ -100,7 +100,7 @@ fn covered(span: &[u32], rows: std::ops::Range<usize>) -> std::ops::Range<usize>
     first..pairs().map(|s| s[1]).max().unwrap_or(0).max(first as u32) as usize
 }
 
-/// scores[i,j] = exp(scale·q[i]·k[j] − lse[i]) over the keys of a block of queries, 0 where j is not seen.
+/// scores[i,j] = exp(softcap(scale·q[i]·k[j]) − lse[i]) over the keys of a block of queries, 0 where j is not seen.
 struct Scores<'a> {
     p: &'a Attention,
     span: &'a [u32],
@@ -117,6 +117,9 @@ impl Scores<'_> {
         let q = Mat { data: &self.q[rows.start * p.ld_q as usize + h * D..], row: p.ld_q as usize, col: 1 };
         let k = Mat { data: &self.k[keys.start * p.ld_k as usize + kv..], row: 1, col: p.ld_k as usize };
         gemm(out, keys.len(), (rows.len(), keys.len(), D), q, k, p.scale, false, false);
+        if p.softcap != 0.0 {
+            out.iter_mut().for_each(|s| *s = softcap(*s, p.softcap));
+        }
     }
     /// The columns of row `n` that it sees, within `keys`.
     fn seen(&self, n: usize, keys: &std::ops::Range<usize>) -> std::ops::Range<usize> {
@@ -221,7 +224,7 @@ fn attention_backward(args: Vec<Slice<f32>>, p: &Attention) {
     });
     let dots = &*dots;
     let scores = Scores { p, span, q, k };
-    // ds[i,j] = scale·prob·(dout[i]·v[j] − dot[i]) in place of prob
+    // ds[i,j] = scale·prob·(dout[i]·v[j] − dot[i]) in place of prob; under a softcap times its slope, at s = lse + ln prob
     let score_gradients =
         |rows: std::ops::Range<usize>, keys: std::ops::Range<usize>, h: usize, s: &mut [f32], dp: &mut Vec<f32>| {
             dp.clear();
@@ -230,10 +233,11 @@ fn attention_backward(args: Vec<Slice<f32>>, p: &Attention) {
             let v = Mat { data: &v[keys.start * p.ld_v as usize + h / (H / K) * D..], row: 1, col: p.ld_v as usize };
             gemm(dp, keys.len(), (rows.len(), keys.len(), D), dy, v, 1.0, false, false);
             for (i, n) in rows.enumerate() {
-                let dot = dots[n * H + h];
+                let (dot, lse) = (dots[n * H + h], lse[n * H + h]);
                 let at = i * keys.len();
                 for (s, dp) in s[at..][..keys.len()].iter_mut().zip(&dp[at..]) {
-                    *s *= p.scale * (dp - dot);
+                    let slope = if p.softcap != 0.0 && *s > 0.0 { softcap_slope(lse + s.ln(), p.softcap) } else { 1.0 };
+                    *s *= p.scale * (dp - dot) * slope;
                 }
             }
         };

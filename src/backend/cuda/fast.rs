@@ -39,7 +39,7 @@ pub const ATTENTION_VARIANTS: &[(u32, Variant)] = &[
     (256, Variant { name: "mma256", text: ATTENTION, constants: &[("HEAD", 256)] }),
 ];
 
-/// Wants sm_80, one 16-bit type, a positive scale (it takes the maximum before scaling), and rows and heads that start at
+/// Wants sm_80, one 16-bit type, a positive scale (it takes the maximum before scaling), no softcap, and rows and heads that start at
 /// multiples of 16 bytes.
 fn attention(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Option<Variant> {
     let p: Attention = bytemuck::pod_read_unaligned(launch.params());
@@ -49,5 +49,5 @@ fn attention(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Option<Variant> 
     let one_type = first.size() == 2 && types.all(|(_, buf)| buf.is_some_and(|b| b.dtype() == first));
     let aligned = pointers.iter().all(|p| p % 16 == 0) && [p.ld_q, p.ld_k, p.ld_v].iter().all(|ld| ld % 8 == 0);
     let variant = ATTENTION_VARIANTS.iter().find(|(head, _)| *head == p.D).map(|(_, v)| *v);
-    variant.filter(|_| one_type && aligned && p.scale > 0.0 && cuda.device.capability.0 >= 8)
+    variant.filter(|_| one_type && aligned && p.scale > 0.0 && p.softcap == 0.0 && cuda.device.capability.0 >= 8)
 }

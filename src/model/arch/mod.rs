@@ -1,17 +1,38 @@
 //! Architectures: from a Hugging Face config to a [`Spec`]. One file each, no maths; a row in [`ARCHITECTURES`].
 use super::config::Keys;
-use super::spec::{Rope, RopeScaling, Spec};
+use super::spec::Spec;
 use crate::error::Result;
 use std::path::Path;
 
+mod common;
+mod gemma;
+mod gemma2;
+mod gemma3;
 mod llama;
+mod mistral;
 mod mixtral;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod qwen3_moe;
+mod rope;
 
 /// Reads an architecture's config.
 type Read = fn(&Keys) -> Result<Spec>;
 
 /// `model_type` and how its config is read.
-const ARCHITECTURES: &[(&str, Read)] = &[("llama", llama::spec), ("mixtral", mixtral::spec)];
+const ARCHITECTURES: &[(&str, Read)] = &[
+    ("gemma", gemma::spec),
+    ("gemma2", gemma2::spec),
+    ("gemma3_text", gemma3::spec),
+    ("llama", llama::spec),
+    ("mistral", mistral::spec),
+    ("mixtral", mixtral::spec),
+    ("phi3", phi3::spec),
+    ("qwen2", qwen2::spec),
+    ("qwen3", qwen3::spec),
+    ("qwen3_moe", qwen3_moe::spec),
+];
 
 /// The [`Spec`] of a model folder (or of a config file itself).
 pub fn read_spec(path: &Path) -> Result<Spec> {
@@ -20,36 +41,103 @@ pub fn read_spec(path: &Path) -> Result<Spec> {
     let model_type = keys.text("model_type", None)?;
     let Some((_, read)) = ARCHITECTURES.iter().find(|(name, _)| *name == model_type) else {
         let known: Vec<_> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
-        return keys.wrong("model_type", format!("`{model_type}` is not supported; supported: {}", known.join(", ")));
+        let nearest = known.iter().min_by_key(|name| edits(name, &model_type)).expect("there are architectures");
+        let what =
+            format!("`{model_type}` is not supported; the nearest is `{nearest}`, and all are {}", known.join(", "));
+        return keys.wrong("model_type", what);
     };
     read(&keys)
 }
 
-/// RoPE under both key styles: `rope_parameters` (transformers 5) and `rope_theta` + `rope_scaling` (4).
-fn rope(keys: &Keys) -> Result<Rope> {
-    let parameters = keys.object("rope_parameters")?;
-    let scaling = if parameters.is_some() { parameters } else { keys.object("rope_scaling")? };
-    let top = keys.positive("rope_theta", Some(10000.0))?;
-    let Some(scaling) = scaling else { return Ok(Rope { theta: top, scaling: RopeScaling::Default }) };
-    let theta = scaling.positive("rope_theta", Some(top))?;
-    let old = scaling.text("type", Some("default"))?;
-    let scaling = match scaling.text("rope_type", Some(&old))?.as_str() {
-        "default" => RopeScaling::Default,
-        "linear" => RopeScaling::Linear { factor: scaling.positive("factor", None)? },
-        "llama3" => llama3(&scaling)?,
-        other => {
-            let what = format!("RoPE of type `{other}` is not supported; supported: default, linear, llama3");
-            return scaling.wrong("rope_type", what);
+/// Insertions, deletions and replacements from one word to another (Levenshtein 1966).
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.chars().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
         }
-    };
-    Ok(Rope { theta, scaling })
+    }
+    row[b.chars().count()]
 }
 
-fn llama3(keys: &Keys) -> Result<RopeScaling> {
-    let (low, high) = (keys.positive("low_freq_factor", None)?, keys.positive("high_freq_factor", None)?);
-    if low >= high {
-        return keys.wrong("low_freq_factor", format!("must be below high_freq_factor, got {low} and {high}"));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The spec of a small config with these keys more.
+    pub(super) fn with(model_type: &str, more: serde_json::Value) -> Result<Spec> {
+        let mut config = serde_json::json!({
+            "model_type": model_type, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 6,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 128
+        });
+        let more = more.as_object().expect("keys").clone();
+        config.as_object_mut().expect("keys").extend(more);
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        read_spec(dir.path())
     }
-    let original = keys.positive("original_max_position_embeddings", None)?;
-    Ok(RopeScaling::Llama3 { factor: keys.positive("factor", None)?, low, high, original })
+
+    #[test]
+    fn words_are_as_far_apart_as_their_edits() {
+        assert_eq!((edits("", "ab"), edits("kitten", "sitting"), edits("qwen2", "qwen2")), (2, 3, 0));
+        let e = with("qwen2_5", serde_json::json!({})).unwrap_err().to_string();
+        assert!(e.contains("the nearest is `qwen2`"), "{e}");
+    }
+
+    /// Under both key styles, and with the older words for layers.
+    #[test]
+    fn older_configs_say_the_same() {
+        let old = serde_json::json!({"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24, "sliding_window_pattern": 3,
+            "rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}});
+        let types: Vec<_> = (1..7).map(|l| if l % 3 > 0 { "sliding_attention" } else { "full_attention" }).collect();
+        let new = serde_json::json!({"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24, "layer_types": types,
+            "rope_parameters": {"full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
+                                "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}}});
+        let spec = with("gemma3_text", old).unwrap();
+        assert_eq!(spec, with("gemma3_text", new).unwrap());
+        assert_eq!(spec.kind_of, [0, 0, 1, 0, 0, 1]);
+        assert_eq!((spec.kinds[0].window, spec.kinds[1].window), (Some(8), None));
+        assert_eq!((spec.kinds[0].rope.theta, spec.kinds[1].rope.theta), (1e4, 1e6));
+    }
+
+    #[test]
+    fn windows_are_where_the_config_says() {
+        let window = |more| {
+            let spec = with("qwen2", more).unwrap();
+            spec.kind_of.iter().map(|k| spec.kinds[*k].window).collect::<Vec<_>>()
+        };
+        let on = serde_json::json!({"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 4});
+        assert_eq!(window(on), [None, None, None, None, Some(9), Some(9)]);
+        assert_eq!(window(serde_json::json!({"sliding_window": 9})), [None; 6]);
+        let mistral = |more| with("mistral", more).unwrap().kinds[0].window;
+        assert_eq!(mistral(serde_json::json!({})), Some(4096));
+        assert_eq!(mistral(serde_json::json!({"sliding_window": null})), None);
+        assert!(with("gemma2", serde_json::json!({"layer_types": ["full_attention"]})).is_err());
+    }
+
+    #[test]
+    fn rope_of_every_type() {
+        let rope = |scaling| {
+            with("llama", serde_json::json!({"rope_scaling": scaling})).map(|s| s.kinds[0].rope.scaling.clone())
+        };
+        use crate::model::rope::RopeScaling as S;
+        assert_eq!(rope(serde_json::json!({"type": "linear", "factor": 2})).unwrap(), S::Linear { factor: 2.0 });
+        assert_eq!(
+            rope(serde_json::json!({"type": "dynamic", "factor": 2})).unwrap(),
+            S::Dynamic { factor: 2.0, trained: 128 }
+        );
+        let S::Yarn(yarn) = rope(serde_json::json!({"rope_type": "yarn", "factor": 4.0})).unwrap() else {
+            panic!("yarn")
+        };
+        assert_eq!((yarn.fast, yarn.slow, yarn.original), (32.0, 1.0, 128.0));
+        assert!((yarn.attention_factor - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
+        let e = rope(serde_json::json!({"rope_type": "spiral"})).unwrap_err().to_string();
+        assert!(e.contains("`spiral`") && e.contains("longrope"), "{e}");
+        let long =
+            serde_json::json!({"rope_scaling": {"type": "su", "short_factor": [1, 1, 1, 1, 1], "long_factor": [1, 1]}});
+        assert!(with("phi3", long).unwrap_err().to_string().contains("6 numbers"));
+    }
 }

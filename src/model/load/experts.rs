@@ -1,19 +1,21 @@
 //! The experts of a layer, which the file names one by one, as one stack.
-use super::super::spec::ExpertSpec;
+use super::super::spec::LinearSpec;
 use super::{Experts, Linear, Loader, Nf4Weight, Param, Tensor, Weight};
 use crate::error::{Error, Result};
 
 impl<'a> Loader<'a> {
     /// One module of all experts of a layer.
-    pub(super) fn experts(&mut self, layer: usize, (module, O, C): ExpertSpec) -> Result<Experts> {
-        let names = self.spec.expert_names(layer, module);
+    pub(super) fn experts(&mut self, layer: usize, linear: LinearSpec) -> Result<Experts> {
+        let (O, C) = (linear.O(), linear.C);
+        let names = self.spec.expert_names(layer, linear.module);
         let files: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
         let weight = match self.options.load_in_4bit {
             true => Weight::Nf4(self.nf4_stack(&files, O, C)?),
             false => Weight::Dense(self.stack(files, O, C)?),
         };
         let name = names.first().cloned().unwrap_or_default();
-        let stack = Linear { name, O: names.len() * O, C, weight, bias: None, lora: None };
+        let stack =
+            Linear { name, O: names.len() * O, parts: vec![names.len() * O], C, weight, bias: None, lora: None };
         let mut experts = Experts { names, O, stack };
         if let Some(config) = &self.options.lora
             && experts.targeted(config)?

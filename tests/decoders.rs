@@ -1,0 +1,245 @@
+//! What must hold for every decoder beside its goldens: generation with a cache, other sizes, adapters on fused modules.
+#![allow(non_snake_case, reason = "dims are named as in the ops")]
+#![allow(clippy::neg_cmp_op_on_partial_ord, reason = "`!(err <= tol)`, so that NaN fails")]
+use luthier::backend::{Backend, cpu::Cpu};
+use luthier::dtype::DType;
+use luthier::export::{init, peft};
+use luthier::infer::{Sampling, generate};
+use luthier::model::lora::LoraConfig;
+use luthier::model::{LoadOptions, Model, Plan, Session, Tokens};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+#[allow(dead_code, reason = "other tests use the rest")]
+mod support;
+use support::*;
+
+/// The golden folders of models, one per architecture at least.
+fn models() -> Vec<PathBuf> {
+    let folders = std::fs::read_dir("tests/golden").expect("goldens").map(|e| e.unwrap().path());
+    let mut models: Vec<_> = folders.filter(|f| f.join("config.json").exists()).collect();
+    models.retain(|f| luthier::model::arch::read_spec(f).is_ok());
+    models.sort();
+    assert!(models.len() >= 11, "{models:?}");
+    models
+}
+
+fn name(folder: &Path) -> String {
+    folder.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+fn frozen(b: &dyn Backend, folder: &Path) -> Model {
+    Model::load(b, folder, &LoadOptions::frozen(DType::F32)).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Greedy, without a cache: the whole text again for each token.
+fn greedy(b: &dyn Backend, model: &Model, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut ids = prompt.to_vec();
+    for _ in 0..count {
+        let N = ids.len();
+        let mut session = Session::new(b, model, N, N, Plan::Inference).unwrap();
+        session.forward(model, &Tokens::single(&ids)).unwrap();
+        let logits = session.logits(model, N - 1, 1).unwrap();
+        ids.push((0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap() as u32);
+    }
+    ids[prompt.len()..].to_vec()
+}
+
+/// 24 tokens from 5: past every window, and past the length from which longrope's other angles hold.
+#[test]
+fn a_cache_changes_nothing() {
+    let b: &dyn Backend = &Cpu::new();
+    for folder in models() {
+        let model = frozen(b, &folder);
+        let prompt = [3, 70, 11, 5, 42];
+        let sampling = Sampling { max_new_tokens: 24, temperature: 0.0, seed: 0 };
+        let cached = generate(b, &model, &prompt, &sampling, &[], |_| true).unwrap();
+        assert_eq!(cached, greedy(b, &model, &prompt, 24), "{}", name(&folder));
+    }
+}
+
+/// The config with other sizes: odd head counts, a small head, a tied head where the golden has its own and the reverse.
+fn resized(folder: &Path) -> serde_json::Value {
+    let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let keys = config.as_object_mut().unwrap();
+    let sizes = [
+        ("vocab_size", 90),
+        ("hidden_size", 36),
+        ("intermediate_size", 52),
+        ("num_attention_heads", 6),
+        ("num_key_value_heads", 2),
+        ("num_hidden_layers", 3),
+        ("head_dim", 6),
+    ];
+    keys.extend(sizes.map(|(key, size)| (key.to_string(), size.into())));
+    if keys.contains_key("layer_types") {
+        let sliding = keys["layer_types"].to_string().contains("sliding");
+        let types =
+            if sliding { ["full_attention", "sliding_attention", "full_attention"] } else { ["full_attention"; 3] };
+        keys.insert("layer_types".into(), types.to_vec().into());
+    }
+    for factor in ["short_factor", "long_factor"] {
+        if let Some(list) = keys.get_mut("rope_parameters").and_then(|p| p.get_mut(factor)) {
+            list.as_array_mut().unwrap().truncate(3);
+        }
+    }
+    if moe(keys) {
+        let more = [("moe_intermediate_size", 20), ("num_local_experts", 5), ("num_experts_per_tok", 3)];
+        keys.extend(more.map(|(key, size)| (key.to_string(), size.into())));
+        let plain = keys.get("norm_topk_prob").is_some_and(|v| v == false);
+        keys.insert("norm_topk_prob".into(), plain.into());
+    }
+    let tied = keys["tie_word_embeddings"].as_bool().unwrap();
+    keys.insert("tie_word_embeddings".into(), (!tied).into());
+    keys.insert("initializer_range".into(), 0.2.into());
+    config
+}
+
+fn moe(keys: &serde_json::Map<String, serde_json::Value>) -> bool {
+    keys.contains_key("num_experts_per_tok")
+}
+
+/// The same with every expert for every token: where a choice changes, the loss jumps, and differences say nothing.
+fn without_choice(mut config: serde_json::Value) -> serde_json::Value {
+    let keys = config.as_object_mut().unwrap();
+    if moe(keys) {
+        keys.insert("num_experts_per_tok".into(), keys["num_local_experts"].clone());
+    }
+    config
+}
+
+struct Passed {
+    loss: f64,
+    gradients: BTreeMap<String, Vec<f32>>,
+}
+
+/// Sequences of 24 and 13 tokens, packed.
+fn pass(b: &dyn Backend, model: &mut Model) -> Passed {
+    let N = 37;
+    let ids: Vec<u32> = (0..N as u32).map(|n| (n * 37 + n * n * 11) % 90).collect();
+    let tokens = Tokens { positions: (0..24).chain(0..13).collect(), cu_seqlens: vec![0, 24, N as u32], ids };
+    let labels: Vec<u32> = (0..N as u32).map(|n| if n % 7 == 3 { u32::MAX } else { (n * 53 + 8) % 90 }).collect();
+    let mut session = Session::new(b, model, N, N, Plan::Keep).unwrap();
+    session.forward(model, &tokens).unwrap();
+    let (loss, coef) = mean_loss(&session.logprobs(model, &labels).unwrap(), &labels);
+    session.backward(model, &labels, &coef).unwrap();
+    let gradients = model.trained().map(|p| (p.name.clone(), p.grad(b).unwrap())).collect();
+    Passed { loss, gradients }
+}
+
+/// Moves every weight along its gradient, by `step` over the gradient's norm.
+fn moved(b: &dyn Backend, model: &mut Model, along: &Passed, step: f64) {
+    let norm: f64 = along.gradients.values().flatten().map(|g| (*g as f64).powi(2)).sum::<f64>().sqrt();
+    for param in model.params_mut() {
+        let (old, grad) = (param.get(b).unwrap(), &along.gradients[&param.name]);
+        let new: Vec<f32> = old.iter().zip(grad).map(|(w, g)| (*w as f64 + *g as f64 * step / norm) as f32).collect();
+        param.set(b, &new).unwrap();
+    }
+}
+
+#[test]
+fn other_sizes_agree_on_every_backend_and_with_their_own_differences() {
+    let options = LoadOptions { train: true, ..LoadOptions::frozen(DType::F32) };
+    for folder in models() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |config: serde_json::Value, name: &str| {
+            std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+            let made = dir.path().join(name);
+            init::init(&dir.path().join("config.json"), &made, DType::F32, 5).unwrap();
+            made
+        };
+        let made = make(resized(&folder), "made");
+        let runs: Vec<_> = backends()
+            .iter()
+            .map(|b| (b.name(), pass(&**b, &mut Model::load(&**b, &made, &options).unwrap())))
+            .collect();
+        let (_, first) = &runs[0];
+        for (backend, run) in &runs[1..] {
+            let off = (run.loss - first.loss).abs() / first.loss;
+            assert!(off <= 1e-5, "{} {backend}: loss {off:e}", name(&folder));
+            for (param, gradient) in &run.gradients {
+                let err = nmse(gradient, &first.gradients[param]);
+                assert!(err <= 1e-8, "{} {backend}: {param} {err:e}", name(&folder));
+            }
+        }
+        let b: &dyn Backend = &Cpu::new();
+        let made = make(without_choice(resized(&folder)), "steady");
+        let first = &pass(b, &mut Model::load(b, &made, &options).unwrap());
+        let at = |step| {
+            let mut model = Model::load(b, &made, &options).unwrap();
+            moved(b, &mut model, first, step);
+            pass(b, &mut model).loss
+        };
+        let norm = first.gradients.values().flatten().map(|g| (*g as f64).powi(2)).sum::<f64>().sqrt();
+        let (h, slope) = (2e-3, |h: f64| (at(h) - at(-h)) / (2.0 * h));
+        // the h² term of the difference cancels against that of the double step
+        let slope = (4.0 * slope(h) - slope(2.0 * h)) / 3.0;
+        let off = (slope - norm).abs() / norm;
+        println!("{}: loss {:.4}, slope off by {off:.1e}", name(&folder), first.loss);
+        assert!(off <= 2e-4, "{}: slope {slope}, norm {norm}", name(&folder));
+    }
+}
+
+/// [rows, cols] of a matrix's product with another.
+fn product(a: &[f32], b: &[f32], (rows, inner, cols): (usize, usize, usize), scale: f64) -> Vec<f32> {
+    let at = |i: usize, j: usize| (0..inner).map(|q| a[i * inner + q] as f64 * b[q * cols + j] as f64).sum::<f64>();
+    (0..rows * cols).map(|x| (scale * at(x / cols, x % cols)) as f32).collect()
+}
+
+fn transposed(a: &[f32], rows: usize) -> Vec<f32> {
+    let cols = a.len() / rows;
+    (0..a.len()).map(|x| a[x % rows * cols + x / rows]).collect()
+}
+
+/// An adapter on a module is the module with W + s·B·A: the same loss, dB = s·dW·Aᵀ, dA = s·Bᵀ·dW. Also through its file.
+#[test]
+fn an_adapter_on_a_fused_module_is_one_adapter() {
+    let folder = Path::new("tests/golden/phi3");
+    let names = ["self_attn.qkv_proj", "mlp.gate_up_proj"].map(|m| format!("model.layers.1.{m}"));
+    let lora = LoraConfig { r: 3, lora_alpha: 6.0, ..LoraConfig::default() };
+    for b in &backends() {
+        let b = &**b;
+        let options = LoadOptions { train: true, lora: Some(lora.clone()), ..LoadOptions::frozen(DType::F32) };
+        let mut model = Model::load(b, folder, &options).unwrap();
+        let mut rng = luthier::rng::Rng::new(4);
+        for param in model.params_mut().filter(|p| p.name.contains(".lora_B.")) {
+            let values: Vec<f32> = (0..param.elements()).map(|_| rng.normal() * 0.2).collect();
+            param.set(b, &values).unwrap();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        peft::save(b, &model, "phi3", dir.path()).unwrap();
+        let file = open(&dir.path().join("adapter_model.safetensors"));
+        let adapted = pass(b, &mut model);
+
+        let mut again = Model::load(b, folder, &options).unwrap();
+        peft::load(b, &mut again, dir.path()).unwrap();
+        assert_eq!(pass(b, &mut again).loss, adapted.loss);
+
+        let options = LoadOptions { train: true, ..LoadOptions::frozen(DType::F32) };
+        let mut merged = Model::load(b, folder, &options).unwrap();
+        let part = |module: &str, side| format!("base_model.model.{module}.lora_{side}.weight");
+        let layers = model.linears().map(|l| (l.name.clone(), (l.O, l.C)));
+        let sizes: BTreeMap<String, (usize, usize)> = layers.collect();
+        for (module, (O, C)) in &sizes {
+            let (a, bb) = (floats(&file, &part(module, "A")), floats(&file, &part(module, "B")));
+            assert_eq!((a.len(), bb.len()), (3 * C, O * 3), "{module}");
+            let delta = product(&bb, &a, (*O, 3, *C), 2.0);
+            let weight = merged.params_mut().find(|p| p.name == format!("{module}.weight")).unwrap();
+            let sum: Vec<f32> = weight.get(b).unwrap().iter().zip(delta).map(|(w, d)| w + d).collect();
+            weight.set(b, &sum).unwrap();
+        }
+        let dense = pass(b, &mut merged);
+        assert!((dense.loss - adapted.loss).abs() <= 1e-6 * dense.loss, "{} {}", dense.loss, adapted.loss);
+        for module in &names {
+            let (O, C) = sizes[module];
+            let (a, bb) = (floats(&file, &part(module, "A")), floats(&file, &part(module, "B")));
+            let dW = &dense.gradients[&format!("{module}.weight")];
+            let want_b = product(dW, &transposed(&a, 3), (O, C, 3), 2.0);
+            let want_a = product(&transposed(&bb, O), dW, (3, O, C), 2.0);
+            for (side, want) in [("A", want_a), ("B", want_b)] {
+                let err = nmse(&adapted.gradients[&part(module, side)], &want);
+                assert!(err <= 1e-9, "{} {module} {side}: {err:e}", b.name());
+            }
+        }
+    }
+}
