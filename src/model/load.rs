@@ -212,7 +212,7 @@ impl Loader<'_> {
         let Some(router) = s.router() else {
             return Ok(Mlp::Dense {
                 gate_up: self.projections(layer, s.gate_up())?,
-                down: self.linear(layer, s.down())?,
+                down: Box::new(self.linear(layer, s.down())?),
             });
         };
         let Ok([gate, up, down]) = <[_; 3]>::try_from(s.experts()) else {

@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::ops::swiglu::SwiGlu;
 
 pub enum Mlp {
-    Dense { gate_up: Projections, down: Linear },
+    Dense { gate_up: Projections, down: Box<Linear> },
     Moe(Box<Moe>),
 }
 
@@ -158,7 +158,7 @@ impl Mlp {
     /// But for those of experts.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let (many, one) = match self {
-            Mlp::Dense { gate_up, down } => (gate_up.0.as_slice(), down),
+            Mlp::Dense { gate_up, down } => (gate_up.0.as_slice(), &**down),
             Mlp::Moe(moe) => ([].as_slice(), &moe.router),
         };
         many.iter().chain([one])
@@ -172,7 +172,7 @@ impl Mlp {
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
         let all: Vec<&mut Linear> = match self {
-            Mlp::Dense { gate_up, down } => gate_up.0.iter_mut().chain([down]).collect(),
+            Mlp::Dense { gate_up, down } => gate_up.0.iter_mut().chain([&mut **down]).collect(),
             Mlp::Moe(moe) => {
                 let Moe { router, gate, up, down } = &mut **moe;
                 vec![router, &mut gate.stack, &mut up.stack, &mut down.stack]

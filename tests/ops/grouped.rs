@@ -22,6 +22,10 @@ const SHAPES: &[([u32; 4], f32)] = &[
     // thin products of an adapter
     ([90, 5, 8, 130], 2.0),
     ([90, 5, 130, 8], 2.0),
+    // beside the tensor cores' tiles: rows of whole 16 bytes, sides that end within a tile
+    ([300, 5, 136, 72], 1.0),
+    ([40, 3, 8, 24], 1.0),
+    ([389, 3, 8, 264], 0.5),
     // long sums and full tiles
     ([512, 2, 256, 256], 1.0),
     ([70, 2, 68, 2048], 1.0),
