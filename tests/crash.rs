@@ -59,10 +59,7 @@ impl Bench {
 
     fn train(&self, out: &str) -> Command {
         let out = format!("output_dir={}", self.at(out).display());
-        let mut command = luthier(&["train", self.at("run.toml").to_str().unwrap(), &out]);
-        // One thread: how sums are split must not depend on what else runs.
-        command.env("RAYON_NUM_THREADS", "1");
-        command
+        luthier(&["train", self.at("run.toml").to_str().unwrap(), &out])
     }
 
     /// What a finished run leaves: the adapter, and per step its loss and gradient norm as they were written.
@@ -77,33 +74,61 @@ impl Bench {
     }
 }
 
-#[test]
-fn killed_at_any_moment_a_run_ends_as_if_it_had_not_been() {
+/// Kills that each backend's runs must survive.
+const KILLS: u32 = 30;
+
+/// Kills runs at random moments, most of them inside a save (there is one every step), and starts the same command again; a
+/// run that reaches its end must equal one that was never disturbed, and is followed by a new one until enough were killed.
+fn survives_kills(backend: &str) {
     let bench = Bench::new();
+    let backend = format!("backend={backend}");
     let started = std::time::Instant::now();
-    good(&bench.train("straight").output().unwrap());
+    good(&bench.train("straight").arg(&backend).output().unwrap());
     let whole = started.elapsed();
     let want = bench.result("straight");
     assert_eq!(want.1.iter().map(|l| l.0).collect::<Vec<_>>(), (1..=STEPS).collect::<Vec<_>>());
 
-    // Each attempt gets a part of a whole run's time, so that attempts die at other moments and together reach the end.
-    let mut kills = 0;
-    for attempt in 1.. {
-        let mut child = bench.train("killed").stderr(Stdio::piped()).spawn().unwrap();
-        std::thread::sleep(whole.mul_f64(0.37 + 0.041 * (attempt % 7) as f64) + Duration::from_millis(attempt));
+    let mut rng = luthier::rng::Rng::new(std::process::id() as u64);
+    let (mut kills, mut finished) = (0, 0);
+    while kills < KILLS || finished == 0 {
+        let out = format!("killed-{finished}");
+        let mut child = bench.train(&out).arg(&backend).stderr(Stdio::piped()).spawn().unwrap();
+        // late kills only once there were enough: the last run must come to its end
+        let share = if kills < KILLS { 0.15 + 0.5 * rng.uniform() as f64 } else { 20.0 };
+        let deadline = std::time::Instant::now() + whole.mul_f64(share);
+        while child.try_wait().unwrap().is_none() && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let _ = child.kill();
         let output = child.wait_with_output().unwrap();
-        if output.status.signal().is_none() {
-            good(&output);
-            break;
+        if output.status.signal().is_some() {
+            kills += 1;
+            continue;
         }
-        kills += 1;
-        assert!(kills < 60, "no end after {kills} kills");
+        good(&output);
+        assert_eq!(bench.result(&out), want, "after {kills} kills");
+        let left = std::fs::read_dir(bench.at(&out)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        assert_eq!(left.filter(|n| n.starts_with(".tmp")).count(), 0);
+        finished += 1;
     }
-    assert!(kills >= 1, "nothing was killed");
-    assert_eq!(bench.result("killed"), want);
-    let left = std::fs::read_dir(bench.at("killed")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    assert_eq!(left.filter(|n| n.starts_with(".tmp")).count(), 0);
+    println!("{backend}: {kills} kills, {finished} runs finished, each equal to the undisturbed one");
+}
+
+#[test]
+fn killed_at_any_moment_a_run_on_the_cpu_ends_as_if_it_had_not_been() {
+    survives_kills("cpu");
+}
+
+#[test]
+fn killed_at_any_moment_a_run_on_wgpu_ends_as_if_it_had_not_been() {
+    match luthier::backend::pick::pick("wgpu") {
+        Ok(_) => survives_kills("wgpu"),
+        Err(e) => {
+            let required = std::env::var("LUTHIER_REQUIRE").unwrap_or_default();
+            assert!(!required.contains("wgpu"), "LUTHIER_REQUIRE names wgpu: {e}");
+            println!("wgpu: skipped: {e}");
+        }
+    }
 }
 
 #[test]
@@ -123,6 +148,14 @@ fn interrupted_a_run_saves_and_goes_on() {
     good(&output);
     assert!(String::from_utf8_lossy(&output.stderr).contains("resumed after step"));
     assert_eq!(bench.result("interrupted"), bench.result("straight"));
+
+    // and a run that is done stays as it is
+    let written = || std::fs::metadata(bench.at("interrupted/adapter_model.safetensors")).unwrap().modified().unwrap();
+    let before = written();
+    let output = bench.train("interrupted").arg("save_steps=1000").output().unwrap();
+    good(&output);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("finished already"));
+    assert_eq!((bench.result("interrupted"), written()), (bench.result("straight"), before));
 }
 
 #[test]

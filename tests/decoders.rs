@@ -3,7 +3,7 @@
 #![allow(clippy::neg_cmp_op_on_partial_ord, reason = "`!(err <= tol)`, so that NaN fails")]
 use luthier::backend::{Backend, cpu::Cpu};
 use luthier::dtype::DType;
-use luthier::export::{init, peft};
+use luthier::export::{full, init, peft};
 use luthier::infer::{Sampling, generate};
 use luthier::model::lora::LoraConfig;
 use luthier::model::{LoadOptions, Model, Plan, Session, Tokens};
@@ -177,6 +177,49 @@ fn other_sizes_agree_on_every_backend_and_with_their_own_differences() {
         let off = (slope - norm).abs() / norm;
         println!("{}: loss {:.4}, slope off by {off:.1e}", name(&folder), first.loss);
         assert!(off <= 2e-4, "{}: slope {slope}, norm {norm}", name(&folder));
+    }
+}
+
+/// Every tensor of the file comes back, under its name and bit for bit; fused modules as one.
+#[test]
+fn a_saved_model_is_the_model() {
+    let b: &dyn Backend = &Cpu::new();
+    for folder in models() {
+        let dir = tempfile::tempdir().unwrap();
+        full::save(b, &frozen(b, &folder), &folder, dir.path()).unwrap();
+        let (old, new) = (open(&folder.join("model.safetensors")), open(&dir.path().join("model.safetensors")));
+        assert!(old.names().eq(new.names()), "{}", name(&folder));
+        for tensor in old.names() {
+            assert_eq!(old.get(tensor).unwrap().shape, new.get(tensor).unwrap().shape, "{tensor}");
+            assert_eq!(floats(&old, tensor), floats(&new, tensor), "{tensor}");
+        }
+        assert_eq!(
+            luthier::model::arch::read_spec(dir.path()).unwrap(),
+            luthier::model::arch::read_spec(&folder).unwrap()
+        );
+    }
+}
+
+/// Half the bits, and 4-bit weights under an adapter, give about the same loss.
+#[test]
+fn fewer_bits_are_near() {
+    let lora = Some(LoraConfig { r: 4, ..LoraConfig::default() });
+    for b in &backends() {
+        for folder in models() {
+            let loss = |options: LoadOptions| {
+                let mut model = Model::load(&**b, &folder, &options).unwrap_or_else(|e| panic!("{e}"));
+                let passed = pass(&**b, &mut model);
+                let square: f64 = passed.gradients.values().flatten().map(|g| (*g as f64).powi(2)).sum();
+                assert!(square.is_finite() && square > 0.0, "{} {}", b.name(), name(&folder));
+                passed.loss
+            };
+            let full = LoadOptions { train: true, ..LoadOptions::frozen(DType::F32) };
+            let exact = loss(full.clone());
+            let half = loss(LoadOptions { dtype: DType::Bf16, ..full.clone() });
+            let quarter = loss(LoadOptions { dtype: DType::Bf16, load_in_4bit: true, lora: lora.clone(), ..full });
+            println!("{} {}: {exact:.4} {half:.4} {quarter:.4}", b.name(), name(&folder));
+            assert!((half - exact).abs() <= 0.01 * exact && (quarter - exact).abs() <= 0.15 * exact);
+        }
     }
 }
 

@@ -43,7 +43,7 @@ fn plain_jobs() -> BTreeSet<(String, String, &'static str)> {
 fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
     let mut jobs = BTreeSet::new();
     for op in [Op::attention_forward, Op::attention_backward] {
-        for (head, variant) in ATTENTION_VARIANTS {
+        for (head, _, variant) in ATTENTION_VARIANTS {
             let floats = if *head == 128 { &[DType::Bf16, DType::F16][..] } else { &[DType::Bf16] };
             for dtypes in floats.iter().map(|float| dtypes(op.spec(), *float, false)) {
                 let text =

@@ -89,7 +89,7 @@ fn run(b: &dyn Backend, folder: &Path) -> Result<String, Error> {
         eight_bit: false,
         decay_all: true,
     };
-    let mut optimizer = Optimizer::new(b, &model, hyper)?;
+    let mut optimizer = Optimizer::new(b, &mut model, hyper)?;
     let (steps, warmup) = (t.number("steps") as u64, t.number("warmup") as u64);
     let name = t.0["schedule"].as_str().expect("schedule");
     let kind = *SchedulerType::ALL.iter().find(|k| k.name() == name).expect("a known schedule");
@@ -108,7 +108,7 @@ fn run(b: &dyn Backend, folder: &Path) -> Result<String, Error> {
         session.backward(&mut model, labels, &coef)?;
         grow(&mut worst.loss, (mean_loss(&session.backward_logprobs()?, labels).0 - losses[step]).abs());
         if step == 0 && adapter {
-            let norm = optimizer.gradient_norm(b, &model)? as f64;
+            let norm = optimizer.gradient_norm(b)? as f64;
             let factor = (t.number("clip") / (norm + 1e-6)).min(1.0) as f32;
             let clipped = open(&folder.join("clipped_grads_step0.safetensors"));
             for param in model.trained() {
@@ -118,7 +118,7 @@ fn run(b: &dyn Backend, folder: &Path) -> Result<String, Error> {
         }
         let lr = schedule.lr(step as u64);
         grow(&mut worst.lr, (lr - lrs[step]).abs() / lrs[step].max(1e-30));
-        let norm = optimizer.step(b, &mut model, lr)? as f64;
+        let norm = optimizer.step(b, lr)? as f64;
         grow(&mut worst.norm, (norm - norms[step]).abs() / norms[step]);
     }
     let end = open(&match adapter {

@@ -74,9 +74,9 @@ fn product(b: &dyn Backend, op: Op, p: &MatMul, dtype: DType) -> (Vec<f32>, f64)
 #[test]
 fn products_of_every_tile() {
     let Some(wgpu) = open() else { return };
-    let grow = if wgpu.report().hardware { 4 } else { 1 };
+    let hardware = wgpu.report().hardware;
     // I, J, Q; BM, BN of the tile and whether the sum is split
-    let shapes = [
+    let mut shapes = vec![
         ([2046, 1022, 50], (128, 128, false)),
         ([2048, 1024, 128], (128, 128, false)),
         ([510, 258, 128], (64, 64, false)),
@@ -87,8 +87,14 @@ fn products_of_every_tile() {
         ([16, 1030, 64], (32, 128, false)),
         ([24, 24, 1000], (32, 32, true)),
     ];
-    for (mut shape, tile) in shapes {
-        shape[2] *= grow;
+    if hardware {
+        shapes.extend([
+            ([4096, 4096, 4096], (128, 128, false)),
+            ([8192, 64, 4096], (64, 64, true)),
+            ([64, 4096, 8192], (64, 64, true)),
+        ]);
+    }
+    for (shape, tile) in shapes {
         for op in [Op::matmul_nt, Op::matmul_nn, Op::matmul_tn_add] {
             let [I, J, Q] = shape;
             let ld_a = if op == Op::matmul_tn_add { I } else { Q };
@@ -138,7 +144,11 @@ fn attention(b: &dyn Backend, p: &Attention, dtype: DType) -> (Vec<Vec<f32>>, [f
 #[test]
 fn long_attention() {
     let Some(wgpu) = open() else { return };
-    for (N, H, K, D) in [(300, 4, 2, 64), (520, 2, 1, 128), (200, 1, 1, 256)] {
+    let mut shapes = vec![(300, 4, 2, 64), (520, 2, 1, 128), (200, 1, 1, 256)];
+    if wgpu.report().hardware {
+        shapes.push((4096, 16, 4, 128));
+    }
+    for (N, H, K, D) in shapes {
         let p = Attention {
             N,
             T: N,

@@ -1,4 +1,5 @@
-// Attention on tensor cores (mma.sync m16n8k16, sums in f32) for one 16-bit type and a head size HEAD fixed at compile time.
+// Attention on tensor cores (mma.sync m16n8k16, sums in f32) for one 16-bit type; the head size HEAD, and whether there is a
+// SOFTCAP, are fixed at compile time.
 // 4 warps; a warp has 16 rows (forward: 16·TALL) of one side and streams tiles of the other through shared memory by cp.async.
 //
 // Fragments, with g = lane/4 and t = lane%4. C (16 rows, 8 columns): c[0..1] are row g, columns 2t, 2t+1; c[2..3] are row g+8.
@@ -55,6 +56,16 @@ INLINE void load_b(u32 (&x)[4], u32 tile, u32 row, u32 column) {
 }
 
 INLINE float exp2_fast(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+
+// x becomes cap·tanh(scale·x/cap)/scale: what is scaled later is the capped score. Returns the derivative.
+struct Cap { float inner, outer; };
+INLINE Cap cap_of(const Params& p) { return SOFTCAP ? Cap{2.f * LOG2E * p.scale / p.softcap, p.softcap / p.scale} : Cap{}; }
+INLINE float soften(float& x, Cap cap) {
+    if (!SOFTCAP) return 1.f;
+    float tanh = 1.f - __fdividef(2.f, 1.f + exp2_fast(x * cap.inner));
+    x = tanh * cap.outer;
+    return 1.f - tanh * tanh;
+}
 
 // ROWS rows of a head from row `first` on, zeros from row `end` on.
 template <int ROWS> INLINE void load_tile(u32 tile, const T* from, u64 ld, u32 first, u32 end) {
@@ -152,6 +163,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward(T_out* out, 
     u32 qs = (u32)__cvta_generic_to_shared(memory), ks = address(qs, BM, 0), vs = address(ks, BN, 0);
     const T *keys = k + kv * HEAD, *values = v + kv * HEAD;
     float o[TALL][HEAD / 8][4] = {}, max[2 * TALL], sum[2 * TALL] = {}, scale2 = p.scale * LOG2E;
+    Cap cap = cap_of(p);
 #pragma unroll
     for (int i = 0; i < 2 * TALL; i++) max[i] = -INFINITY;
     if (seen.block_first < seen.block_end) {
@@ -192,6 +204,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward(T_out* out, 
             for (int c = 0; c < BN / 4; c++) {
                 u32 j = j0 + c / 2 * 8 + 2 * t + c % 2;
                 float& x = s[m][c / 2][half + c % 2];
+                soften(x, cap);
                 if (!whole && (j < seen.lo[i] || j >= seen.hi[i])) x = -INFINITY;
                 top = fmaxf(top, x);
             }
@@ -267,6 +280,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_backward__q(T_dq* dq
     u32 qs = (u32)__cvta_generic_to_shared(memory), dys = address(qs, 64, 0), ks = address(dys, 64, 0), vs = address(ks, BN, 0);
     const T *keys = k + kv * HEAD, *values = v + kv * HEAD;
     float own[HEAD / 8][4] = {}, lse2[2], mean[2], scale2 = p.scale * LOG2E;
+    Cap cap = cap_of(p);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         u64 at = (u64)min(n0 + row + lane / 4 + i * 8, p.N - 1) * p.H + h;
@@ -295,9 +309,10 @@ extern "C" __global__ void __launch_bounds__(128) attention_backward__q(T_dq* dq
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 u32 j = j0 + c * 8 + 2 * t + e % 2;
+                float slope = soften(s[c][e], cap);
                 float prob = exp2_fast(s[c][e] * scale2 - lse2[e / 2]);
                 bool visible = whole || (j >= seen.lo[e / 2] && j < seen.hi[e / 2]);
-                s[c][e] = visible ? prob * (dp[c][e] - mean[e / 2]) : 0.f;
+                s[c][e] = visible ? prob * (dp[c][e] - mean[e / 2]) * slope : 0.f;
             }
         weigh<BN, HEAD>(own, s, ks, 0);
         __syncthreads();
@@ -322,6 +337,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_backward__kv(T_dq* d
     Seen<2> seen = look<2>(reach, j0 + row, p.T, p.N);
     u32 ks = (u32)__cvta_generic_to_shared(memory), vs = address(ks, 64, 0), tiles = address(vs, 64, 0);
     float own_k[WIDE / 8][4] = {}, own_v[WIDE / 8][4] = {}, scale2 = p.scale * LOG2E;
+    Cap cap = cap_of(p);
     u32 rounds = seen.block_first < seen.block_end ? (seen.block_end - seen.block_first + BQ - 1) / BQ : 0;
     // round i: queries from n0 on of head h; q's tile, then dout's
     auto load_round = [&](u32 i) {
@@ -355,10 +371,11 @@ extern "C" __global__ void __launch_bounds__(128) attention_backward__kv(T_dq* d
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 u32 n = n0 + c * 8 + 2 * t + e % 2;
+                float slope = soften(s[c][e], cap);
                 float prob = exp2_fast(s[c][e] * scale2 - lse2[2 * c + e % 2]);
                 bool visible = whole || (n >= seen.lo[e / 2] && n < seen.hi[e / 2]);
                 s[c][e] = visible ? prob : 0.f;
-                dp[c][e] = visible ? prob * (dp[c][e] - mean[2 * c + e % 2]) : 0.f;
+                dp[c][e] = visible ? prob * (dp[c][e] - mean[2 * c + e % 2]) * slope : 0.f;
             }
         weigh<BQ, WIDE>(own_v, s, dys, column);
         weigh<BQ, WIDE>(own_k, dp, qs, column);

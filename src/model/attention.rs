@@ -44,8 +44,6 @@ struct Normed {
 
 /// What the attentions of a model share while they run.
 pub struct Scratch {
-    /// cos and sin, f32 [rows, A], by kind of layer.
-    rope: Vec<Buf>,
     /// Only for training.
     grads: Option<Grads>,
 }
@@ -86,18 +84,14 @@ impl Saved {
 }
 
 impl Scratch {
-    /// For up to `N` tokens at positions below `positions`.
-    pub fn new(scope: &Scope, s: &Spec, N: usize, positions: usize, dtype: DType, train: bool) -> Result<Scratch> {
+    /// For up to `N` tokens.
+    pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType, train: bool) -> Result<Scratch> {
         let heads = |heads: usize| scope.alloc(N * heads * s.D, dtype);
         let grads = |_| {
             let dot = scope.alloc(N * s.H, DType::F32)?;
             Ok(Grads { datt: heads(s.H)?, dq: heads(s.H)?, dk: heads(s.K)?, dv: heads(s.K)?, dot })
         };
-        let table = |kind: &super::spec::LayerKind| scope.alloc_f32(&kind.rope.table(positions, s.A), DType::F32);
-        Ok(Scratch {
-            rope: s.kinds.iter().map(table).collect::<Result<_>>()?,
-            grads: train.then_some(()).map(grads).transpose()?,
-        })
+        Ok(Scratch { grads: train.then_some(()).map(grads).transpose()? })
     }
 }
 
@@ -110,7 +104,7 @@ impl Attention {
         s: &Spec,
         kind: usize,
         saved: &mut Saved,
-        (t, linear): (&Scratch, &LinearScratch),
+        linear: &LinearScratch,
         x: &Buf,
         inputs: &Inputs,
         cache: Option<Cache>,
@@ -128,9 +122,9 @@ impl Attention {
             }
             _ => self.qkv.forward(b, linear, &mut [&mut *q, &mut *k, v], x, N)?,
         }
-        let (table, own) = (&t.rope[kind], &inputs.kinds[kind]);
-        b.rope_forward(q, table, &own.rope_rows, &rope_params(s, N, s.H, table))?;
-        b.rope_forward(k, table, &own.rope_rows, &rope_params(s, N, s.K, table))?;
+        let own = &inputs.kinds[kind];
+        b.rope_forward(q, &own.rope, &own.rope_rows, &rope_params(s, N, s.H, own))?;
+        b.rope_forward(k, &own.rope, &own.rope_rows, &rope_params(s, N, s.K, own))?;
         let (k, v, T) = match &cache {
             None => (&*k, &*v, N),
             Some(c) => {
@@ -181,11 +175,11 @@ impl Attention {
         x: &Buf,
         inputs: &Inputs,
     ) -> Result<()> {
-        let (N, table, own) = (inputs.N, &t.rope[kind], &inputs.kinds[kind]);
+        let (N, own) = (inputs.N, &inputs.kinds[kind]);
         let g = t.grads.as_mut().expect("the scratch was made for training");
         core_backward(b, s, saved, g, own, N)?;
-        b.rope_backward(&mut g.dq, table, &own.rope_rows, &rope_params(s, N, s.H, table))?;
-        b.rope_backward(&mut g.dk, table, &own.rope_rows, &rope_params(s, N, s.K, table))?;
+        b.rope_backward(&mut g.dq, &own.rope, &own.rope_rows, &rope_params(s, N, s.H, own))?;
+        b.rope_backward(&mut g.dk, &own.rope, &own.rope_rows, &rope_params(s, N, s.K, own))?;
         let Saved { q, k, head_norms, .. } = saved;
         let (mut dq, mut dk) = (&g.dq, &g.dk);
         if let (Some(weights), Some(normed)) = (&mut self.head_norms, head_norms) {
@@ -232,8 +226,8 @@ fn core_backward(b: &dyn Backend, s: &Spec, saved: &Saved, g: &mut Grads, own: &
     )
 }
 
-fn rope_params(s: &Spec, N: usize, heads: usize, table: &Buf) -> Rope {
-    let rows = table.len() / s.A;
+fn rope_params(s: &Spec, N: usize, heads: usize, own: &KindInputs) -> Rope {
+    let rows = own.rope.len() / s.A;
     Rope { N: N as u32, H: heads as u32, D: s.D as u32, A: s.A as u32, T: rows as u32, ld_x: (heads * s.D) as u32 }
 }
 

@@ -2,6 +2,7 @@
 use super::rope::Reach;
 use super::spec::{LayerKind, Spec};
 use crate::backend::{Backend, Buf, Scope};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 
 /// Packed tokens on the host. All are `N` long but `cu_seqlens`: sequence s is the tokens cu_seqlens[s]..cu_seqlens[s+1].
@@ -38,26 +39,29 @@ impl Tokens {
         (span, reach)
     }
 
-    /// The row of the kind's RoPE table for each token; the rows of long sequences begin at `positions`.
-    fn rope_rows(&self, kind: &LayerKind, positions: usize) -> Result<Vec<u32>> {
-        let mut rows = self.positions.clone();
-        for seq in self.sequences() {
-            let seq = &mut rows[seq.start as usize..seq.end as usize];
+    /// The row of the kind's RoPE table for each token, and the rows [N, A] of tokens whose sequence has angles of its own, if
+    /// there are any. In the table, the rows of long sequences begin at `positions`, and so do the tokens' own.
+    fn rope_rows(&self, kind: &LayerKind, A: usize, positions: usize) -> Result<(Vec<u32>, Vec<f32>)> {
+        let (mut rows, mut own) = (self.positions.clone(), Vec::new());
+        for range in self.sequences() {
+            let first = range.start as usize;
+            let seq = &mut rows[first..range.end as usize];
             let length = seq.iter().max().map_or(0, |last| *last as usize + 1);
             if length > positions {
                 return Err(Error::Bug(format!("a sequence of {length} tokens in a session of {positions} positions")));
             }
-            if let Some(limit) = kind.rope.limit().filter(|limit| length > *limit) {
-                return Err(Error::Usage(format!(
-                    "a sequence has {length} tokens, but this model's dynamic RoPE is supported up to \
-                     max_position_embeddings = {limit}: use shorter sequences"
-                )));
-            }
-            if kind.rope.reach(length) == Reach::Long {
-                seq.iter_mut().for_each(|row| *row += positions as u32);
+            match kind.rope.reach(length) {
+                Reach::Short => {}
+                Reach::Long => seq.iter_mut().for_each(|row| *row += positions as u32),
+                reach @ Reach::Own(_) => {
+                    own.resize(self.ids.len() * A, 0.0);
+                    let angles = kind.rope.rows(seq.iter().map(|t| *t as usize), A, reach);
+                    own[first * A..][..angles.len()].copy_from_slice(&angles);
+                    (first..).zip(seq).for_each(|(n, row)| *row = (positions + n) as u32);
+                }
             }
         }
-        Ok(rows)
+        Ok((rows, own))
     }
 }
 
@@ -75,7 +79,9 @@ pub struct Inputs {
 
 /// What the layers of one kind read.
 pub struct KindInputs {
-    /// Rows of the RoPE table, [N].
+    /// cos and sin, f32 [rows, A].
+    pub rope: Buf,
+    /// Each token's row in it, [N].
     pub rope_rows: Buf,
     pub span: Buf,
     pub reach: Buf,
@@ -83,8 +89,15 @@ pub struct KindInputs {
 
 impl Inputs {
     pub fn new(scope: &Scope, s: &Spec, N: usize, positions: usize) -> Result<Inputs> {
-        let u32s = |len| scope.alloc(len, crate::dtype::DType::U32);
-        let kind = |_| Ok(KindInputs { rope_rows: u32s(N)?, span: u32s(2 * N)?, reach: u32s(2 * N)? });
+        let u32s = |len| scope.alloc(len, DType::U32);
+        let kind = |kind: &LayerKind| {
+            let mut table = kind.rope.table(positions, s.A);
+            if let Reach::Own(_) = kind.rope.reach(positions) {
+                table.resize((positions + N) * s.A, 0.0);
+            }
+            let rope = scope.alloc_f32(&table, DType::F32)?;
+            Ok(KindInputs { rope, rope_rows: u32s(N)?, span: u32s(2 * N)?, reach: u32s(2 * N)? })
+        };
         let kinds = s.kinds.iter().map(kind).collect::<Result<_>>()?;
         Ok(Inputs { N, ids: u32s(N)?, order: u32s(N)?, kinds, positions })
     }
@@ -96,7 +109,11 @@ impl Inputs {
         b.upload_u32(&mut self.order, &crate::ops::embedding::order(&tokens.ids))?;
         for (inputs, kind) in self.kinds.iter_mut().zip(&s.kinds) {
             let (span, reach) = tokens.visibility(kind.window, past as u32);
-            b.upload_u32(&mut inputs.rope_rows, &tokens.rope_rows(kind, self.positions)?)?;
+            let (rows, own) = tokens.rope_rows(kind, s.A, self.positions)?;
+            b.upload_u32(&mut inputs.rope_rows, &rows)?;
+            if !own.is_empty() {
+                b.upload_f32(&mut inputs.rope.view(self.positions * s.A, own.len()), &own)?;
+            }
             b.upload_u32(&mut inputs.span, &span)?;
             b.upload_u32(&mut inputs.reach, &reach)?;
         }
@@ -143,9 +160,12 @@ mod tests {
     fn the_length_of_each_sequence_picks_its_rows() {
         let scaling = RopeScaling::LongRope { short: vec![1.0], long: vec![2.0], original: 2, attention_factor: 1.0 };
         let kind = |scaling| LayerKind { window: None, rope: Rope { theta: 10000.0, scaling } };
-        assert_eq!(packed().rope_rows(&kind(scaling), 8).unwrap(), [8, 9, 10, 0, 1, 0]);
-        let dynamic = RopeScaling::Dynamic { factor: 2.0, trained: 2 };
-        assert!(packed().rope_rows(&kind(dynamic), 8).unwrap_err().to_string().contains("max_position_embeddings = 2"));
-        assert!(packed().rope_rows(&kind(RopeScaling::Default), 2).is_err());
+        assert_eq!(packed().rope_rows(&kind(scaling), 2, 8).unwrap(), (vec![8, 9, 10, 0, 1, 0], vec![]));
+        let dynamic = kind(RopeScaling::Dynamic { factor: 2.0, trained: 2 });
+        let (rows, own) = packed().rope_rows(&dynamic, 4, 8).unwrap();
+        assert_eq!(rows, [8, 9, 10, 0, 1, 0]);
+        assert_eq!(own[..12], dynamic.rope.rows(0..3, 4, Reach::Own(3)));
+        assert!(own[12..].iter().all(|x| *x == 0.0));
+        assert!(packed().rope_rows(&kind(RopeScaling::Default), 4, 2).is_err());
     }
 }

@@ -92,19 +92,18 @@ impl Saved {
 }
 
 impl BlockScratch {
-    /// For up to `N` tokens at positions below `positions`; `experts` is for the rows of experts.
+    /// For up to `N` tokens; `experts` is for the rows of experts.
     pub fn new(
         scope: &Scope,
         s: &Spec,
         (linear, experts): (LinearScratch, LinearScratch),
         N: usize,
-        positions: usize,
         dtype: DType,
         train: bool,
     ) -> Result<BlockScratch> {
         Ok(BlockScratch {
             linear,
-            attention: attention::Scratch::new(scope, s, N, positions, dtype, train)?,
+            attention: attention::Scratch::new(scope, s, N, dtype, train)?,
             c: scope.alloc(N * s.C, dtype)?,
             mlp: mlp::Scratch::new(scope, s, experts, N, dtype, train)?,
         })
@@ -125,10 +124,9 @@ impl Block {
         cache: Option<Cache>,
     ) -> Result<()> {
         let (N, norm) = (inputs.N, Norm::rows(s, inputs.N));
-        let BlockScratch { linear, attention, c, mlp } = t;
+        let BlockScratch { linear, c, mlp, .. } = t;
         norm.forward(b, &mut saved.n1, &mut saved.rstd1, x, &self.attention_norm)?;
-        let tools = (&*attention, &*linear);
-        self.attention.forward(b, s, self.kind, &mut saved.attention, tools, &saved.n1, inputs, cache)?;
+        self.attention.forward(b, s, self.kind, &mut saved.attention, linear, &saved.n1, inputs, cache)?;
         match (&self.post_norms, &mut saved.post) {
             (Some([weight, _]), Some([post, _])) => {
                 self.attention.output(b, linear, &mut post.inp, &saved.attention, N)?;

@@ -41,7 +41,7 @@ impl Keys {
     }
 
     /// Whether the key is there; null counts.
-    pub fn names(&self, key: &str) -> bool {
+    pub fn has(&self, key: &str) -> bool {
         self.value.get(key).is_some()
     }
 
@@ -80,7 +80,7 @@ impl Keys {
     pub fn optional_size(&self, key: &str, default: Option<usize>) -> Result<Option<usize>> {
         match self.get(key) {
             Some(_) => self.size(key, None).map(Some),
-            None if self.names(key) => Ok(None),
+            None if self.has(key) => Ok(None),
             None => Ok(default),
         }
     }
@@ -88,7 +88,7 @@ impl Keys {
     pub fn optional_positive(&self, key: &str, default: Option<f64>) -> Result<Option<f64>> {
         match self.get(key) {
             Some(_) => self.positive(key, None).map(Some),
-            None if self.names(key) => Ok(None),
+            None if self.has(key) => Ok(None),
             None => Ok(default),
         }
     }

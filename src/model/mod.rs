@@ -4,7 +4,6 @@
 //! ids [N] -> embed -> block × L -> final norm -> head, in chunks of tokens -> logp [N]
 //! ```
 //! A training method is a function of logp: it gives coef = ∂loss/∂logp, and [`Session::backward`] turns that into gradients.
-use crate::backend::Backend;
 use crate::dtype::DType;
 
 pub mod arch;
@@ -65,12 +64,5 @@ impl Model {
     }
     pub fn experts(&self) -> impl Iterator<Item = &experts::Experts> {
         self.blocks.iter().flat_map(block::Block::experts)
-    }
-    /// Sets every gradient to zero.
-    pub fn zero_grad(&mut self, b: &dyn Backend) -> crate::error::Result<()> {
-        for train in self.params_mut().filter_map(|p| p.train.as_mut()) {
-            b.fill(&mut train.grad, 0.0)?;
-        }
-        Ok(())
     }
 }

@@ -73,34 +73,42 @@ impl Yarn {
     }
 }
 
-/// Which of a length-dependent RoPE's two tables a sequence reads.
+/// What a sequence's length does to its angles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     Short,
+    /// All long sequences have the same other angles.
     Long,
+    /// A sequence of so many tokens has angles of its own.
+    Own(usize),
 }
 
 impl Rope {
-    /// The table of a sequence of so many tokens.
+    /// The angles of a sequence of so many tokens.
     pub fn reach(&self, tokens: usize) -> Reach {
         match self.scaling {
             RopeScaling::LongRope { original, .. } if tokens > original => Reach::Long,
+            RopeScaling::Dynamic { trained, .. } if tokens > trained => Reach::Own(tokens),
             _ => Reach::Short,
-        }
-    }
-
-    /// The longest sequence that this model's frequencies are defined for, where they end.
-    pub fn limit(&self) -> Option<usize> {
-        match self.scaling {
-            RopeScaling::Dynamic { trained, .. } => Some(trained),
-            _ => None,
         }
     }
 
     /// Radians per position of each of the A/2 pairs.
     pub fn inv_freq(&self, A: usize, reach: Reach) -> Vec<f64> {
-        let plain = |d: usize| self.theta.powf(-2.0 * d as f64 / A as f64);
+        let theta = self.theta_of(A, reach);
+        let plain = |d: usize| theta.powf(-2.0 * d as f64 / A as f64);
         (0..A / 2).map(|d| self.scaled(plain(d), d, A, reach)).collect()
+    }
+
+    /// NTK-aware: theta·(factor·tokens/trained − (factor − 1))^(A/(A − 2)).
+    fn theta_of(&self, A: usize, reach: Reach) -> f64 {
+        match (&self.scaling, reach) {
+            (RopeScaling::Dynamic { factor, trained }, Reach::Own(tokens)) => {
+                let stretch = factor * tokens as f64 / *trained as f64 - (factor - 1.0);
+                self.theta * stretch.powf(A as f64 / (A as f64 - 2.0))
+            }
+            _ => self.theta,
+        }
     }
 
     fn scaled(&self, f: f64, d: usize, A: usize, reach: Reach) -> f64 {
@@ -131,14 +139,15 @@ impl Rope {
     /// those of short ones. Frequencies and angles are rounded to f32, as the models were trained with: at large positions an
     /// exact angle would be another one.
     pub fn table(&self, positions: usize, A: usize) -> Vec<f32> {
-        let mut table = self.half(positions, A, Reach::Short);
+        let mut table = self.rows(0..positions, A, Reach::Short);
         if matches!(self.scaling, RopeScaling::LongRope { .. }) {
-            table.extend(self.half(positions, A, Reach::Long));
+            table.extend(self.rows(0..positions, A, Reach::Long));
         }
         table
     }
 
-    fn half(&self, positions: usize, A: usize, reach: Reach) -> Vec<f32> {
+    /// Those of some positions.
+    pub fn rows(&self, positions: impl IntoIterator<Item = usize>, A: usize, reach: Reach) -> Vec<f32> {
         let freq: Vec<f32> = self.inv_freq(A, reach).into_iter().map(|f| f as f32).collect();
         let factor = self.attention_factor();
         let row = |t: usize| {
@@ -146,7 +155,7 @@ impl Rope {
             let cos: Vec<f32> = angles.iter().map(|a| a.cos() as f32 * factor).collect();
             cos.into_iter().chain(angles.into_iter().map(move |a| a.sin() as f32 * factor))
         };
-        (0..positions).flat_map(row).collect()
+        positions.into_iter().flat_map(row).collect()
     }
 }
 
@@ -186,6 +195,15 @@ mod tests {
         assert_eq!((rope.reach(8), rope.reach(9)), (Reach::Short, Reach::Long));
         let table = rope.table(3, 4);
         assert_eq!(table[4..8], table[3 * 4 + 2 * 4..][..4], "position 2 at half the speed is position 1");
+    }
+
+    #[test]
+    fn dynamic_angles_slow_with_the_length() {
+        let rope = Rope { theta: 10000.0, scaling: RopeScaling::Dynamic { factor: 2.0, trained: 8 } };
+        assert_eq!((rope.reach(8), rope.reach(12)), (Reach::Short, Reach::Own(12)));
+        let (short, long) = (rope.inv_freq(4, Reach::Short), rope.inv_freq(4, Reach::Own(12)));
+        // theta·(2·12/8 − 1)^(4/2) = 4·theta, and the second of two pairs has its root
+        assert!((short[0], short[1] / long[1]) == (1.0, 2.0), "{short:?} {long:?}");
     }
 
     #[test]

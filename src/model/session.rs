@@ -72,7 +72,7 @@ impl<'b> Session<'b> {
             inputs: Inputs::new(&scope, s, N, positions)?,
             x: (0..streams).map(|_| stream()).collect::<Result<_>>()?,
             saved: (0..kept).map(|_| Saved::new(&scope, s, N, dtype)).collect::<Result<_>>()?,
-            scratch: BlockScratch::new(&scope, s, (linear, experts), N, positions, dtype, train)?,
+            scratch: BlockScratch::new(&scope, s, (linear, experts), N, dtype, train)?,
             h: stream()?,
             rstd: scope.alloc(N, DType::F32)?,
             dh: if train { Some((stream()?, stream()?)) } else { None },

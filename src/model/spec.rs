@@ -1,5 +1,5 @@
 //! A decoder as data: what an architecture's config says, in terms the layers understand.
-use super::rope::Rope;
+use super::rope::{Reach, Rope};
 
 /// Sizes and mechanisms of a decoder. Letters are the dims of the op table.
 #[derive(Clone, Debug, PartialEq)]
@@ -214,7 +214,9 @@ fn fused(projections: &[(&'static str, usize)], C: usize, bias: Bias) -> Vec<Lin
 impl Spec {
     /// Whether a sequence of T tokens is the first to be too long for the angles of shorter ones.
     pub fn rope_turns_at(&self, T: usize) -> bool {
-        self.kinds.iter().any(|kind| T > 0 && kind.rope.reach(T) != kind.rope.reach(T - 1))
+        self.kinds
+            .iter()
+            .any(|kind| T > 0 && kind.rope.reach(T) == Reach::Long && kind.rope.reach(T - 1) != Reach::Long)
     }
     /// The modules that make q, k and v: three, or one.
     pub fn qkv(&self) -> Vec<LinearSpec> {

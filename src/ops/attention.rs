@@ -13,6 +13,7 @@ params! {
     Attention { N: u32, T: u32, H: u32, K: u32, D: u32, ld_q: u32, ld_k: u32, ld_v: u32, scale: f32, softcap: f32 }
     wants |p| p.K > 0 && p.H.is_multiple_of(p.K), "the query heads H must be a multiple of the kv heads K";
     wants |p| p.D <= 256, "head sizes D up to 256 are supported";
+    wants |p| p.softcap >= 0.0, "softcap must be positive, or 0 for none";
 }
 
 fn dot<R: Real>(a: &[R], b: &[R]) -> R {

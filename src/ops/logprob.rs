@@ -6,7 +6,10 @@
 use super::{params, softcap, softcap_slope, sum};
 use crate::dtype::Real;
 
-params! { LogProb { N: u32, V: u32, ld_logits: u32, ld_dlogits: u32, softcap: f32 } }
+params! {
+    LogProb { N: u32, V: u32, ld_logits: u32, ld_dlogits: u32, softcap: f32 }
+    wants |p| p.softcap >= 0.0, "softcap must be positive, or 0 for none";
+}
 
 /// A token without a label.
 pub const IGNORE: u32 = u32::MAX;

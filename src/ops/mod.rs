@@ -230,7 +230,7 @@ macro_rules! params {
         impl crate::ops::Params for $name {
             const FIELDS: &'static [(&'static str, &'static str)] = &[ $( (stringify!($field), stringify!($ty)) ),+ ];
             fn check(&self) -> Result<(), String> {
-                $( { let $p = self; if !($cond) { return Err(format!(concat!($msg, ", got {:?}"), self)); } } )*
+                $( { let $p = self; let fine: bool = $cond; if !fine { return Err(format!(concat!($msg, ", got {:?}"), self)); } } )*
                 Ok(())
             }
         }

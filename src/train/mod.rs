@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod config;
 mod cursor;
 pub mod disk;
+mod flat;
 pub mod method;
 pub mod metrics;
 pub mod optim;

@@ -1,6 +1,7 @@
 //! AdamW over all trained weights, with f32 or block-wise 8-bit moments, gradient norm and clipping.
 //!
 //! A step: norm of all gradients -> finite? -> each weight moves by its gradient times the clipping factor -> gradients to 0.
+use super::flat::{self, Group, Place};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -29,37 +30,54 @@ pub struct Hyper {
     pub decay_all: bool,
 }
 
-/// A weight's moments.
+/// The moments of a group of weights.
 enum Moments {
     F32 { m: Buf, v: Buf },
     U8 { m: Buf, v: Buf, absmax1: Buf, absmax2: Buf },
 }
 
 impl Moments {
-    fn buffers(&self) -> Vec<(&'static str, &Buf)> {
+    fn new(b: &dyn Backend, P: usize, eight_bit: bool) -> Result<Moments> {
+        let f32s = |len| b.alloc(len, DType::F32);
+        if !eight_bit {
+            return Ok(Moments::F32 { m: f32s(P)?, v: f32s(P)? });
+        }
+        let (blocks, codes) = (P.div_ceil(dyn8::BLOCK), |len| b.alloc(len, DType::U8));
+        Ok(Moments::U8 { m: codes(P)?, v: codes(P)?, absmax1: f32s(blocks)?, absmax2: f32s(blocks)? })
+    }
+
+    /// One tensor's part of each buffer, by the name it has in a checkpoint.
+    fn parts(&self, place: Place) -> Vec<(&'static str, Buf)> {
+        let values = |buf: &Buf| buf.view(place.offset, place.len);
+        let blocks = |buf: &Buf| buf.view(place.offset / dyn8::BLOCK, place.len.div_ceil(dyn8::BLOCK));
         match self {
-            Moments::F32 { m, v } => vec![("exp_avg", m), ("exp_avg_sq", v)],
-            Moments::U8 { m, v, absmax1, absmax2 } => {
-                vec![("state1", m), ("state2", v), ("absmax1", absmax1), ("absmax2", absmax2)]
-            }
+            Moments::F32 { m, v } => vec![("exp_avg", values(m)), ("exp_avg_sq", values(v))],
+            Moments::U8 { m, v, absmax1, absmax2 } => vec![
+                ("state1", values(m)),
+                ("state2", values(v)),
+                ("absmax1", blocks(absmax1)),
+                ("absmax2", blocks(absmax2)),
+            ],
         }
     }
-    fn buffers_mut(&mut self) -> Vec<(&'static str, &mut Buf)> {
-        match self {
-            Moments::F32 { m, v } => vec![("exp_avg", m), ("exp_avg_sq", v)],
-            Moments::U8 { m, v, absmax1, absmax2 } => {
-                vec![("state1", m), ("state2", v), ("absmax1", absmax1), ("absmax2", absmax2)]
-            }
-        }
-    }
+}
+
+/// What the weights of a group have in common.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Kind {
+    decay: bool,
+    eight_bit: bool,
 }
 
 pub struct Optimizer {
     hyper: Hyper,
     /// Steps done.
     pub step: u64,
-    /// One per trained weight, in the model's order.
+    groups: Vec<Group<Kind>>,
+    /// One per group.
     moments: Vec<Moments>,
+    /// One per trained weight, in the model's order.
+    places: Vec<Place>,
     partial: Buf,
     norm: Buf,
     scale: Buf,
@@ -68,23 +86,21 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    pub fn new(b: &dyn Backend, model: &Model, hyper: Hyper) -> Result<Optimizer> {
-        let (mut moments, mut partials) = (Vec::new(), 0);
-        for param in model.trained() {
-            let P = param.value.len();
-            let blocks = P.div_ceil(dyn8::BLOCK);
-            partials += P.div_ceil(gradnorm::BLOCK);
-            moments.push(if hyper.eight_bit && P >= MIN_8BIT {
-                let (m, v) = (b.alloc(P, DType::U8)?, b.alloc(P, DType::U8)?);
-                Moments::U8 { m, v, absmax1: b.alloc(blocks, DType::F32)?, absmax2: b.alloc(blocks, DType::F32)? }
-            } else {
-                Moments::F32 { m: b.alloc(P, DType::F32)?, v: b.alloc(P, DType::F32)? }
-            });
-        }
+    /// Moves the model's small trained weights together (see `flat`).
+    pub fn new(b: &dyn Backend, model: &mut Model, hyper: Hyper) -> Result<Optimizer> {
+        let kind = |param: &Param| Kind {
+            decay: hyper.decay_all || decays(param),
+            eight_bit: hyper.eight_bit && param.value.len() >= MIN_8BIT,
+        };
+        let (groups, places) = flat::group(b, model, kind)?;
+        let moments = groups.iter().map(|g| Moments::new(b, g.grad.len(), g.key.eight_bit)).collect::<Result<_>>()?;
+        let partials: usize = groups.iter().map(|g| g.grad.len().div_ceil(gradnorm::BLOCK)).sum();
         Ok(Optimizer {
             hyper,
             step: 0,
+            groups,
             moments,
+            places,
             partial: b.alloc(partials.max(1), DType::F32)?,
             norm: b.alloc(1, DType::F32)?,
             scale: b.alloc(1, DType::F32)?,
@@ -94,12 +110,11 @@ impl Optimizer {
     }
 
     /// The norm of all gradients; leaves the clipping factor on the device. Waits.
-    pub fn gradient_norm(&mut self, b: &dyn Backend, model: &Model) -> Result<f32> {
+    pub fn gradient_norm(&mut self, b: &dyn Backend) -> Result<f32> {
         let mut at = 0;
-        for train in model.trained().filter_map(|p| p.train.as_ref()) {
-            let P = train.grad.len();
-            let blocks = P.div_ceil(gradnorm::BLOCK);
-            b.gradnorm_partial(&mut self.partial.view(at, blocks), &train.grad, &GradNorm { P: P as u32 })?;
+        for Group { grad, .. } in &self.groups {
+            let blocks = grad.len().div_ceil(gradnorm::BLOCK);
+            b.gradnorm_partial(&mut self.partial.view(at, blocks), grad, &GradNorm { P: grad.len() as u32 })?;
             at += blocks;
         }
         let p = GradNormFinish { P: self.partial.len() as u32, max_norm: self.hyper.max_grad_norm as f32 };
@@ -108,50 +123,41 @@ impl Optimizer {
     }
 
     /// One step at this learning rate; returns the gradient norm before clipping. A norm that is not finite moves nothing.
-    pub fn step(&mut self, b: &dyn Backend, model: &mut Model, lr: f64) -> Result<f32> {
-        let norm = self.gradient_norm(b, model)?;
+    pub fn step(&mut self, b: &dyn Backend, lr: f64) -> Result<f32> {
+        let norm = self.gradient_norm(b)?;
         if !norm.is_finite() {
             return Err(Error::Stopped(format!("the gradient norm of step {} is {norm}", self.step + 1)));
         }
         self.step += 1;
-        let trained = model.params_mut().filter(|p| p.train.is_some());
-        for (param, moments) in trained.zip(&mut self.moments) {
-            let decay = if self.hyper.decay_all || decays(param) { self.hyper.weight_decay } else { 0.0 };
+        for (Group { key, value, grad, master }, moments) in self.groups.iter_mut().zip(&mut self.moments) {
+            let decay = if key.decay { self.hyper.weight_decay } else { 0.0 };
             let betas = (self.hyper.beta1, self.hyper.beta2);
-            let p = AdamW::new(param.value.len(), self.step, lr, betas, self.hyper.eps, decay);
-            let Param { value, train: Some(train), .. } = param else { unreachable!("only trained weights") };
-            let weight = train.master.as_mut().unwrap_or(value);
+            let p = AdamW::new(grad.len(), self.step, lr, betas, self.hyper.eps, decay);
+            let weight = master.as_mut().unwrap_or(value);
             match moments {
-                Moments::F32 { m, v } => b.adamw_step(weight, m, v, &train.grad, &self.scale, &p)?,
-                Moments::U8 { m, v, absmax1, absmax2 } => b.adamw_step_8bit(
-                    weight,
-                    m,
-                    v,
-                    absmax1,
-                    absmax2,
-                    &train.grad,
-                    &self.scale,
-                    &self.map1,
-                    &self.map2,
-                    &p,
-                )?,
+                Moments::F32 { m, v } => b.adamw_step(weight, m, v, grad, &self.scale, &p)?,
+                Moments::U8 { m, v, absmax1, absmax2 } => {
+                    b.adamw_step_8bit(weight, m, v, absmax1, absmax2, grad, &self.scale, &self.map1, &self.map2, &p)?
+                }
             }
-            if let Some(master) = &train.master {
+            if let Some(master) = master {
                 b.cast(value, master)?;
             }
-            b.fill(&mut train.grad, 0.0)?;
+            b.fill(grad, 0.0)?;
         }
         Ok(norm)
     }
 
     /// Weights and moments to a file, exactly; `load` brings them back bit for bit.
     pub fn save(&self, b: &dyn Backend, model: &Model, file: &Path) -> Result<()> {
-        let mut parts: Vec<(String, &Buf)> = Vec::new();
-        for (param, moments) in model.trained().zip(&self.moments) {
-            parts.push((format!("{}.weight", param.name), exact(param)));
-            parts.extend(moments.buffers().into_iter().map(|(part, buf)| (format!("{}.{part}", param.name), buf)));
+        let mut parts: Vec<(String, Buf)> = Vec::new();
+        for (param, place) in model.trained().zip(&self.places) {
+            let exact = exact(param);
+            parts.push((format!("{}.weight", param.name), exact.view(0, exact.len())));
+            let moments = self.moments[place.group].parts(*place);
+            parts.extend(moments.into_iter().map(|(part, buf)| (format!("{}.{part}", param.name), buf)));
         }
-        let outline = |(name, buf): &(String, &Buf)| Outline {
+        let outline = |(name, buf): &(String, Buf)| Outline {
             name: name.clone(),
             dtype: dtype_of(buf.dtype()),
             shape: vec![buf.len()],
@@ -178,9 +184,9 @@ impl Optimizer {
             b.upload(buf, tensor.bytes)
         };
         let trained = model.params_mut().filter(|p| p.train.is_some());
-        for (param, moments) in trained.zip(&mut self.moments) {
-            for (part, buf) in moments.buffers_mut() {
-                read(format!("{}.{part}", param.name), buf)?;
+        for (param, place) in trained.zip(&self.places) {
+            for (part, mut buf) in self.moments[place.group].parts(*place) {
+                read(format!("{}.{part}", param.name), &mut buf)?;
             }
             let name = format!("{}.weight", param.name);
             let Param { value, train: Some(train), .. } = param else { unreachable!("only trained weights") };

@@ -49,7 +49,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         }
     }
     let mut model = Model::load(b, &config.model_name_or_path, &setup::load_options(config))?;
-    let mut optimizer = Optimizer::new(b, &model, setup::hyper(config))?;
+    let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
     let mut state = fresh;
     if let Some((folder, found)) = resume {
         state::load(b, &mut model, &mut optimizer, &folder, found.global_step)?;
@@ -189,7 +189,7 @@ impl Run<'_> {
             return Err(self.stopped(format!("the loss is {loss}")));
         }
         let learning_rate = self.schedule.lr(self.state.global_step);
-        let grad_norm = self.optimizer.step(self.b, &mut self.model, learning_rate).map_err(|e| match e {
+        let grad_norm = self.optimizer.step(self.b, learning_rate).map_err(|e| match e {
             Error::Stopped(what) => self.stopped(what),
             e => e,
         })? as f64;

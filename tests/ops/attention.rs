@@ -46,6 +46,7 @@ pub fn cases() -> Vec<Case> {
     both(&mut cases, "softcap", capped(params(101, 101, 4, 2, 64, [0; 3])), packed(&[1, 37, 63], 1000));
     both(&mut cases, "softcap", capped(params(75, 75, 2, 1, 6, [2, 4, 6])), packed(&[70, 5], 17));
     both(&mut cases, "softcap", capped(params(130, 130, 2, 2, 256, [0; 3])), packed(&[130], 1000));
+    both(&mut cases, "softcap", capped(params(150, 150, 4, 2, 128, [0; 3])), packed(&[129, 21], 70));
     // one token alone has a gradient of exactly 0 through its softmax: no scale to compare with
     let alone = Case::new(Op::attention_forward, params(1, 1, 2, 1, 16, [0; 3]));
     cases.push(alone.with("one token", |v| set_span(v, vec![[0, 1]])));

@@ -50,17 +50,35 @@ fn grouped_fits(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> bool {
 
 const ATTENTION: &str = include_str!("../../../kernels/fast/attention.cu");
 
-/// Tensor-core attention by head size: `HEAD` is a constant of the kernel.
-pub const ATTENTION_VARIANTS: &[(u32, Variant)] = &[
-    (64, Variant { name: "mma64", text: ATTENTION, constants: &[("HEAD", 64)] }),
-    (80, Variant { name: "mma80", text: ATTENTION, constants: &[("HEAD", 80)] }),
-    (96, Variant { name: "mma96", text: ATTENTION, constants: &[("HEAD", 96)] }),
-    (128, Variant { name: "mma128", text: ATTENTION, constants: &[("HEAD", 128)] }),
-    (192, Variant { name: "mma192", text: ATTENTION, constants: &[("HEAD", 192)] }),
-    (256, Variant { name: "mma256", text: ATTENTION, constants: &[("HEAD", 256)] }),
+/// Tensor-core attention by head size and whether scores are capped: `HEAD` and `SOFTCAP` are constants of the kernel.
+pub const ATTENTION_VARIANTS: &[(u32, Scores, Variant)] = &[
+    variant("mma64", Scores::Plain, &[("HEAD", 64), ("SOFTCAP", 0)]),
+    variant("mma80", Scores::Plain, &[("HEAD", 80), ("SOFTCAP", 0)]),
+    variant("mma96", Scores::Plain, &[("HEAD", 96), ("SOFTCAP", 0)]),
+    variant("mma128", Scores::Plain, &[("HEAD", 128), ("SOFTCAP", 0)]),
+    variant("mma192", Scores::Plain, &[("HEAD", 192), ("SOFTCAP", 0)]),
+    variant("mma256", Scores::Plain, &[("HEAD", 256), ("SOFTCAP", 0)]),
+    variant("mma64_capped", Scores::Capped, &[("HEAD", 64), ("SOFTCAP", 1)]),
+    variant("mma128_capped", Scores::Capped, &[("HEAD", 128), ("SOFTCAP", 1)]),
+    variant("mma256_capped", Scores::Capped, &[("HEAD", 256), ("SOFTCAP", 1)]),
 ];
 
-/// Wants sm_80, one 16-bit type, a positive scale (it takes the maximum before scaling), no softcap, and rows and heads that start at
+/// Whether attention scores go through a softcap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scores {
+    Plain,
+    Capped,
+}
+
+const fn variant(
+    name: &'static str,
+    scores: Scores,
+    constants: &'static [(&'static str, u32)],
+) -> (u32, Scores, Variant) {
+    (constants[0].1, scores, Variant { name, text: ATTENTION, constants })
+}
+
+/// Wants sm_80, one 16-bit type, a positive scale (it takes the maximum before scaling), and rows and heads that start at
 /// multiples of 16 bytes.
 fn attention(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Option<Variant> {
     let p: Attention = bytemuck::pod_read_unaligned(launch.params());
@@ -69,6 +87,7 @@ fn attention(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Option<Variant> 
     let first = types.next()?.1.as_ref()?.dtype();
     let one_type = first.size() == 2 && types.all(|(_, buf)| buf.is_some_and(|b| b.dtype() == first));
     let aligned = pointers.iter().all(|p| p % 16 == 0) && [p.ld_q, p.ld_k, p.ld_v].iter().all(|ld| ld % 8 == 0);
-    let variant = ATTENTION_VARIANTS.iter().find(|(head, _)| *head == p.D).map(|(_, v)| *v);
-    variant.filter(|_| one_type && aligned && p.scale > 0.0 && p.softcap == 0.0 && cuda.device.capability.0 >= 8)
+    let scores = if p.softcap == 0.0 { Scores::Plain } else { Scores::Capped };
+    let variant = ATTENTION_VARIANTS.iter().find(|(head, s, _)| *head == p.D && *s == scores).map(|(.., v)| *v);
+    variant.filter(|_| one_type && aligned && p.scale > 0.0 && cuda.device.capability.0 >= 8)
 }

@@ -125,3 +125,20 @@ impl Backend for Cuda {
         Memory { total: Some(self.device.total), ..self.slabs.borrow().memory }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With a GPU, without one, without a driver: always a message, never a panic.
+    #[test]
+    fn a_device_that_is_not_there_is_an_error_with_advice() {
+        let Err(e) = Cuda::new(999) else { panic!("nobody has 1000 GPUs") };
+        assert_eq!(e.exit_code(), 69);
+        let (said, report) = (e.to_string(), report());
+        println!("{said}\n{report:?}");
+        assert!(said.contains("install") || said.contains("choose one below"), "{said}");
+        assert_eq!(report.devices.is_empty(), report.problem.is_some() || report.driver.is_none());
+        assert_eq!(report.advice().len(), report.libraries.iter().filter(|l| l.found.is_none()).count());
+    }
+}

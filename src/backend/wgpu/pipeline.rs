@@ -71,9 +71,9 @@ impl Pipelines {
             false => wgpu::ShaderRuntimeChecks::unchecked(),
         };
         // SAFETY: the shaders are ours. Their indices come from dims, strides and lengths that `Launch` has checked against
-        // the buffers, their loops end, and they read no workgroup memory that they have not written; the parity matrix runs
-        // with all checks on as well (LUTHIER_WGPU_CHECKED=1), so a slip shows. Ids, labels, positions and spans are data: the
-        // trainer checks them before they are uploaded.
+        // the buffers, their loops end, and they read no workgroup memory that they have not written; the parity matrix is
+        // also run with all checks on (LUTHIER_WGPU_CHECKED=1), so a slip shows. Ids, labels, positions and spans are data
+        // that nothing here looks at: whoever uploads them answers for their range (`train` checks the vocabulary).
         let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
         let groups = [Some(&self.layouts[&bound.len()]), self.uniform()];
         let immediate_size = if self.params_in == ParamsIn::Immediates { size as u32 } else { 0 };

@@ -28,6 +28,11 @@ pub(super) const NAMES: Names = Names {
 
 /// Llama without its biases; `head_dim` is what the family's config class takes where the key is missing, if not hidden/heads.
 pub(super) fn spec(keys: &Keys, head_dim: Option<usize>) -> Result<Spec> {
+    spec_with(keys, head_dim, activation(keys, &["hidden_act"], "silu")?)
+}
+
+/// The same with an activation that the family reads in its own way.
+pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activation) -> Result<Spec> {
     let (C, layers) = (keys.size("hidden_size", None)?, keys.size("num_hidden_layers", None)?);
     let H = keys.size("num_attention_heads", None)?;
     let K = keys.size("num_key_value_heads", Some(H))?;
@@ -62,7 +67,7 @@ pub(super) fn spec(keys: &Keys, head_dim: Option<usize>) -> Result<Spec> {
         norm_weight: NormWeight::Factor,
         norm_place: NormPlace::Before,
         qk_norm: QkNorm::Absent,
-        activation: activation(keys, &["hidden_act"], "silu")?,
+        activation,
         attention_scale: inverse_root(D as f64),
         embed_scale: 1.0,
         attention_softcap: 0.0,

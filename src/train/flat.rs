@@ -1,0 +1,102 @@
+//! Trained tensors side by side in common buffers, so that an optimizer's step is a few launches and not one per tensor: an
+//! adapter has hundreds of small ones, and launching would cost more than moving them.
+//!
+//! Each tensor starts at a multiple of [`ALIGN`]: its blocks of 256 (moments in 8 bits) and of 4096 (gradient norm) are its
+//! own, and what is computed is the same as tensor by tensor. The gaps hold zeros, and zeros stay zeros.
+use crate::backend::{Backend, Buf};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::model::Model;
+use crate::model::param::{Param, Train};
+use crate::ops::gradnorm;
+
+/// Elements; a multiple of every block size.
+const ALIGN: usize = gradnorm::BLOCK;
+/// Larger tensors stay where they are: they fill a device by themselves.
+const SMALL: usize = 1 << 22;
+/// A group's elements at most: well below the largest binding.
+const GROUP: usize = 1 << 26;
+
+/// Tensors that are moved by the same launch.
+pub(super) struct Group<K> {
+    /// What its tensors have in common.
+    pub key: K,
+    pub value: Buf,
+    pub grad: Buf,
+    pub master: Option<Buf>,
+}
+
+/// Where a trained tensor lies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Place {
+    pub group: usize,
+    pub offset: usize,
+    pub len: usize,
+}
+
+/// Moves the small trained tensors of equal key into common buffers; the places come in the model's order.
+pub(super) fn group<K: PartialEq>(
+    b: &dyn Backend,
+    model: &mut Model,
+    key: impl Fn(&Param) -> K,
+) -> Result<(Vec<Group<K>>, Vec<Place>)> {
+    let (mut groups, mut places): (Vec<(K, usize)>, Vec<Place>) = (Vec::new(), Vec::new());
+    for param in model.trained() {
+        let (len, key) = (param.value.len(), key(param));
+        let room = |(k, size): &(K, usize)| *k == key && *size + len <= GROUP;
+        let found = if len < SMALL { groups.iter().position(room) } else { None };
+        let group = found.unwrap_or_else(|| {
+            // a large tensor's group is full from the start
+            groups.push((key, if len < SMALL { 0 } else { GROUP }));
+            groups.len() - 1
+        });
+        let size = &mut groups[group].1;
+        places.push(Place { group, offset: if len < SMALL { *size } else { 0 }, len });
+        *size += len.next_multiple_of(ALIGN);
+    }
+    let mut made: Vec<Group<K>> = Vec::new();
+    let trained: Vec<&mut Param> = model.params_mut().filter(|p| p.train.is_some()).collect();
+    let mut members: Vec<(Place, &mut Param)> = places.iter().copied().zip(trained).collect();
+    members.sort_by_key(|(place, _)| (place.group, place.offset));
+    let mut members = members.into_iter().peekable();
+    for (key, size) in groups {
+        let group = made.len();
+        let own: Vec<_> = std::iter::from_fn(|| members.next_if(|(place, _)| place.group == group)).collect();
+        made.push(if size >= GROUP { keep(key, own) } else { gather(b, key, size, own)? });
+    }
+    Ok((made, places))
+}
+
+/// A group of one tensor, in its own buffers.
+fn keep<K>(key: K, own: Vec<(Place, &mut Param)>) -> Group<K> {
+    let (_, param) = own.into_iter().next().expect("a group has a member");
+    let whole = |buf: &Buf| buf.view(0, buf.len());
+    let train = param.train.as_ref().expect("only trained tensors");
+    Group { key, value: whole(&param.value), grad: whole(&train.grad), master: train.master.as_ref().map(whole) }
+}
+
+/// New buffers for all, to which the tensors move.
+fn gather<K>(b: &dyn Backend, key: K, size: usize, own: Vec<(Place, &mut Param)>) -> Result<Group<K>> {
+    let first = &own.first().expect("a group has a member").1;
+    let has_master = first.train.as_ref().is_some_and(|t| t.master.is_some());
+    let value = b.alloc(size, first.value.dtype())?;
+    let grad = b.alloc(size, DType::F32)?;
+    let master = if has_master { Some(b.alloc(size, DType::F32)?) } else { None };
+    for (Place { offset, len, .. }, param) in own {
+        let move_to = |to: &Buf, from: &mut Buf| -> Result<()> {
+            let mut place = to.view(offset, len);
+            b.copy(&mut place, from)?;
+            b.free(std::mem::replace(from, place));
+            Ok(())
+        };
+        let Param { value: old, train: Some(Train { grad: old_grad, master: old_master }), .. } = param else {
+            unreachable!("only trained tensors")
+        };
+        move_to(&value, old)?;
+        move_to(&grad, old_grad)?;
+        if let (Some(master), Some(old_master)) = (&master, old_master) {
+            move_to(master, old_master)?;
+        }
+    }
+    Ok(Group { key, value, grad, master })
+}

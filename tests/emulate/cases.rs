@@ -1,0 +1,238 @@
+//! Small sizes around the tiles: one more, one less, primes, aligned and not.
+use super::*;
+use luthier::ops::*;
+
+/// Noise of the right kind for each argument; outputs too, since every element must be overwritten or added to.
+fn case(op: Op, params: &impl bytemuck::NoUninit, float: DType, variant: Option<Variant>) -> Case {
+    let params = bytemuck::bytes_of(params).to_vec();
+    let (_, extents) = op.extents(&params);
+    let mut random = Random(blake3::hash(format!("{op:?}{params:?}{float:?}").as_bytes()).as_bytes()[0] as u64 + 7);
+    let mut buffers = Vec::new();
+    for (arg, extent) in op.spec().args.iter().zip(&extents) {
+        let dtype = match arg.elem {
+            Elem::Float => float,
+            Elem::F32 => DType::F32,
+            Elem::U32 => DType::U32,
+            Elem::U8 => DType::U8,
+        };
+        let bytes: Vec<u8> = match arg.elem {
+            Elem::U8 => (0..extent.elements()).map(|_| random.next() as u8).collect(),
+            Elem::U32 => vec![0; extent.elements() * 4],
+            _ => dtype.encode(&(0..extent.elements()).map(|_| random.normal()).collect::<Vec<_>>()),
+        };
+        buffers.push((dtype, bytes));
+    }
+    Case { op, params, variant, buffers }
+}
+
+impl Case {
+    fn at(&self, name: &str) -> usize {
+        self.op.spec().args.iter().position(|a| a.name == name).unwrap()
+    }
+    fn u32s(mut self, name: &str, values: Vec<u32>) -> Case {
+        let at = self.at(name);
+        assert_eq!(self.buffers[at].1.len(), values.len() * 4);
+        self.buffers[at].1 = bytemuck::cast_slice(&values).to_vec();
+        self
+    }
+    fn floats(mut self, name: &str, values: impl IntoIterator<Item = f32>) -> Case {
+        let at = self.at(name);
+        let n = self.buffers[at].1.len() / self.buffers[at].0.size();
+        let values: Vec<f32> = values.into_iter().take(n).collect();
+        assert_eq!(values.len(), n);
+        self.buffers[at].1 = self.buffers[at].0.encode(&values);
+        self
+    }
+    fn positive(self, names: &[&str]) -> Case {
+        names.iter().fold(self, |case, name| {
+            let at = case.at(name);
+            let values: Vec<f32> =
+                case.buffers[at].0.decode(&case.buffers[at].1).iter().map(|x| x.abs() + 0.01).collect();
+            case.floats(name, values)
+        })
+    }
+}
+
+/// Spans of packed causal sequences of these lengths with a window, and the reaches that agree with them.
+fn spans(lengths: &[u32], window: u32) -> (Vec<u32>, Vec<u32>) {
+    let (mut span, mut reach, mut start) = (Vec::new(), Vec::new(), 0);
+    for len in lengths {
+        for i in 0..*len {
+            span.extend([start + (i + 1).saturating_sub(window), start + i + 1]);
+            reach.extend([start + i, start + (i + window).min(*len)]);
+        }
+        start += len;
+    }
+    (span, reach)
+}
+
+fn attention(
+    out: &mut Vec<(String, Case)>,
+    lengths: &[u32],
+    window: u32,
+    [H, K, D]: [u32; 3],
+    pad: u32,
+    softcap: f32,
+    float: DType,
+    variant: Option<Variant>,
+) {
+    let n: u32 = lengths.iter().sum();
+    let (mut span, reach) = spans(lengths, window);
+    let p = attention::Attention {
+        N: n,
+        T: n,
+        H,
+        K,
+        D,
+        ld_q: H * D + pad,
+        ld_k: K * D + pad,
+        ld_v: K * D + 2 * pad,
+        scale: (D as f32).powf(-0.5),
+        softcap,
+    };
+    let name = |op: Op| {
+        format!(
+            "{} {lengths:?} w{window} H{H} K{K} D{D} +{pad} {float:?} {:?}",
+            op.spec().name,
+            variant.map(|v| v.name)
+        )
+    };
+    let backward = case(Op::attention_backward, &p, float, variant).u32s("span", span.clone()).u32s("reach", reach);
+    // lse as the forward gives it
+    let forward = |like: &Case| {
+        let mut f = case(Op::attention_forward, &p, float, None).u32s("span", span.clone());
+        for arg in ["q", "k", "v"] {
+            let (to, from) = (f.at(arg), like.at(arg));
+            f.buffers[to].1 = like.buffers[from].1.clone();
+        }
+        reference(&f)
+    };
+    let results = forward(&backward);
+    let mut backward = backward;
+    let (at_out, at_lse) = (backward.at("out"), backward.at("lse"));
+    (backward.buffers[at_out].1, backward.buffers[at_lse].1) = (results[0].clone(), results[1].clone());
+    out.push((name(Op::attention_backward), backward));
+    // one query that sees nothing
+    span[0] = 3.min(n);
+    span[1] = span[0];
+    out.push((name(Op::attention_forward), case(Op::attention_forward, &p, float, variant).u32s("span", span)));
+}
+
+pub fn all() -> Vec<(String, Case)> {
+    let mut out: Vec<(String, Case)> = Vec::new();
+    for float in [DType::F32, DType::Bf16, DType::F16] {
+        macro_rules! add {
+            ($op:ident, $p:expr $(, $change:expr)?) => {{
+                let p = $p;
+                let case = case(Op::$op, &p, float, None);
+                $( let case = $change(case); )?
+                out.push((format!("{} {p:?} {float:?}", stringify!($op)), case));
+            }};
+        }
+        for P in [1, 7, 64, 255, 4099, 8200, 20_002] {
+            add!(fill_forward, fill::Fill { P, value: 0.3 });
+            add!(cast_forward, cast::Cast { P });
+            add!(residual_forward, residual::Residual { P });
+            add!(residual_backward, residual::Residual { P });
+            add!(nf4_quantize, nf4::Nf4 { P });
+            add!(nf4_dequantize, nf4::Nf4 { P });
+            add!(nf4_dequantize_double, nf4::Nf4Double { P, offset: 0.1 });
+            let signed = |c: Case| c.floats("map", dyn8::dynamic_map(true));
+            add!(dyn8_quantize, dyn8::Dyn8 { P }, signed);
+            add!(dyn8_dequantize, dyn8::Dyn8 { P }, signed);
+            let p = adamw::AdamW {
+                P,
+                lr: 1e-2,
+                beta1: 0.9,
+                rest1: 0.1,
+                rest2: 0.01,
+                beta2: 0.99,
+                eps: 1e-8,
+                decay: 0.1,
+                correct1: 1.3,
+                correct2: 1.7,
+            };
+            add!(adamw_step, p, |c: Case| c.positive(&["v"]));
+            add!(adamw_step_8bit, p, |c: Case| c
+                .floats("map1", dyn8::dynamic_map(true))
+                .floats("map2", dyn8::dynamic_map(false))
+                .positive(&["absmax1", "absmax2"]));
+            add!(gradnorm_partial, gradnorm::GradNorm { P });
+            add!(gradnorm_finish, gradnorm::GradNormFinish { P, max_norm: 0.5 }, |c: Case| c.positive(&["partial"]));
+        }
+        for (N, O, pad) in [(1, 8, 0), (3, 34, 2), (70, 2056, 8), (65, 31, 1), (5, 2055, 1)] {
+            if float != DType::F32 && (O + pad) % 2 == 1 {
+                continue; // 16-bit rows must be even
+            }
+            add!(bias_forward, bias::Bias { N, O, ld_out: O + pad });
+            add!(bias_backward, bias::BiasBackward { N, O, ld_dout: O + pad });
+        }
+        for (N, F, a, b) in [(1, 8, 0, 0), (3, 34, 2, 4), (7, 2056, 8, 0), (5, 2054, 2, 0)] {
+            let p = swiglu::SwiGlu { N, F, ld_gate: F + a, ld_up: F + b, slope: 1.5, cubic: 0.07 };
+            add!(swiglu_forward, p);
+            add!(swiglu_backward, p);
+        }
+        for (N, C) in [(1, 8), (9, 128), (3, 34), (17, 1024), (3, 1032), (2, 4096), (2, 8192), (2, 10_248), (3, 2050)] {
+            let p = rmsnorm::RmsNorm { N, C, eps: 1e-5, shift: 0.5 };
+            add!(rmsnorm_forward, p);
+            add!(rmsnorm_backward, p);
+        }
+        for (N, C) in [(1, 8), (70, 34), (33, 66)] {
+            add!(rmsnorm_backward_weight, rmsnorm::RmsNorm { N, C, eps: 1e-5, shift: 0.5 });
+            let ids: Vec<u32> = (0..N).map(|n| if n % 3 == 0 { 1 } else { n * 7 % 5 }).collect();
+            let mut order: Vec<u32> = (0..N).collect();
+            order.sort_by_key(|n| ids[*n as usize]);
+            let p = embedding::Embedding { N, V: 5, C, scale: 3.0 };
+            add!(embedding_forward, p, |c: Case| c.u32s("ids", ids.clone()));
+            add!(embedding_backward, p, |c: Case| c.u32s("ids", ids.clone()).u32s("order", order.clone()));
+        }
+        for (N, H, D, A, pad) in [(3, 2, 128, 128, 0), (5, 3, 6, 6, 2), (2, 40, 64, 32, 8), (3, 5, 80, 80, 16)] {
+            let p = rope::Rope { N, H, D, A, T: 11, ld_x: H * D + pad };
+            let positions = |c: Case| c.u32s("positions", (0..N).map(|n| (n * 5 + 1) % 11).collect());
+            add!(rope_forward, p, positions);
+            add!(rope_backward, p, positions);
+        }
+        for (N, V, pad) in [(3, 10, 0), (2, 5003, 1), (2, 20_000, 8), (4, 8192, 0)] {
+            let p = logprob::LogProb {
+                N,
+                V,
+                ld_logits: V + pad,
+                ld_dlogits: V + pad,
+                softcap: if pad == 8 { 2.0 } else { 0.0 },
+            };
+            let labels = |c: Case| {
+                c.u32s("labels", (0..N).map(|n| if n == 1 { logprob::IGNORE } else { n * 977 % V }).collect())
+            };
+            add!(logprob_forward, p, labels);
+            add!(logprob_backward, p, |c: Case| labels(c).floats("lse", std::iter::repeat(3.0)));
+        }
+        for (I, J, Q, pad) in [(1, 2, 4, 0), (65, 66, 18, 2), (64, 64, 64, 0), (6, 130, 34, 4)] {
+            let p = |a: u32, b: u32| matmul::MatMul {
+                I,
+                J,
+                Q,
+                ld_out: J + pad,
+                ld_a: a + a % 2 + pad,
+                ld_b: b + b % 2 + pad,
+                alpha: 0.5,
+            };
+            add!(matmul_nt, p(Q, Q));
+            add!(matmul_nt_add, p(Q, Q));
+            add!(matmul_nn, p(Q, J));
+            add!(matmul_nn_add, p(Q, J));
+            add!(matmul_tn, p(I, J));
+            add!(matmul_tn_add, p(I, J));
+        }
+        attention(&mut out, &[1], 9, [2, 1, 4], 0, 0.0, float, None);
+        attention(&mut out, &[5, 33, 12], 99, [4, 2, 20], 2, 1.5, float, None);
+        attention(&mut out, &[40], 7, [2, 2, 256], 0, 0.0, float, None);
+    }
+    for (head, scores, variant) in ATTENTION_VARIANTS {
+        let softcap = if *scores == Scores::Capped { 1.5 } else { 0.0 };
+        attention(&mut out, &[70, 65, 30], 1000, [2, 1, *head], 8, softcap, DType::Bf16, Some(*variant));
+        if *head == 64 {
+            attention(&mut out, &[3, 150, 1], 40, [2, 2, 64], 0, softcap, DType::F16, Some(*variant));
+        }
+    }
+    out
+}
