@@ -44,7 +44,7 @@ fn grouped_fits(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> bool {
     let p: Grouped = bytemuck::pod_read_unaligned(launch.params());
     let &[Some(out), Some(a), Some(b), _] = launch.args() else { return false };
     let types = a.dtype().size() == 2 && a.dtype() == b.dtype() && [a.dtype(), DType::F32].contains(&out.dtype());
-    let aligned = pointers[..3].iter().all(|p| p % 16 == 0) && p.J % 8 == 0 && p.Q % 8 == 0;
+    let aligned = pointers[..3].iter().all(|p| p % 16 == 0) && p.J.is_multiple_of(8) && p.Q.is_multiple_of(8);
     types && aligned && cuda.device.capability.0 >= 8
 }
 
