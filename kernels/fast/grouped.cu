@@ -9,36 +9,51 @@ typedef T_a T;
 constexpr u32 BM = 128, BN = 128, BK = 32;
 // Elements between rows in shared memory: odd multiples of 16 bytes, free of bank conflicts.
 constexpr u32 LD_ROWS = BK + 8, LD_COLUMNS = BM + 8;
-constexpr u32 TILE = BM * LD_ROWS; // of either layout
+constexpr u32 TILE = BM * LD_ROWS; // of either layout; two of a and two of b are the 40,960 bytes of shared memory
 
-INLINE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, bf16*) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-INLINE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, f16*) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
+extern __shared__ __align__(16) u8 memory[];
+
+template <typename T> INLINE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1);
+#define MMA(TYPE, NAME)                                                                                                     \
+    template <> __device__ __forceinline__ void mma<TYPE>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {               \
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME                                                 \
+                     ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                           \
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                       \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                       \
+    }
+MMA(bf16, "bf16")
+MMA(f16, "f16")
+
 // Four 8x8 matrices; each lane names one row of one of them.
-template <bool TRANSPOSED> INLINE void ldmatrix(u32 (&x)[4], u32 at) {
-    if constexpr (TRANSPOSED)
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
-    else
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+INLINE void ldmatrix(u32 (&x)[4], u32 at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+}
+INLINE void ldmatrix_trans(u32 (&x)[4], u32 at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+}
+// 16 bytes on their way to shared memory, or zeros.
+INLINE void copy16(u32 to, const void* from, bool inside) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
+}
+INLINE void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most PENDING groups are on their way, in all threads of the block.
+template <int PENDING> INLINE void arrive() {
+    asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory");
+    __syncthreads();
 }
 // A: rows i..i+16 over the inner k..k+16 of a tile that holds [i][k], or with COLUMNS [k][i].
 template <bool COLUMNS> INLINE void load_a(u32 (&x)[4], u32 tile, u32 i, u32 k) {
     u32 lane = threadIdx.x % 32;
-    if constexpr (COLUMNS) ldmatrix<true>(x, tile + ((k + lane / 16 * 8 + lane % 8) * LD_COLUMNS + i + lane / 8 % 2 * 8) * 2);
-    else ldmatrix<false>(x, tile + ((i + lane % 16) * LD_ROWS + k + lane / 16 * 8) * 2);
+    if constexpr (COLUMNS) ldmatrix_trans(x, tile + ((k + lane / 16 * 8 + lane % 8) * LD_COLUMNS + i + lane / 8 % 2 * 8) * 2);
+    else ldmatrix(x, tile + ((i + lane % 16) * LD_ROWS + k + lane / 16 * 8) * 2);
 }
 // Two B: columns j..j+8 in x[0..1], the next 8 in x[2..3], over k..k+16 of a tile that holds [j][k], or with COLUMNS [k][j].
 template <bool COLUMNS> INLINE void load_b(u32 (&x)[4], u32 tile, u32 j, u32 k) {
     u32 lane = threadIdx.x % 32;
-    if constexpr (COLUMNS) ldmatrix<true>(x, tile + ((k + lane % 16) * LD_COLUMNS + j + lane / 16 * 8) * 2);
-    else ldmatrix<false>(x, tile + ((j + lane / 16 * 8 + lane % 8) * LD_ROWS + k + lane / 8 % 2 * 8) * 2);
+    if constexpr (COLUMNS) ldmatrix_trans(x, tile + ((k + lane % 16) * LD_COLUMNS + j + lane / 16 * 8) * 2);
+    else ldmatrix(x, tile + ((j + lane / 16 * 8 + lane % 8) * LD_ROWS + k + lane / 8 % 2 * 8) * 2);
 }
 // 128 rows from i0 and BK of the inner length from k0 on their way into a tile; zeros from I and from K on. Element (i, k) is
 // from[i·ld + k], with COLUMNS from[k·ld + i].
@@ -49,8 +64,7 @@ template <bool COLUMNS> INLINE void fetch_tile(u32 tile, const T* from, u64 ld, 
         u32 i = i0 + (COLUMNS ? c : r), k = k0 + (COLUMNS ? r : c);
         bool inside = i < I && k < K;
         const T* source = inside ? from + (COLUMNS ? k * ld + i : i * ld + k) : from;
-        u32 at = tile + (r * (COLUMNS ? LD_COLUMNS : LD_ROWS) + c) * 2;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(at), "l"(source), "r"(inside ? 16 : 0) : "memory");
+        copy16(tile + (r * (COLUMNS ? LD_COLUMNS : LD_ROWS) + c) * 2, source, inside);
     }
 }
 INLINE void store2(float* at, float x, float y) { *(float2*)at = make_float2(x, y); }
@@ -63,23 +77,21 @@ struct Part {
 };
 
 template <bool A_COLUMNS, bool B_COLUMNS, bool ADD> INLINE void product(T_out* out, const T* a, const T* b, const Part& g, float alpha) {
-    __shared__ __align__(16) T tiles[2][2][TILE];
-    u32 base = (u32)__cvta_generic_to_shared(tiles), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    u32 base = (u32)__cvta_generic_to_shared(memory), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 row = warp % 2 * 64, column = warp / 2 * 32, stage = 0;
     auto start = [&](u32 stage, u32 q) {
         u32 tile = base + stage * 2 * TILE * 2;
         fetch_tile<A_COLUMNS>(tile, a, g.ld_a, g.i0, g.I, q, g.q1);
         fetch_tile<B_COLUMNS>(tile + TILE * 2, b, g.ld_b, g.j0, g.J, q, g.q1);
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        commit();
     };
     float sum[4][4][4] = {};
     if (g.q0 < g.q1) start(0, g.q0);
     for (u32 q = g.q0; q < g.q1; q += BK, stage ^= 1) {
         if (q + BK < g.q1) {
             start(stage ^ 1, q + BK);
-            asm volatile("cp.async.wait_group 1;" ::: "memory");
-        } else asm volatile("cp.async.wait_group 0;" ::: "memory");
-        __syncthreads();
+            arrive<1>();
+        } else arrive<0>();
         u32 as = base + stage * 2 * TILE * 2, bs = as + TILE * 2;
 #pragma unroll
         for (u32 k = 0; k < BK; k += 16) {
@@ -91,7 +103,7 @@ template <bool A_COLUMNS, bool B_COLUMNS, bool ADD> INLINE void product(T_out* o
 #pragma unroll
             for (int i = 0; i < 4; i++)
 #pragma unroll
-                for (int j = 0; j < 4; j++) mma(sum[i][j], x[i], y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1], (T*)0);
+                for (int j = 0; j < 4; j++) mma<T>(sum[i][j], x[i], y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1]);
         }
         __syncthreads(); // before the next step's copies go over it
     }
@@ -125,23 +137,23 @@ template <bool B_COLUMNS, bool ADD> INLINE void rows(T_out* out, const T* a, con
     product<false, B_COLUMNS, ADD>(out, a, b + (u64)e * p.J * p.Q, g, p.alpha);
 }
 
-// op grouped_nt grid(ceil(J, 128), ceil(M, 128) + E) block(256)
+// op grouped_nt grid(ceil(J, 128), ceil(M, 128) + E) block(256) shared(40960)
 extern "C" __global__ void __launch_bounds__(256) grouped_nt(T_out* out, const T_a* a, const T_b* b, const T_offsets* offsets, Params p) {
     rows<false, false>(out, a, b, offsets, p);
 }
-// op grouped_nt_add grid(ceil(J, 128), ceil(M, 128) + E) block(256)
+// op grouped_nt_add grid(ceil(J, 128), ceil(M, 128) + E) block(256) shared(40960)
 extern "C" __global__ void __launch_bounds__(256) grouped_nt_add(T_out* out, const T_a* a, const T_b* b, const T_offsets* offsets, Params p) {
     rows<false, true>(out, a, b, offsets, p);
 }
-// op grouped_nn grid(ceil(J, 128), ceil(M, 128) + E) block(256)
+// op grouped_nn grid(ceil(J, 128), ceil(M, 128) + E) block(256) shared(40960)
 extern "C" __global__ void __launch_bounds__(256) grouped_nn(T_out* out, const T_a* a, const T_b* b, const T_offsets* offsets, Params p) {
     rows<true, false>(out, a, b, offsets, p);
 }
-// op grouped_nn_add grid(ceil(J, 128), ceil(M, 128) + E) block(256)
+// op grouped_nn_add grid(ceil(J, 128), ceil(M, 128) + E) block(256) shared(40960)
 extern "C" __global__ void __launch_bounds__(256) grouped_nn_add(T_out* out, const T_a* a, const T_b* b, const T_offsets* offsets, Params p) {
     rows<true, true>(out, a, b, offsets, p);
 }
-// op grouped_tn_add grid(ceil(Q, 128), ceil(J, 128), E) block(256)
+// op grouped_tn_add grid(ceil(Q, 128), ceil(J, 128), E) block(256) shared(40960)
 // The expert's rows are the inner length.
 extern "C" __global__ void __launch_bounds__(256) grouped_tn_add(T_out* out, const T_a* a, const T_b* b, const T_offsets* offsets, Params p) {
     u32 e = blockIdx.z, first = offsets[e], end = offsets[e + 1];
