@@ -84,10 +84,11 @@ extern "C" __global__ void __launch_bounds__(256) nf4_dequantize(T_out* out, con
 }
 
 // op nf4_dequantize_double grid(ceil(P, 8192)) block(256)
+// products and sums are rounded one by one, as bitsandbytes does: a fused one would give other bits
 extern "C" __global__ void __launch_bounds__(256) nf4_dequantize_double(T_out* out, const T_codes* codes, const T_qabsmax* qabsmax, const T_nested* nested, const T_map* map, Params p) {
     __shared__ float levels[16], scales[256];
     if (threadIdx.x < 16) levels[threadIdx.x] = LEVELS[threadIdx.x];
     scales[threadIdx.x] = map[threadIdx.x];
     __syncthreads();
-    dequantize(out, codes, p.P, levels, [&](u64 b) { return scales[qabsmax[b]] * nested[b / 256] + p.offset; });
+    dequantize(out, codes, p.P, levels, [&](u64 b) { return __fadd_rn(__fmul_rn(scales[qabsmax[b]], nested[b / 256]), p.offset); });
 }

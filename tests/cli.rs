@@ -33,15 +33,12 @@ fn config(dir: &Path, lines: &str) -> String {
 
 #[test]
 fn help_and_version() {
-    for args in
-        [["--help"].as_slice(), &["train", "--help"], &["generate", "--help"], &["init", "-h"], &["doctor", "-h"]]
-    {
-        let output = luthier(args);
-        assert_eq!(code(&output), 0, "{args:?}");
-        assert!(text(&output.stdout).contains("Usage: luthier"), "{args:?}");
-    }
-    for command in ["train", "generate", "init", "doctor"] {
-        assert!(text(&luthier(&["--help"]).stdout).contains(command));
+    let page = text(&luthier(&["--help"]).stdout);
+    for command in ["train", "generate", "init", "quantize", "inspect", "doctor"] {
+        assert!(page.contains(command));
+        let output = luthier(&[command, "--help"]);
+        assert_eq!(code(&output), 0, "{command}");
+        assert!(text(&output.stdout).contains("Usage: luthier"), "{command}");
     }
     assert!(text(&luthier(&["--version"]).stdout).starts_with("luthier "));
 }
@@ -64,6 +61,7 @@ fn bad_command_lines() {
     fails(&["train", &run, "lr=fast"], 2, &["error: lr=fast: `lr` must be a finite number, got \"fast\""]);
     fails(&["train", &run, "learnin_rate=1"], 2, &["there is no key `learnin_rate`", "Did you mean `learning_rate`?"]);
     fails(&["generate", "--model", "m"], 2, &["--prompt"]);
+    fails(&["quantize", "--model", "m", "--out", "o", "--format", "gptq"], 2, &["possible values: bnb-nf4, bnb-int8"]);
     fails(
         &["init", "--config", "c", "--out", "o", "--dtype", "int8"],
         2,
@@ -92,7 +90,20 @@ fn bad_configs() {
 fn files_that_are_missing() {
     fails(&["train", "no/such.toml"], 74, &["no/such.toml: cannot read"]);
     fails(&["generate", "--model", "no/such", "--prompt", "x", "--backend", "cpu"], 74, &["no/such"]);
+    fails(&["inspect", "no/such"], 74, &["no/such"]);
+    fails(&["quantize", "--model", "no/such", "--out", "no/out", "--backend", "cpu"], 74, &["no/such"]);
     fails(&["init", "--config", "no/such.json", "--out", "no/out"], 74, &["no/such.json"]);
+}
+
+/// A config of one layer, and the tokenizer of the base model beside it: these tests are about the commands.
+fn small(dir: &Path) -> String {
+    let shape = r#"{"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "vocab_size": 4096, "max_position_embeddings": 64}"#;
+    std::fs::write(dir.join("config.json"), shape).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"] {
+        std::fs::copy(Path::new("assets/base").join(name), dir.join(name)).unwrap();
+    }
+    dir.join("config.json").to_str().unwrap().to_string()
 }
 
 #[test]
@@ -100,15 +111,8 @@ fn init_makes_a_model_that_generates() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("model");
     let out = out.to_str().unwrap();
-    // One layer: this is about the commands.
-    let shape = r#"{"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-        "num_attention_heads": 4, "vocab_size": 4096, "max_position_embeddings": 64}"#;
-    std::fs::write(dir.path().join("config.json"), shape).unwrap();
-    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"] {
-        std::fs::copy(Path::new("assets/base").join(name), dir.path().join(name)).unwrap();
-    }
-    let shape = dir.path().join("config.json");
-    let init = ["init", "--config", shape.to_str().unwrap(), "--out", out];
+    let shape = small(dir.path());
+    let init = ["init", "--config", &shape, "--out", out];
     let output = luthier(&init);
     assert_eq!(code(&output), 0, "{}", text(&output.stderr));
     assert!(text(&output.stdout).contains("parameters"));
@@ -123,6 +127,80 @@ fn init_makes_a_model_that_generates() {
     };
     assert_eq!(generate(&["--temperature", "1", "--seed", "5"]), generate(&["--temperature", "1", "--seed", "5"]));
     assert_ne!(generate(&["--raw", "--temperature", "1"]), generate(&["--raw", "--temperature", "1", "--seed", "9"]));
+}
+
+fn says(args: &[&str]) -> String {
+    let output = luthier(args);
+    assert_eq!(code(&output), 0, "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+#[test]
+fn quantized_models_generate_and_are_inspected() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = small(dir.path());
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (floats, four) = (at("floats"), at("four"));
+    says(&["init", "--config", &shape, "--out", &floats]);
+    says(&["init", "--config", &shape, "--out", &four, "--format", "bnb-nf4"]);
+    for format in ["bnb-nf4", "bnb-int8"] {
+        let quantize = ["quantize", "--model", &floats, "--out", &at(format), "--format", format, "--backend", "cpu"];
+        assert!(says(&quantize).contains("MiB, was "));
+        fails(&quantize, 2, &["holds a model already"]);
+    }
+    for (name, quantization) in
+        [("floats", "none"), ("four", "4-bit NF4"), ("bnb-nf4", "4-bit NF4"), ("bnb-int8", "8-bit")]
+    {
+        let said = says(&["inspect", &at(name)]);
+        for part in ["architecture  llama", "self_attn.q_proj.weight", "chat template", "no mismatch"] {
+            assert!(said.contains(part), "{said}");
+        }
+        assert!(said.contains(&format!("quantization  {quantization}")), "{said}");
+        let model = at(name);
+        says(&["generate", "--model", &model, "--prompt", "x", "--raw", "--max-new-tokens", "4", "--backend", "cpu"]);
+    }
+    fails(&["quantize", "--model", &four, "--out", &at("again"), "--backend", "cpu"], 65, &["already"]);
+}
+
+#[test]
+fn inspect_lists_what_does_not_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = small(dir.path());
+    let out = dir.path().join("model");
+    let out = out.to_str().unwrap();
+    says(&["init", "--config", &shape, "--out", out]);
+    let file = Path::new(out).join("config.json");
+    let sound = std::fs::read_to_string(&file).unwrap();
+    let cases: [(&str, &str, &[&str]); 6] = [
+        (r#""llama""#, r#""lama""#, &["`lama` is not supported, the nearest that is: `llama`"]),
+        (r#""num_attention_heads": 4"#, r#""num_attention_heads": 5"#, &["num_attention_heads: hidden_size 32"]),
+        (
+            r#""vocab_size": 4096"#,
+            r#""vocab_size": 64"#,
+            &["model.embed_tokens.weight: has shape", "embedding has 64 rows"],
+        ),
+        (
+            r#""intermediate_size": 64"#,
+            r#""intermediate_size": 65"#,
+            &["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
+        ),
+        (
+            r#""num_hidden_layers": 1"#,
+            r#""num_hidden_layers": 2"#,
+            &["layers.1.mlp.up_proj.weight: the tensor is missing"],
+        ),
+        (r#""vocab_size""#, r#""rope_scaling": {"type": "spiral"}, "vocab_size""#, &["RoPE of type `spiral`"]),
+    ];
+    for (from, to, wanted) in cases {
+        assert!(sound.contains(from), "{sound}");
+        std::fs::write(&file, sound.replace(from, to)).unwrap();
+        let output = luthier(&["inspect", out]);
+        let said = text(&output.stdout);
+        assert_eq!(code(&output), 65, "{said}");
+        assert!(wanted.iter().all(|part| said.contains(part)), "{said}\nwanted {wanted:?}");
+        assert!(said.contains("tokenizer     4096 tokens"), "{said}");
+        fails(&["generate", "--model", out, "--prompt", "x", "--backend", "cpu"], 65, &["error: "]);
+    }
 }
 
 #[test]

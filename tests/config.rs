@@ -155,6 +155,8 @@ fn mistakes_are_named_with_their_line() {
         ("[lora]\nbias = 'all'", &["must be \"none\", got \"all\""]),
         ("eval_dataset = [1]", &["must be text or a list of texts, got a list"]),
         ("load_in_4bit = true", &["line 4: `load_in_4bit` freezes the base"]),
+        ("load_in_8bit = true", &["line 4: `load_in_8bit` freezes the base"]),
+        ("load_in_4bit = true\nload_in_8bit = true\n[lora]", &["line 5: `load_in_8bit` and `load_in_4bit` exclude"]),
         ("eval_dataset = 'e'\neval_split = 0.1", &["line 5: `eval_split` and `eval_dataset` exclude each other"]),
         ("warmup_steps = 3\nwarmup_ratio = 0.1", &["line 5: `warmup_ratio` and `warmup_steps`"]),
         ("[lr_scheduler_kwargs]\npower = 2.0", &["line 5: `power` is not a setting of lr_scheduler_type \"linear\""]),

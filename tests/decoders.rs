@@ -11,13 +11,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 #[allow(dead_code, reason = "other tests use the rest")]
 mod support;
+use luthier::model::quantized;
 use support::*;
 
-/// The golden folders of models, one per architecture at least.
+/// The golden folders of unquantized models, one per architecture at least.
 fn models() -> Vec<PathBuf> {
     let folders = std::fs::read_dir("tests/golden").expect("goldens").map(|e| e.unwrap().path());
     let mut models: Vec<_> = folders.filter(|f| f.join("config.json").exists()).collect();
-    models.retain(|f| luthier::model::arch::read_spec(f).is_ok());
+    models.retain(|f| luthier::model::arch::read_spec(f).is_ok() && quantized::scheme(f).is_ok_and(|s| s.is_none()));
     models.sort();
     assert!(models.len() >= 11, "{models:?}");
     models
@@ -145,7 +146,7 @@ fn other_sizes_agree_on_every_backend_and_with_their_own_differences() {
         let make = |config: serde_json::Value, name: &str| {
             std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
             let made = dir.path().join(name);
-            init::init(&dir.path().join("config.json"), &made, DType::F32, 5).unwrap();
+            init::init(&dir.path().join("config.json"), &made, DType::F32, None, 5).unwrap();
             made
         };
         let made = make(resized(&folder), "made");

@@ -178,7 +178,7 @@ fn experts_in_4_bits() {
     config["initializer_range"] = 0.05.into();
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     let made = dir.path().join("made");
-    init::init(&dir.path().join("config.json"), &made, DType::Bf16, 5).unwrap();
+    init::init(&dir.path().join("config.json"), &made, DType::Bf16, None, 5).unwrap();
     for b in &backends() {
         for dtype in [DType::F32, DType::Bf16] {
             let lora = LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() };

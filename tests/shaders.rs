@@ -2,8 +2,8 @@
 //! tint where it is installed: no GPU needed. What the texts compute is the parity matrix's business.
 #![cfg(feature = "wgpu")]
 use luthier::backend::kernel_text;
-use luthier::backend::wgpu::plan;
 use luthier::backend::wgpu::text::{self, ParamsIn, Request, TextArg};
+use luthier::backend::wgpu::{MatrixUnit, coop, plan};
 use luthier::dtype::DType;
 use luthier::ops::{Elem, Op, Spec};
 use naga::back::{hlsl, msl, spv};
@@ -47,7 +47,7 @@ fn modules(params_in: ParamsIn) -> Vec<(String, String)> {
         let (common, sections) = kernel_text::parse(op.wgsl()).unwrap_or_else(|e| panic!("{}: {e}", spec.file));
         let sections: Vec<_> = sections.iter().filter(|s| s.op() == spec.name).collect();
         assert!(!sections.is_empty(), "{} has no section in shaders/{}.wgsl", spec.name, spec.file);
-        for (section, plan, storage, wide) in product(&sections, &plan::variants(*op)) {
+        for (section, plan, storage, wide) in product(&sections, &plan::variants(*op), &STORAGES) {
             let extra = plan.extra.iter().map(|(name, _)| (*name, "u32"));
             let fields: Vec<_> = spec.fields.iter().copied().chain(extra).collect();
             let args = args(*op, storage, plan.scratch > 0, wide);
@@ -63,17 +63,52 @@ fn modules(params_in: ParamsIn) -> Vec<(String, String)> {
     out
 }
 
-type Variant<'a> = (&'a kernel_text::Section<'a>, &'a plan::Plan, &'static Storage, bool);
+/// Every distinct module of the products on cooperative matrices.
+fn coop_modules(unit: MatrixUnit) -> Vec<(String, String)> {
+    let mut out: Vec<(String, String)> = Vec::new();
+    let (common, sections) = kernel_text::parse(coop::FILE.text).unwrap();
+    // out, a, b; the kernels without SCALED and the maxima are no different for f16
+    let storages: [Storage; 2] =
+        [STORAGES[3], ("out bfloat16, a float16", |i, _| [DType::Bf16, DType::F16, DType::Bf16][i])];
+    for op in Op::ALL {
+        let plans = coop::variants(*op, unit);
+        for (section, plan, storage, wide) in product(&sections.iter().collect::<Vec<_>>(), &plans, &storages) {
+            let stage = section.name.split_once("__").map_or("", |(_, stage)| stage);
+            let is = |name: &str| plan.consts.contains(&(name, 1));
+            if (["amax", "scale"].contains(&stage) && !is("SCALED")) || plan.skip.contains(&stage) {
+                continue;
+            }
+            let fields: Vec<_> =
+                op.spec().fields.iter().copied().chain(coop::EXTRA.map(|name| (name, "u32"))).collect();
+            let args = args(*op, storage, plan.scratch > 0, wide);
+            let params_in = ParamsIn::Immediates;
+            let request = Request { common, section, fields: &fields, args: &args, consts: &plan.consts, params_in };
+            let name = format!("{} {:?} {} wide {wide}", section.name, plan.consts, storage.0);
+            let module = text::module(&request).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(4 * (fields.len() + module.bound.len()) <= 128, "{name}: more params than immediates hold");
+            out.push((name, module.text));
+        }
+    }
+    let mut seen = std::collections::HashSet::new();
+    out.retain(|(_, text)| seen.insert(text.clone()));
+    out
+}
 
-fn product<'a>(sections: &[&'a kernel_text::Section<'a>], plans: &'a [plan::Plan]) -> Vec<Variant<'a>> {
+type Variant<'a> = (&'a kernel_text::Section<'a>, &'a plan::Plan, &'a Storage, bool);
+
+fn product<'a>(
+    sections: &[&'a kernel_text::Section<'a>],
+    plans: &'a [plan::Plan],
+    storages: &'a [Storage],
+) -> Vec<Variant<'a>> {
     let with_plan = sections.iter().flat_map(|s| plans.iter().map(move |p| (*s, p)));
-    let with_storage = with_plan.flat_map(|(s, p)| STORAGES.iter().map(move |storage| (s, p, storage)));
+    let with_storage = with_plan.flat_map(|(s, p)| storages.iter().map(move |storage| (s, p, storage)));
     with_storage.flat_map(|(s, p, storage)| [false, true].map(|wide| (s, p, storage, wide))).collect()
 }
 
-fn validate(name: &str, text: &str) -> (naga::Module, ModuleInfo) {
+fn validate(name: &str, text: &str, extra: Capabilities) -> (naga::Module, ModuleInfo) {
     let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(text)));
-    let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32 | extra;
     let mut validator = Validator::new(ValidationFlags::all(), capabilities);
     let info = validator.validate(&module).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(text)));
     (module, info)
@@ -84,7 +119,7 @@ fn every_module_is_valid_and_becomes_spirv_msl_and_hlsl() {
     let modules = modules(ParamsIn::Immediates);
     assert!(modules.len() > 100, "only {} modules", modules.len());
     for (name, text) in &modules {
-        let (module, info) = validate(name, text);
+        let (module, info) = validate(name, text, Capabilities::empty());
         spv::write_vec(&module, &info, &spv::Options::default(), None)
             .unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
         let options = msl::Options { fake_missing_bindings: true, lang_version: (2, 4), ..Default::default() };
@@ -101,9 +136,34 @@ fn every_module_is_valid_and_becomes_spirv_msl_and_hlsl() {
     }
 }
 
+/// HLSL has no cooperative matrices, and MSL those of 8 x 8 alone.
+#[test]
+fn products_on_cooperative_matrices_are_valid_and_become_spirv_and_msl() {
+    let capabilities = Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
+    for (unit, metal) in [
+        (MatrixUnit { size: 16, lanes: 32, least_lanes: 32, vec: 4 }, false),
+        (MatrixUnit { size: 8, lanes: 8, least_lanes: 4, vec: 4 }, false),
+        (MatrixUnit { size: 8, lanes: 32, least_lanes: 32, vec: 1 }, true),
+    ] {
+        let modules = coop_modules(unit);
+        assert!(modules.len() > 100, "only {} modules", modules.len());
+        for (name, text) in &modules {
+            let (module, info) = validate(name, text, capabilities);
+            let options = spv::Options { lang_version: (1, 4), capabilities: None, ..Default::default() };
+            spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
+            if metal {
+                let options = msl::Options { fake_missing_bindings: true, lang_version: (2, 4), ..Default::default() };
+                msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+                    .unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_wrong_module_is_refused() {
-    let broken = std::panic::catch_unwind(|| validate("broken", "fn f() -> u32 { return 1.5; }"));
+    let broken =
+        std::panic::catch_unwind(|| validate("broken", "fn f() -> u32 { return 1.5; }", Capabilities::empty()));
     assert!(broken.is_err());
 }
 
@@ -116,7 +176,7 @@ fn tint_agrees() {
     }
     let folder = tempfile::tempdir().unwrap();
     for (name, text) in modules(ParamsIn::Uniform) {
-        validate(&name, &text);
+        validate(&name, &text, Capabilities::empty());
         let file = folder.path().join("m.wgsl");
         std::fs::write(&file, &text).unwrap();
         let out = std::process::Command::new("tint").args(["--format", "wgsl"]).arg(&file).output().unwrap();

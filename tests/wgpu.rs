@@ -4,9 +4,9 @@
 #![allow(non_snake_case, reason = "dims are named as in the ops")]
 use luthier::backend::cpu::Cpu;
 use luthier::backend::kernel_text::names;
-use luthier::backend::wgpu::{Wgpu, adapters, plan};
+use luthier::backend::wgpu::{Products, Wgpu, adapters, coop, plan};
 use luthier::backend::{Backend, Buf};
-use luthier::dtype::DType::{self, Bf16, F32};
+use luthier::dtype::DType::{self, Bf16, F16, F32};
 use luthier::ops::Op;
 use luthier::ops::attention::Attention;
 use luthier::ops::matmul::MatMul;
@@ -50,6 +50,14 @@ fn matmul(b: &dyn Backend, op: Op, bufs: [&mut Buf; 3], p: &MatMul) {
     done.unwrap();
 }
 
+fn dense(op: Op, [I, J, Q]: [u32; 3], alpha: f32) -> MatMul {
+    let ld_a = if op == Op::matmul_tn_add { I } else { Q };
+    let ld_b = if op == Op::matmul_nt { Q } else { J };
+    MatMul { I, J, Q, ld_out: J, ld_a, ld_b, alpha }
+}
+
+const OPS: [Op; 3] = [Op::matmul_nt, Op::matmul_nn, Op::matmul_tn_add];
+
 /// One product on a backend, after a first run that compiles; the values and the seconds.
 fn product(b: &dyn Backend, op: Op, p: &MatMul, dtype: DType) -> (Vec<f32>, f64) {
     let [I, J, Q] = [p.I, p.J, p.Q].map(|d| d as usize);
@@ -74,6 +82,7 @@ fn product(b: &dyn Backend, op: Op, p: &MatMul, dtype: DType) -> (Vec<f32>, f64)
 #[test]
 fn products_of_every_tile() {
     let Some(wgpu) = open() else { return };
+    wgpu.set_products(Products::Plain);
     let hardware = wgpu.report().hardware;
     // I, J, Q; BM, BN of the tile and whether the sum is split
     let mut shapes = vec![
@@ -95,11 +104,9 @@ fn products_of_every_tile() {
         ]);
     }
     for (shape, tile) in shapes {
-        for op in [Op::matmul_nt, Op::matmul_nn, Op::matmul_tn_add] {
+        for op in OPS {
+            let p = dense(op, shape, 0.5);
             let [I, J, Q] = shape;
-            let ld_a = if op == Op::matmul_tn_add { I } else { Q };
-            let ld_b = if op == Op::matmul_nt { Q } else { J };
-            let p = MatMul { I, J, Q, ld_out: J, ld_a, ld_b, alpha: 0.5 };
             let plan = plan::plan(op, &names(op.spec().fields, bytemuck::bytes_of(&p)));
             let value = |name| plan.consts.iter().find(|(n, _)| *n == name).unwrap().1;
             assert_eq!((value("BM"), value("BN"), value("SPLIT") == 1), tile, "{shape:?}");
@@ -111,6 +118,136 @@ fn products_of_every_tile() {
                 eprintln!("{op:?} {shape:?} {} tile {tile:?}: {speed:.1} GFLOP/s, NMSE {err:.1e}", dtype.name());
                 assert!(err <= 1e-11, "{op:?} {shape:?} {dtype:?}: NMSE {err:e}");
             }
+        }
+    }
+}
+
+/// A device with cooperative matrices, and the tiles that fit it.
+fn open_coop() -> Option<(Wgpu, Vec<usize>)> {
+    let wgpu = open()?;
+    let Some(unit) = wgpu.report().matrix_unit else {
+        eprintln!("{}: no cooperative matrices", wgpu.report().name);
+        return None;
+    };
+    let fits = |t: &usize| coop::TILES[*t].fits(unit, wgpu.limits());
+    let tiles: Vec<usize> = (0..coop::TILES.len()).filter(fits).collect();
+    eprintln!("{}: {unit:?}, tiles {tiles:?}", wgpu.report().name);
+    Some((wgpu, tiles))
+}
+
+#[test]
+fn products_on_cooperative_matrices() {
+    let Some((wgpu, tiles)) = open_coop() else { return };
+    for tile in tiles {
+        wgpu.set_products(Products::Tile(tile));
+        let start = Instant::now();
+        let shapes = [[130, 102, 200], [128, 256, 64], [18, 12, 34], [258, 36, 2080], [36, 258, 96]];
+        // compiling a big tile takes software minutes: one shape shows its fragments' places
+        let fragments = coop::TILES[tile].rm * coop::TILES[tile].rn;
+        if fragments > 8 && !wgpu.report().hardware {
+            eprintln!("tile {tile}: left to hardware");
+            continue;
+        }
+        let big = fragments > 4 && !wgpu.report().hardware;
+        for shape in &shapes[..if big { 1 } else { shapes.len() }] {
+            for (op, dtype) in OPS.into_iter().flat_map(|op| [(op, Bf16), (op, F16)]) {
+                if big && dtype == F16 {
+                    continue;
+                }
+                let shape = *shape;
+                let p = dense(op, shape, 0.5);
+                let (want, _) = product(&Cpu::new(), op, &p, dtype);
+                let (got, _) = product(&wgpu, op, &p, dtype);
+                let err = nmse(&got, &want);
+                // a matrix unit may cut off what it adds instead of rounding
+                assert!(err <= 1e-10, "tile {tile} {op:?} {shape:?} {dtype:?}: NMSE {err:e}");
+            }
+        }
+        eprintln!("tile {tile} {:?}: {:.1} s", coop::TILES[tile], start.elapsed().as_secs_f64());
+    }
+}
+
+/// bf16 beyond f16's range on both sides, and values that are no numbers.
+#[test]
+fn products_on_cooperative_matrices_keep_the_range_of_bf16() {
+    let Some((wgpu, tiles)) = open_coop() else { return };
+    wgpu.set_products(Products::Tile(tiles[0]));
+    let wgpu: &dyn Backend = &wgpu;
+    let shape = [40, 48, 70];
+    let [I, J, Q] = shape.map(|d| d as usize);
+    let (a, b) = (noise(I * Q, 1), noise(J * Q, 2));
+    let p = dense(Op::matmul_nt, shape, 1.0);
+    let run = |on: &dyn Backend, a: &[f32], b: &[f32]| {
+        let mut a = on.alloc_f32(a, Bf16).unwrap();
+        let mut b = on.alloc_f32(b, Bf16).unwrap();
+        let mut out = on.alloc(I * J, F32).unwrap();
+        matmul(on, Op::matmul_nt, [&mut out, &mut a, &mut b], &p);
+        on.download_f32(&out).unwrap()
+    };
+    let times = |x: &[f32], s: f32| x.iter().map(|x| x * s).collect::<Vec<_>>();
+    let want = run(&Cpu::new(), &a, &b);
+    // powers of two change nothing but the exponent
+    for (by_a, by_b) in [(100, -100), (-100, 100), (120, -10), (-60, -50), (60, 60), (-110, 80), (0, 0)] {
+        let [s, t] = [by_a, by_b].map(|e| 2f32.powi(e));
+        let got = run(wgpu, &times(&a, s), &times(&b, t));
+        let err = nmse(&times(&times(&got, 1.0 / s), 1.0 / t), &want);
+        assert!(err <= 1e-10, "2^{by_a}, 2^{by_b}: NMSE {err:e}");
+    }
+    assert!(run(wgpu, &vec![0.0; I * Q], &b).iter().all(|x| *x == 0.0));
+    // rows of a far below its largest
+    let low: Vec<f32> = a.iter().enumerate().map(|(i, x)| if i / Q < 3 { x * 2f32.powi(-24) } else { *x }).collect();
+    let (got, want) = (run(wgpu, &low, &b), run(&Cpu::new(), &low, &b));
+    let err = nmse(&got[..3 * J], &want[..3 * J]);
+    assert!(err <= 3e-5, "small rows: NMSE {err:e}");
+    for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut with = a.clone();
+        with[5 * Q + 7] = odd;
+        let got = run(wgpu, &with, &b);
+        assert!(got[5 * J..6 * J].iter().all(|x| !x.is_finite()), "{odd} in a is lost");
+        let others = |x: &[f32]| [&x[..5 * J], &x[6 * J..]].concat();
+        assert!(nmse(&others(&got), &others(&run(&Cpu::new(), &a, &b))) <= 1e-10, "{odd} in a spreads");
+        let mut with = b.clone();
+        with[9 * Q] = odd;
+        let got = run(wgpu, &a, &with);
+        assert!((0..I).all(|i| !got[i * J + 9].is_finite() && got[i * J + 8].is_finite()), "{odd} in b");
+    }
+}
+
+/// TFLOP/s of every tile at the sizes of an 8B model; only printed, the tests above compare.
+#[test]
+fn speed_of_products_on_cooperative_matrices() {
+    let Some((wgpu, tiles)) = open_coop() else { return };
+    if !wgpu.report().hardware {
+        return;
+    }
+    let ways = tiles.into_iter().map(Products::Tile).chain([Products::Auto, Products::Plain]);
+    let shapes = [[4096, 4096, 4096], [2048, 14336, 4096], [2048, 4096, 14336], [8192, 64, 4096], [64, 4096, 8192]];
+    for way in ways {
+        wgpu.set_products(way);
+        let wgpu: &dyn Backend = &wgpu;
+        for shape in shapes {
+            let [I, J, Q] = shape.map(|d| d as usize);
+            let mut line = format!("{way:?} {shape:?}:");
+            for dtype in [Bf16, F16] {
+                let new = |len: usize| wgpu.alloc(len, dtype).unwrap();
+                let [mut a, mut b, mut out] = [new(I * Q), new(J * Q), new(I * J)];
+                wgpu.fill(&mut a, 0.5).unwrap();
+                wgpu.fill(&mut b, 0.25).unwrap();
+                for op in OPS {
+                    let p = dense(op, shape, 0.5);
+                    let mut seconds = f64::INFINITY;
+                    for _ in 0..3 {
+                        wgpu.sync().unwrap();
+                        let start = Instant::now();
+                        (0..8).for_each(|_| matmul(wgpu, op, [&mut out, &mut a, &mut b], &p));
+                        wgpu.sync().unwrap();
+                        seconds = seconds.min(start.elapsed().as_secs_f64() / 8.0);
+                    }
+                    line += &format!(" {} {op:?} {:.1}", dtype.name(), 2e-12 * (I * J * Q) as f64 / seconds);
+                }
+                [a, b, out].into_iter().for_each(|buf| wgpu.free(buf));
+            }
+            eprintln!("{line} TFLOP/s");
         }
     }
 }

@@ -15,6 +15,10 @@ fn softcap(x: f32, cap: f32) -> f32 {
 // The first `rest` of four values, then zeros.
 fn first4(v: vec4<f32>, rest: u32) -> vec4<f32> { return select(vec4<f32>(), v, vec4(rest) > vec4(0u, 1u, 2u, 3u)); }
 
+// The same of four 16-bit values as they are stored.
+fn pair(w: u32, rest: u32) -> u32 { return select(select(0u, w & 0xffffu, rest > 0u), w, rest > 1u); }
+fn first4_packed(h: vec2<u32>, rest: u32) -> vec2<u32> { return vec2(pair(h.x, rest), pair(h.y, max(rest, 2u) - 2u)); }
+
 fn unpack_bf16(w: u32) -> vec2<f32> { return vec2(bitcast<f32>(w << 16u), bitcast<f32>(w & 0xffff0000u)); }
 
 // To nearest, ties to even; a NaN stays one.

@@ -8,8 +8,8 @@ use luthier::data::tokenizer::Tokenizer;
 use luthier::dtype::DType;
 use luthier::export::peft;
 use luthier::infer::{self, Sampling};
-use luthier::model::Model;
 use luthier::model::load::LoadOptions;
+use luthier::model::{self, Model};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -45,7 +45,7 @@ pub struct Generate {
 
 impl Generate {
     pub fn run(self) -> Result<()> {
-        let tokenizer = Tokenizer::load(&self.model)?;
+        let (_, tokenizer) = model::check(&self.model)?.sound()?;
         let prompt = self.ids(&tokenizer)?;
         let (backend, which) = pick::pick(&self.backend)?;
         eprintln!("{which}");

@@ -2,6 +2,7 @@
 use super::{dtype, out};
 use clap::Args;
 use luthier::dtype::DType;
+use luthier::export::bnb::{FORMATS, Format};
 use luthier::{Error, Result, export};
 use std::path::PathBuf;
 
@@ -19,6 +20,9 @@ pub struct Init {
     /// How the weights are stored.
     #[arg(long, default_value = "bfloat16", value_parser = dtype)]
     dtype: DType,
+    /// Store the linear layers quantized, as bitsandbytes does: random codes, so that shapes fit whose floats would not.
+    #[arg(long, value_parser = FORMATS)]
+    format: Option<String>,
 }
 
 impl Init {
@@ -27,7 +31,8 @@ impl Init {
             let what = format!("--out {}: holds a model already; choose another folder", self.out.display());
             return Err(Error::Usage(what));
         }
-        let parameters = export::init::init(&self.config, &self.out, self.dtype, self.seed)?;
+        let format = self.format.as_deref().and_then(Format::parse);
+        let parameters = export::init::init(&self.config, &self.out, self.dtype, format, self.seed)?;
         let beside = if self.config.is_dir() { Some(self.config.as_path()) } else { self.config.parent() };
         if let Some(folder) = beside {
             export::folder::copy_companions(folder, &self.out)?;

@@ -2,8 +2,10 @@
 mod doctor;
 mod generate;
 mod init;
+mod inspect;
 mod interrupt;
 mod progress;
+mod quantize;
 mod train;
 use clap::{Parser, Subcommand};
 use luthier::{Error, Result};
@@ -26,6 +28,8 @@ enum Command {
     Train(train::Train),
     Generate(generate::Generate),
     Init(init::Init),
+    Quantize(quantize::Quantize),
+    Inspect(inspect::Inspect),
     Doctor(doctor::Doctor),
 }
 
@@ -34,6 +38,8 @@ pub fn run() -> Result<()> {
         Command::Train(args) => args.run(),
         Command::Generate(args) => args.run(),
         Command::Init(args) => args.run(),
+        Command::Quantize(args) => args.run(),
+        Command::Inspect(args) => args.run(),
         Command::Doctor(args) => args.run(),
     }
 }

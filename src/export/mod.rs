@@ -1,5 +1,7 @@
 //! What was trained, as folders that other tools load.
+pub mod bnb;
 pub mod folder;
 pub mod full;
 pub mod init;
 pub mod peft;
+pub mod quantize;

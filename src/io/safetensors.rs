@@ -8,7 +8,7 @@ use memmap2::Mmap;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Component, Path, PathBuf};
 
 pub use ::safetensors::Dtype;
@@ -198,49 +198,64 @@ pub fn dtype_of(dtype: DType) -> Dtype {
     }
 }
 
-/// Writes a file tensor by tensor, in the order of its outlines, without holding more than one.
+/// Writes a file tensor by tensor, in the order of its outlines, without holding more than one. In the file, wider types
+/// come first, so that every tensor lies at a multiple of its element's size: other readers view the bytes in place.
 pub struct Writer {
     path: PathBuf,
     file: BufWriter<File>,
-    left: std::vec::IntoIter<Outline>,
+    /// With each one's place in the file.
+    left: std::vec::IntoIter<(Outline, u64)>,
+    /// Where the next byte would go.
+    at: u64,
 }
 
 impl Writer {
     pub fn create(path: &Path, outlines: Vec<Outline>) -> Result<Writer> {
         let mut header = serde_json::Map::new();
         header.insert("__metadata__".into(), serde_json::json!({ "format": "pt" }));
-        let mut at = 0;
-        for o in &outlines {
-            let end = at + o.bytes();
+        let mut order: Vec<usize> = (0..outlines.len()).collect();
+        order.sort_by_key(|i| std::cmp::Reverse(outlines[*i].dtype.bitsize()));
+        let (mut places, mut at) = (vec![0; outlines.len()], 0);
+        for i in order {
+            places[i] = at;
+            at += outlines[i].bytes();
+        }
+        for (o, start) in outlines.iter().zip(&places) {
             let dtype = serde_json::to_value(o.dtype).map_err(|e| Error::Bug(e.to_string()))?;
-            let entry = serde_json::json!({ "dtype": dtype, "shape": o.shape, "data_offsets": [at, end] });
+            let offsets = [*start, start + o.bytes()];
+            let entry = serde_json::json!({ "dtype": dtype, "shape": o.shape, "data_offsets": offsets });
             if header.insert(o.name.clone(), entry).is_some() {
                 return Err(Error::Bug(format!("{}: `{}` is written twice", path.display(), o.name)));
             }
-            at = end;
         }
         let mut header = serde_json::Value::Object(header).to_string().into_bytes();
         header.resize(header.len().next_multiple_of(8), b' ');
         let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(Error::write(path))?);
         let head = [&(header.len() as u64).to_le_bytes()[..], &header].concat();
         file.write_all(&head).map_err(Error::write(path))?;
-        Ok(Writer { path: path.to_path_buf(), file, left: outlines.into_iter() })
+        let base = head.len();
+        let left: Vec<_> = outlines.into_iter().zip(places).map(|(o, start)| (o, (base + start) as u64)).collect();
+        Ok(Writer { path: path.to_path_buf(), file, left: left.into_iter(), at: base as u64 })
     }
 
     /// The next tensor's bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let next =
+        let (next, start) =
             self.left.next().ok_or_else(|| Error::Bug(format!("{}: one tensor too many", self.path.display())))?;
         if next.bytes() != bytes.len() {
             let what = format!("{}: {} bytes wanted, {} given", next.name, next.bytes(), bytes.len());
             return Err(Error::Bug(what));
         }
+        if start != self.at {
+            self.file.seek(SeekFrom::Start(start)).map_err(Error::write(&self.path))?;
+        }
+        self.at = start + bytes.len() as u64;
         self.file.write_all(bytes).map_err(Error::write(&self.path))
     }
 
     /// Everything on disk.
     pub fn finish(mut self) -> Result<()> {
-        if let Some(missing) = self.left.next() {
+        if let Some((missing, _)) = self.left.next() {
             return Err(Error::Bug(format!("{}: `{}` was not written", self.path.display(), missing.name)));
         }
         self.file.flush().map_err(Error::write(&self.path))?;
@@ -270,6 +285,26 @@ mod tests {
         assert_eq!(t.floats("b", &[2, 3]).unwrap().to_f32().unwrap(), values);
         assert!(t.floats("b", &[3, 2]).unwrap_err().to_string().contains("[2, 3]"));
         assert!(t.get("c").is_err());
+    }
+
+    #[test]
+    fn tensors_lie_at_multiples_of_their_elements_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let outlines = [(Dtype::U8, 3), (Dtype::F32, 2), (Dtype::BF16, 1), (Dtype::I8, 1), (Dtype::F32, 1)];
+        let named = outlines.iter().enumerate();
+        let named = named.map(|(i, (dtype, len))| Outline { name: format!("{i}"), dtype: *dtype, shape: vec![*len] });
+        let mut w = Writer::create(&path, named.collect()).unwrap();
+        for (i, (dtype, len)) in outlines.iter().enumerate() {
+            w.write(&vec![i as u8 + 1; dtype.bitsize() / 8 * len]).unwrap();
+        }
+        w.finish().unwrap();
+        let t = Tensors::open_folder(dir.path(), "model").unwrap();
+        for (i, (dtype, _)) in outlines.iter().enumerate() {
+            let entry = &t.entries[&i.to_string()];
+            assert!(entry.range.start.is_multiple_of(dtype.bitsize() / 8), "{i}");
+            assert!(t.get(&i.to_string()).unwrap().bytes.iter().all(|b| *b == i as u8 + 1), "{i}");
+        }
     }
 
     #[test]

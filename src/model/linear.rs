@@ -1,4 +1,4 @@
-//! A linear layer: dense or NF4 base, optional bias, optional LoRA. Nothing above it knows which.
+//! A linear layer: dense, NF4 or 8-bit base, optional bias, optional LoRA. Nothing above it knows which.
 //!
 //! forward   Y = X·Wᵀ + bias + s·(X·Aᵀ)·Bᵀ
 //! backward  dX = G·W + s·P·A,  P = G·B;   dA = s·Pᵀ·X,  dB = s·Gᵀ·(X·Aᵀ),  dW = Gᵀ·X,  dbias = Σ_N G
@@ -9,8 +9,9 @@ use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::bias::{Bias, BiasBackward};
+use crate::ops::int8::Int8;
 use crate::ops::matmul::MatMul;
-use crate::ops::nf4::Nf4Double;
+use crate::ops::nf4::{Nf4, Nf4Double};
 
 pub struct Linear {
     /// The module's name: `model.layers.0.self_attn.q_proj`.
@@ -29,16 +30,32 @@ pub struct Linear {
 pub enum Weight {
     Dense(Param),
     Nf4(Nf4Weight),
+    Int8(Int8Weight),
 }
 
-/// A frozen weight in 4 bits with double quantization: 4.127 bits a value.
+/// A frozen weight in 4 bits: 4.5 bits a value, 4.127 with double quantization.
 pub struct Nf4Weight {
     pub codes: Buf,
-    pub qabsmax: Buf,
-    pub nested: Buf,
-    /// The 256 levels of `qabsmax`.
-    pub map: Buf,
-    pub offset: f32,
+    pub scales: Nf4Scales,
+}
+
+pub enum Nf4Scales {
+    Single {
+        absmax: Buf,
+    },
+    Double {
+        qabsmax: Buf,
+        nested: Buf,
+        /// The 256 levels of `qabsmax`.
+        map: Buf,
+        offset: f32,
+    },
+}
+
+/// A frozen weight in 8 bits with one scale a row.
+pub struct Int8Weight {
+    pub codes: Buf,
+    pub scb: Buf,
 }
 
 /// A low-rank adapter: A [R, C] and B [O, R].
@@ -71,7 +88,7 @@ impl LinearScratch {
     ) -> Result<LinearScratch> {
         let (mut weight, mut rank) = (0, 0);
         for linear in linears {
-            if let Weight::Nf4(_) = linear.weight {
+            if !matches!(linear.weight, Weight::Dense(_)) {
                 weight = weight.max(linear.O * linear.C);
             }
             rank = rank.max(linear.lora.as_ref().map_or(0, |lora| lora.R));
@@ -102,13 +119,26 @@ impl Linear {
     pub(super) fn dense(&self, b: &dyn Backend, scratch: &LinearScratch) -> Result<Buf> {
         match &self.weight {
             Weight::Dense(param) => Ok(param.value.view(0, param.value.len())),
-            Weight::Nf4(q) => {
-                let P = self.O * self.C;
-                let mut out = part(&scratch.weight, P);
-                let p = Nf4Double { P: P as u32, offset: q.offset };
-                b.nf4_dequantize_double(&mut out, &q.codes, &q.qabsmax, &q.nested, &q.map, &p)?;
+            Weight::Nf4(_) | Weight::Int8(_) => {
+                let mut out = part(&scratch.weight, self.O * self.C);
+                self.dequantize(b, &mut out)?;
                 Ok(out)
             }
+        }
+    }
+
+    /// out [O, C] = the base weight in out's dtype.
+    pub fn dequantize(&self, b: &dyn Backend, out: &mut Buf) -> Result<()> {
+        let P = (self.O * self.C) as u32;
+        match &self.weight {
+            Weight::Dense(param) => b.cast(out, &param.value),
+            Weight::Int8(q) => b.int8_dequantize(out, &q.codes, &q.scb, &Int8 { O: self.O as u32, C: self.C as u32 }),
+            Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
+                Nf4Scales::Single { absmax } => b.nf4_dequantize(out, codes, absmax, &Nf4 { P }),
+                Nf4Scales::Double { qabsmax, nested, map, offset } => {
+                    b.nf4_dequantize_double(out, codes, qabsmax, nested, map, &Nf4Double { P, offset: *offset })
+                }
+            },
         }
     }
 

@@ -2,19 +2,19 @@
 use super::attention::Attention;
 use super::block::Block;
 use super::experts::Experts;
-use super::linear::{Linear, Nf4Weight, Projections, Weight};
+use super::linear::{Linear, Projections, Weight};
 use super::lora::LoraConfig;
 use super::mlp::Mlp;
 use super::moe::Moe;
 use super::param::Param;
+use super::quantized::{self, Scheme, Stored};
 use super::spec::{Bias, Head, LinearSpec, NormPlace, QkNorm, Spec};
-use super::{Model, arch};
+use super::{Model, arch, check};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Tensor, Tensors};
-use crate::ops::{dyn8, nf4};
-use std::collections::BTreeSet;
+use crate::ops::nf4;
 use std::path::Path;
 
 mod experts;
@@ -26,6 +26,8 @@ pub struct LoadOptions {
     pub dtype: DType,
     /// Linear layers of the blocks in NF4 with double quantization.
     pub load_in_4bit: bool,
+    /// The same in 8 bits with one scale a row.
+    pub load_in_8bit: bool,
     /// An adapter on some linear layers.
     pub lora: Option<LoraConfig>,
     /// The adapter (with its modules_to_save) is trained, or without one every weight.
@@ -37,18 +39,30 @@ pub struct LoadOptions {
 impl LoadOptions {
     /// For reading a model as it is.
     pub fn frozen(dtype: DType) -> LoadOptions {
-        LoadOptions { dtype, load_in_4bit: false, lora: None, train: false, seed: 0 }
+        LoadOptions { dtype, load_in_4bit: false, load_in_8bit: false, lora: None, train: false, seed: 0 }
     }
     /// The first contradiction, if any.
-    fn check(&self, spec: &Spec) -> Result<()> {
+    fn check(&self, spec: &Spec, stored: Option<Scheme>) -> Result<()> {
         let usage = |what: String| Err(Error::Usage(what));
-        if self.load_in_4bit && self.full() {
-            return usage(
-                "load_in_4bit trains an adapter only: add a [lora] table, or set load_in_4bit = false".into(),
-            );
+        let wanted = [(self.load_in_4bit, Scheme::Nf4), (self.load_in_8bit, Scheme::Int8)];
+        let wanted: Vec<Scheme> = wanted.into_iter().filter(|(on, _)| *on).map(|(_, scheme)| scheme).collect();
+        if wanted.len() > 1 {
+            return usage("load_in_4bit and load_in_8bit exclude each other: keep one".into());
         }
-        if self.load_in_4bit && quantized(spec).any(|P| P % nf4::BLOCK != 0) {
-            return usage(format!("load_in_4bit wants weights of a multiple of {} values", nf4::BLOCK));
+        if let (Some(stored), Some(wanted)) = (stored, wanted.first())
+            && stored != *wanted
+        {
+            let (stored, wanted) = (stored.name(), wanted.name());
+            return usage(format!("{wanted} is asked for, but the checkpoint is {stored}: set it to false"));
+        }
+        if self.full() && (stored.is_some() || !wanted.is_empty()) {
+            let what = "a quantized base is frozen, so there is nothing to train: add a [lora] table, or take an \
+                        unquantized model without load_in_4bit and load_in_8bit";
+            return usage(what.into());
+        }
+        let odd = |linear: &LinearSpec| !(linear.O() * linear.C).is_multiple_of(nf4::BLOCK);
+        if self.load_in_4bit && spec.experts().iter().any(odd) {
+            return usage(format!("load_in_4bit wants experts of a multiple of {} values", nf4::BLOCK));
         }
         if self.dtype.size() == 2 && [spec.C, spec.F, spec.D / 2, spec.A / 2].iter().any(|n| n % 2 == 1) {
             let what = format!("hidden {}, ffn {}, head {}", spec.C, spec.F, spec.D);
@@ -93,8 +107,8 @@ fn linear_names(spec: &Spec) -> Vec<String> {
     (0..spec.layers).flat_map(of_layer).collect()
 }
 
-/// Sizes of what `load_in_4bit` quantizes: linear layers and experts, but no routers.
-fn quantized(spec: &Spec) -> impl Iterator<Item = usize> {
+/// Sizes of what is quantized while it loads: linear layers and experts, but no routers.
+fn sizes(spec: &Spec) -> impl Iterator<Item = usize> {
     let linears = spec.linears().into_iter().filter(|linear| !is_router(spec, linear.module));
     linears.chain(spec.experts()).map(|linear| linear.O() * linear.C)
 }
@@ -107,26 +121,13 @@ fn is_router(spec: &Spec, module: &str) -> bool {
 impl Model {
     /// Loads a Hugging Face folder: `config.json` and `model.safetensors` or its shards.
     pub fn load(b: &dyn Backend, folder: &Path, options: &LoadOptions) -> Result<Model> {
-        let spec = arch::read_spec(folder)?;
-        options.check(&spec)?;
+        let (spec, stored) = (arch::read_spec(folder)?, quantized::scheme(folder)?);
+        options.check(&spec, stored)?;
         let tensors = Tensors::open_folder(folder, "model")?;
-        check_names(&spec, &tensors)?;
-        Loader { b, tensors: &tensors, options, spec: &spec, staging: None }.model(spec.clone())
-    }
-}
-
-/// Missing, misshapen and unexpected tensors, before anything is allocated.
-fn check_names(spec: &Spec, tensors: &Tensors) -> Result<()> {
-    let weights = spec.weights();
-    for w in &weights {
-        tensors.floats(&w.name, &w.shape)?;
-    }
-    let known: BTreeSet<&str> = weights.iter().map(|w| w.name.as_str()).collect();
-    let head = format!("{}.weight", spec.names.head);
-    let harmless = |name: &str| name.ends_with("rotary_emb.inv_freq") || name == head;
-    match tensors.names().find(|name| !known.contains(name) && !harmless(name)) {
-        Some(name) => Err(Error::content(tensors.path(), name, "the config knows no such tensor")),
-        None => Ok(()),
+        check::first(check::weights(&spec, stored, &tensors), folder)?;
+        // a quantized checkpoint says itself which layers stay floats
+        let quantize = (options.load_in_4bit && stored.is_none(), options.load_in_8bit && stored.is_none());
+        Loader { b, tensors: &tensors, options, quantize, spec: &spec, staging: None }.model(spec.clone())
     }
 }
 
@@ -134,8 +135,10 @@ struct Loader<'a> {
     b: &'a dyn Backend,
     tensors: &'a Tensors,
     options: &'a LoadOptions,
+    /// Floats of linear layers go into 4 bits, into 8 bits.
+    quantize: (bool, bool),
     spec: &'a Spec,
-    /// A weight on its way into 4 bits.
+    /// A weight on its way into 4 or 8 bits.
     staging: Option<Buf>,
 }
 
@@ -167,18 +170,22 @@ impl Loader<'_> {
 
     /// The tensor `from` as the parameter `name`.
     fn param(&self, from: &str, name: &str, shape: &[usize], train: bool) -> Result<Param> {
-        let tensor = self.tensors.floats(from, shape)?;
+        let stored = quantized::find(self.tensors, from, shape)?;
         let mut param = Param::zeros(self.b, name, shape, self.options.dtype)?;
-        if tensor.float() == Some(self.options.dtype) {
-            param.set_bytes(self.b, 0, tensor.bytes)?;
-            if train {
-                param.unfreeze(self.b)?;
+        match &stored {
+            Stored::Float(tensor) if tensor.float() == Some(self.options.dtype) => {
+                param.set_bytes(self.b, 0, tensor.bytes)?;
+                if train {
+                    param.unfreeze(self.b)?;
+                }
             }
-        } else {
-            if train {
-                param.unfreeze(self.b)?;
+            // where the model has no quantized form for it (a head in 4 bits), its exact values
+            _ => {
+                if train {
+                    param.unfreeze(self.b)?;
+                }
+                param.set(self.b, &stored.to_f32())?;
             }
-            param.set(self.b, &tensor.to_f32().expect("floats() gives floats"))?;
         }
         Ok(param)
     }
@@ -238,12 +245,8 @@ impl Loader<'_> {
     fn linear(&mut self, layer: usize, module: LinearSpec) -> Result<Linear> {
         let (full, router) = (self.options.full(), is_router(self.spec, module.module));
         let (name, O, C) = (self.spec.names.of(layer, module.module), module.O(), module.C);
-        let weight = format!("{name}.weight");
-        let weight = if self.options.load_in_4bit && !router {
-            Weight::Nf4(self.nf4(&weight, O, C)?)
-        } else {
-            Weight::Dense(self.param(&weight, &weight, &[O, C], full)?)
-        };
+        let quantize = if router { (false, false) } else { self.quantize };
+        let weight = self.weight(&format!("{name}.weight"), O, C, quantize)?;
         let bias_name = format!("{name}.bias");
         let bias = match module.bias {
             Bias::Present => Some(self.param(&bias_name, &bias_name, &[O], full)?),
@@ -258,44 +261,42 @@ impl Loader<'_> {
         Ok(linear)
     }
 
-    /// Quantized on the device from the file's own precision.
-    fn nf4(&mut self, name: &str, O: usize, C: usize) -> Result<Nf4Weight> {
-        let tensor = self.tensors.floats(name, &[O, C])?;
-        let inp = self.stage(&[tensor], O * C)?;
-        self.quantize(&inp)
+    /// As the file has it, or quantized on the device from the file's own precision.
+    fn weight(&mut self, name: &str, O: usize, C: usize, quantize: (bool, bool)) -> Result<Weight> {
+        let tensor = match quantized::find(self.tensors, name, &[O, C])? {
+            Stored::Nf4(q) => return Ok(Weight::Nf4(q.upload(self.b)?)),
+            Stored::Int8(q) => return Ok(Weight::Int8(q.upload(self.b)?)),
+            Stored::Float(tensor) => tensor,
+        };
+        match quantize {
+            (true, _) => {
+                let inp = self.stage(&[tensor], O, C)?;
+                quantized::quantize_nf4(self.b, &inp).map(Weight::Nf4)
+            }
+            (_, true) => {
+                let inp = self.stage(&[tensor], O, C)?;
+                quantized::quantize_int8(self.b, &inp, O, C).map(Weight::Int8)
+            }
+            _ => Ok(Weight::Dense(self.param(name, name, &[O, C], self.options.full())?)),
+        }
     }
 
-    fn quantize(&self, inp: &Buf) -> Result<Nf4Weight> {
-        let (b, P) = (self.b, inp.len());
-        let blocks = P.div_ceil(nf4::BLOCK);
-        let mut codes = b.alloc(P.div_ceil(2), DType::U8)?;
-        let mut absmax = b.alloc(blocks, DType::F32)?;
-        b.nf4_quantize(&mut codes, &mut absmax, inp, &nf4::Nf4 { P: P as u32 })?;
-        let scales = b.download_f32(&absmax)?;
-        b.free(absmax);
-        let (qabsmax, nested, offset) = nf4::double_quantize(&scales);
-        let mut q = b.alloc(blocks, DType::U8)?;
-        b.upload(&mut q, &qabsmax)?;
-        let nested = b.alloc_f32(&nested, DType::F32)?;
-        let map = b.alloc_f32(&dyn8::dynamic_map(true), DType::F32)?;
-        Ok(Nf4Weight { codes, qabsmax: q, nested, map, offset })
-    }
-
-    /// Tensors of P elements on the device as the file has them, one after the other, in memory that the next ones reuse.
-    fn stage(&mut self, tensors: &[Tensor], P: usize) -> Result<Buf> {
-        let dtype = tensors[0].float().expect("floats() gives floats");
-        let len = tensors.len() * P;
+    /// Tensors [O, C] of one type on the device, one after the other, in memory that the next ones reuse.
+    fn stage(&mut self, tensors: &[Tensor], O: usize, C: usize) -> Result<Buf> {
+        let staged: Vec<_> = tensors.iter().map(|tensor| quantized::staged(tensor, C)).collect();
+        let (dtype, P) = (staged[0].0, O * C);
+        let len = staged.len() * P;
         let fits = self.staging.as_ref().is_some_and(|s| s.dtype() == dtype && s.len() >= len);
         if !fits {
             if let Some(old) = self.staging.take() {
                 self.b.free(old);
             }
-            let largest = quantized(self.spec).max().unwrap_or(len);
+            let largest = sizes(self.spec).max().unwrap_or(len);
             self.staging = Some(self.b.alloc(largest.max(len), dtype)?);
         }
         let view = self.staging.as_ref().expect("made above").view(0, len);
-        for (i, tensor) in tensors.iter().enumerate() {
-            self.b.upload(&mut view.view(i * P, P), tensor.bytes)?;
+        for (i, (_, bytes)) in staged.iter().enumerate() {
+            self.b.upload(&mut view.view(i * P, P), bytes)?;
         }
         Ok(view)
     }

@@ -4,7 +4,7 @@
 //! nn   out[i,j] = alpha·Σ_q a[i,q]·b[q,j]    its input gradient
 //! tn   out[i,j] = alpha·Σ_q a[q,i]·b[q,j]    its weight gradient
 //! `_add` accumulates into out. aᵀ·bᵀ is never needed: it is (b·a)ᵀ.
-//! Fast paths: the gemm crate (cpu), register tiles (wgpu), cuBLASLt (cuda).
+//! Fast paths: the gemm crate (cpu), register tiles and cooperative matrices (wgpu), cuBLASLt (cuda).
 use super::params;
 use crate::dtype::Real;
 

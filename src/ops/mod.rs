@@ -15,6 +15,7 @@ pub mod embedding;
 pub mod fill;
 pub mod gradnorm;
 pub mod grouped;
+pub mod int8;
 pub mod logprob;
 pub mod matmul;
 pub mod nf4;

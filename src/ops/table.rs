@@ -103,6 +103,11 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     nf4::nf4_dequantize_double{P}(out: write [P], codes: read u8 [ceil(P, 2)], qabsmax: read u8 [ceil(P, 64)],
         nested: read f32 [ceil(ceil(P, 64), 256)], map: read f32 [256]; Nf4Double);
 
+    /// One scale a row: scb[o] = max |inp[o,:]|, codes[o,c] = round(inp[o,c]·127/scb[o]) in two's complement.
+    int8::int8_quantize{O, C}(codes: write u8 [O, C], scb: write f32 [O], inp: read [O, C]; Int8);
+    /// out[o,c] = codes[o,c]·scb[o]/127.
+    int8::int8_dequantize{O, C}(out: write [O, C], codes: read u8 [O, C], scb: read f32 [O]; Int8);
+
     /// Block-wise 8-bit quantization (blocks of 256) to the nearest of the map's 256 rising levels in units of the block's absmax.
     dyn8::dyn8_quantize{P}(codes: write u8 [P], absmax: write f32 [ceil(P, 256)], inp: read [P], map: read f32 [256]; Dyn8);
     /// out[i] = map[codes[i]]·absmax[i/256].

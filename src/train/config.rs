@@ -111,6 +111,8 @@ keys! {
         dtype | "torch_dtype": DType = DType::Bf16;
         /// The base's linear layers are stored as NF4 with double quantization; wants a `[lora]` table.
         load_in_4bit: bool = false;
+        /// The same in 8 bits with one scale a row, as bitsandbytes stores them; computed as the weights they stand for.
+        load_in_8bit: bool = false;
         /// Recompute the blocks' activations in the backward: saves memory, costs about a forward. `"auto"`: only as far as
         /// the device's memory asks for it. TRL's default is `true`.
         gradient_checkpointing: Checkpointing = Checkpointing::Auto;
@@ -214,10 +216,15 @@ impl TrainConfig {
 
     /// What no key can say alone.
     fn check(&self, source: &Source) -> Result<()> {
-        if self.load_in_4bit && self.lora.is_none() {
-            let what =
-                "`load_in_4bit` freezes the base, so there is nothing to train: add a [lora] table, or set it to false";
-            return Err(source.fail_at("load_in_4bit", what));
+        for (key, on) in [("load_in_4bit", self.load_in_4bit), ("load_in_8bit", self.load_in_8bit)] {
+            if on && self.lora.is_none() {
+                let what = "freezes the base, so there is nothing to train: add a [lora] table, or set it to false";
+                return Err(source.fail_at(key, format!("`{key}` {what}")));
+            }
+        }
+        if self.load_in_4bit && self.load_in_8bit {
+            let what = "`load_in_8bit` and `load_in_4bit` exclude each other: keep one";
+            return Err(source.fail_at("load_in_8bit", what));
         }
         if !self.eval_dataset.is_empty() && self.eval_split > 0.0 {
             return Err(source.fail_at("eval_split", "`eval_split` and `eval_dataset` exclude each other: keep one"));

@@ -12,8 +12,7 @@ use crate::backend::Backend;
 use crate::data::{self, Batch, BatchOptions, Dataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::infer::{self, Sampling};
-use crate::model::arch::read_spec;
-use crate::model::{Model, Session, Tokens};
+use crate::model::{self, Model, Session, Tokens};
 use std::time::Instant;
 
 /// Tokens of the sample that shows the model before and after.
@@ -21,9 +20,7 @@ const SAMPLE_TOKENS: usize = 64;
 
 /// Runs a config to its end, from wherever an earlier run of it got to. Returns the last evaluation's loss.
 pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
-    let spec = read_spec(&config.model_name_or_path)?;
-    let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
-    setup::check_vocabulary(config, &tokenizer, spec.V)?;
+    let (spec, tokenizer) = model::check(&config.model_name_or_path)?.sound()?;
     let data = data::load(&setup::data_options(config), &tokenizer)?;
     report_data(&data, reporter);
     let cursor =

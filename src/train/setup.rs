@@ -3,7 +3,6 @@ use super::config::{Checkpointing, Method, Optim, TargetModules, TrainConfig};
 use super::optim::Hyper;
 use crate::backend::Backend;
 use crate::data::{BatchOptions, DataOptions, Packing, Tokenizer};
-use crate::error::{Error, Result};
 use crate::model::lora::{LoraConfig, Targets};
 use crate::model::{LoadOptions, Model, Plan};
 
@@ -45,7 +44,14 @@ pub(super) fn load_options(config: &TrainConfig) -> LoadOptions {
         use_rslora: lora.use_rslora,
     });
     let seed = config.lora.as_ref().and_then(|lora| lora.seed).unwrap_or(config.seed);
-    LoadOptions { dtype: config.dtype, load_in_4bit: config.load_in_4bit, lora, train: true, seed }
+    LoadOptions {
+        dtype: config.dtype,
+        load_in_4bit: config.load_in_4bit,
+        load_in_8bit: config.load_in_8bit,
+        lora,
+        train: true,
+        seed,
+    }
 }
 
 pub(super) fn hyper(config: &TrainConfig) -> Hyper {
@@ -70,16 +76,4 @@ pub(super) fn plan(config: &TrainConfig, b: &dyn Backend, model: &Model, N: usiz
         Checkpointing::Auto if Plan::Keep.bytes(&model.spec, N, model.dtype) <= room => Plan::Keep,
         Checkpointing::Auto => Plan::Recompute,
     }
-}
-
-/// The tokenizer's ids must be rows of the embedding.
-pub(super) fn check_vocabulary(config: &TrainConfig, tokenizer: &Tokenizer, V: usize) -> Result<()> {
-    if tokenizer.vocab_size() <= V {
-        return Ok(());
-    }
-    let what = format!(
-        "{} tokens, but the model's embedding has {V} rows: not this model's tokenizer",
-        tokenizer.vocab_size()
-    );
-    Err(Error::content(config.model_name_or_path.join("tokenizer.json"), "", what))
 }

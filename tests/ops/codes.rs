@@ -17,6 +17,13 @@ pub fn compare(op: Op, arg: &str, got: &[u8], inputs: &Values, params: &[u8]) ->
             let scaled = scaled(x, dyn8::BLOCK).map(|x| (x, x.abs() * SLACK));
             check(got, scaled, |x| nearest(map, x))
         }
+        (Op::int8_quantize, "codes") => {
+            let C = Op::int8_quantize.extents(params).0[1];
+            let scaled = scaled(inputs["inp"].floats(), C).map(|x| (x * 127.0, x.abs() * 127.0 * SLACK));
+            // as unsigned numbers in the order of the signed ones
+            let got: Vec<u8> = got.iter().map(|code| code ^ 128).collect();
+            check(&got, scaled, |x| (x.round_ties_even() + 128.0) as u8)
+        }
         (Op::adamw_step_8bit, "m" | "v") => compare_adamw(arg, got, inputs, bytemuck::pod_read_unaligned(params)),
         _ => Err("is written, and tests/ops/codes.rs does not know by which quantizer".into()),
     }

@@ -26,9 +26,12 @@ enum Class {
 
 fn class(op: Op) -> Class {
     match op {
-        Op::embedding_forward | Op::cast_forward | Op::fill_forward | Op::nf4_quantize | Op::dyn8_quantize => {
-            Class::Exact
-        }
+        Op::embedding_forward
+        | Op::cast_forward
+        | Op::fill_forward
+        | Op::nf4_quantize
+        | Op::dyn8_quantize
+        | Op::int8_quantize => Class::Exact,
         Op::route_index | Op::route_gather_forward => Class::Exact,
         _ if op.spec().file == "grouped" => Class::Product,
         Op::router_forward | Op::router_backward => Class::Softmax,

@@ -22,6 +22,20 @@ pub struct AdapterReport {
     pub memory: Option<u64>,
     /// False for software on the CPU.
     pub hardware: bool,
+    /// What it multiplies small matrices of f16 with, if it has that.
+    pub matrix_unit: Option<MatrixUnit>,
+}
+
+/// Cooperative matrices: a subgroup multiplies f16 fragments of `size` x `size` into f32 sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixUnit {
+    /// 16 or 8.
+    pub size: u32,
+    /// Threads of the largest subgroup and of the smallest.
+    pub lanes: u32,
+    pub least_lanes: u32,
+    /// Values per element of the workgroup memory that fragments are loaded from: 4, or 1 where naga knows no more.
+    pub vec: u32,
 }
 
 /// What luthier looks for, and its name for people.
@@ -85,7 +99,33 @@ fn report(adapter: &Adapter) -> AdapterReport {
         workgroup_memory: limits.max_compute_workgroup_storage_size.into(),
         memory: memory(adapter),
         hardware: info.device_type != DeviceType::Cpu,
+        matrix_unit: matrix_unit(adapter),
     }
+}
+
+fn matrix_unit(adapter: &Adapter) -> Option<MatrixUnit> {
+    let needed = Features::EXPERIMENTAL_COOPERATIVE_MATRIX | Features::SHADER_F16 | Features::SUBGROUP;
+    if !adapter.features().contains(needed) {
+        return None;
+    }
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let kinds = adapter.cooperative_matrix_properties();
+    // WGSL has names for square ones only
+    let has = |s: &u32| {
+        kinds.iter().any(|k| {
+            [k.m_size, k.n_size, k.k_size] == [*s; 3]
+                && (k.ab_type, k.cr_type) == (F16, F32)
+                && !k.saturating_accumulation
+        })
+    };
+    let size = [16, 8].into_iter().find(has)?;
+    let info = adapter.get_info();
+    // Metal does not tell: Apple's GPUs have 32, and fragments are loaded through pointers to single values there
+    let (lanes, least_lanes, vec) = match info.backend {
+        wgpu::Backend::Metal => (32, 32, 1),
+        _ => (info.subgroup_max_size, info.subgroup_min_size, 4),
+    };
+    (least_lanes > 0).then_some(MatrixUnit { size, lanes, least_lanes, vec })
 }
 
 /// Bytes of the largest heap on the device.
@@ -140,11 +180,17 @@ fn none() -> Error {
 fn request(adapter: &Adapter) -> Result<(Device, Queue)> {
     let wanted = INTEREST.iter().fold(Features::empty(), |all, (f, _)| all | *f);
     let experimental = Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+    let (wanted, experimental_features) = match matrix_unit(adapter) {
+        // SAFETY: wgpu vouches for none of its experimental features; ours is used by one shader of ours, whose results the
+        // parity matrix compares
+        Some(_) => (wanted, unsafe { wgpu::ExperimentalFeatures::enabled() }),
+        None => (wanted - experimental, wgpu::ExperimentalFeatures::disabled()),
+    };
     let descriptor = wgpu::DeviceDescriptor {
         label: None,
-        required_features: adapter.features() & (wanted - experimental),
+        required_features: adapter.features() & wanted,
         required_limits: adapter.limits(),
-        experimental_features: wgpu::ExperimentalFeatures::disabled(),
+        experimental_features,
         // tensors are sub-allocated here already
         memory_hints: wgpu::MemoryHints::MemoryUsage,
         trace: wgpu::Trace::Off,

@@ -3,18 +3,19 @@
 //! `text` makes a module for one entry point and the storage of its arguments, `plan` chooses constants by size, `pipeline`
 //! compiles once, `record` queues. Always deterministic: no float atomics, every sum in a fixed order.
 //! `LUTHIER_WGPU_CHECKED=1` runs as a browser would: with the shaders' bounds and loop checks, zeroed workgroup memory and
-//! params in uniform buffers.
+//! params in uniform buffers. `LUTHIER_WGPU_PRODUCTS` chooses what multiplies matrices ([`Products`]).
 use super::kernel_text::{self, Names, Section};
 use super::{Backend, Buf, Launch, Memory, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Elem, Op};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use wgpu::{Features, Limits};
 
 mod adapter;
+pub mod coop;
 pub mod expand;
 mod memory;
 mod pipeline;
@@ -22,10 +23,11 @@ pub mod plan;
 mod record;
 pub mod text;
 
-pub use adapter::{AdapterReport, adapters};
+pub use adapter::{AdapterReport, MatrixUnit, adapters};
+pub use coop::Products;
 use memory::Heap;
 use pipeline::{Pipelines, Window};
-use plan::Plan;
+use plan::{Fast, Plan};
 use record::{PARAMS, Recorder};
 use text::{ParamsIn, Request, TextArg};
 
@@ -38,6 +40,7 @@ pub struct Wgpu {
     limits: Limits,
     faults: adapter::Faults,
     device: wgpu::Device,
+    products: Cell<Products>,
     state: RefCell<State>,
 }
 
@@ -80,7 +83,35 @@ impl Wgpu {
         let heap = Heap::new(limits.max_buffer, limits.memory);
         let state = State { heap, pipelines, recorder, files: HashMap::new(), scratch: None };
         let limits = device.limits();
-        Ok(Wgpu { report: opened.report, limits, faults: opened.faults, device, state: RefCell::new(state) })
+        let products = match std::env::var("LUTHIER_WGPU_PRODUCTS") {
+            Ok(name) => Products::named(&name)?,
+            // a browser has no cooperative matrices
+            Err(_) if checked => Products::Plain,
+            Err(_) => Products::Auto,
+        };
+        let (report, faults) = (opened.report, opened.faults);
+        Ok(Wgpu { report, limits, faults, device, products: Cell::new(products), state: RefCell::new(state) })
+    }
+
+    /// What multiplies matrices from now on.
+    pub fn set_products(&self, products: Products) {
+        self.products.set(products);
+    }
+
+    /// What the device allows.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// How a launch is to be run.
+    fn plan(&self, launch: &Launch, names: &Names) -> Plan {
+        let dtype = |i: usize| launch.args()[i].map(|b| b.dtype);
+        let coop = || {
+            let (unit, dtypes) = (self.report.matrix_unit?, [dtype(0)?, dtype(1)?, dtype(2)?]);
+            coop::plan(launch.op(), names, dtypes, unit, &self.limits, self.products.get())
+        };
+        let product = launch.op().spec().file == "matmul";
+        product.then(coop).flatten().unwrap_or_else(|| plan::plan(launch.op(), names))
     }
 
     /// The adapter.
@@ -165,12 +196,12 @@ impl Wgpu {
         Ok((!grid.contains(&0)).then_some(grid.map(|side| side as u32)))
     }
 
-    fn parsed(state: &mut State, op: Op) -> Result<Rc<Parsed>> {
-        let file = op.spec().file;
+    fn parsed(state: &mut State, op: Op, fast: Option<Fast>) -> Result<Rc<Parsed>> {
+        let (file, text) = fast.map_or((op.spec().file, op.wgsl()), |f| (f.name, f.text));
         if let Some(found) = state.files.get(file) {
             return Ok(found.clone());
         }
-        let parsed = kernel_text::parse(op.wgsl()).map_err(|e| Error::Bug(format!("shader {file}: {e}")))?;
+        let parsed = kernel_text::parse(text).map_err(|e| Error::Bug(format!("shader {file}: {e}")))?;
         Ok(state.files.entry(file).or_insert(Rc::new(parsed)).clone())
     }
 
@@ -313,8 +344,8 @@ impl Backend for Wgpu {
         let names = kernel_text::names(spec.fields, launch.params());
         check_heads(launch, &names)?;
         let state = &mut *self.state.borrow_mut();
-        let parsed = Self::parsed(state, op)?;
-        let plan = plan::plan(op, &names);
+        let plan = self.plan(launch, &names);
+        let parsed = Self::parsed(state, op, plan.fast)?;
         let arg = |(arg, buf): (&crate::ops::Arg, &Option<&Buf>)| TextArg {
             name: arg.name,
             elem: arg.elem,
@@ -329,8 +360,9 @@ impl Backend for Wgpu {
             bufs.push(Some(scratch));
         }
         let call = Call { fields: spec.fields, params: launch.params(), args: &args, bufs: &bufs, plan: &plan };
-        let stage = |s: &Section| s.name.split_once("__").map(|(_, stage)| stage.to_string());
-        let runs = |s: &&Section| s.op() == spec.name && (plan.skip.is_none() || stage(s).as_deref() != plan.skip);
+        let entry = plan.fast.map_or(spec.name, |f| f.name);
+        let skipped = |s: &Section| s.name.split_once("__").is_some_and(|(_, stage)| plan.skip.contains(&stage));
+        let runs = |s: &&Section| s.op() == entry && !skipped(s);
         let ran = parsed.1.iter().filter(runs).try_for_each(|s| self.dispatch(state, parsed.0, s, &call));
         if scratch.is_some() {
             state.scratch = scratch;

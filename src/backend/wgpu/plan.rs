@@ -11,10 +11,19 @@ pub struct Plan {
     pub extra: Vec<(&'static str, u32)>,
     /// f32 values that the stages hand to each other, as argument `scratch`.
     pub scratch: usize,
-    /// A stage that this plan leaves out.
-    pub skip: Option<&'static str>,
+    /// Stages that this plan leaves out.
+    pub skip: Vec<&'static str>,
+    /// The file of a fast path, in place of the row's own.
+    pub fast: Option<Fast>,
     /// Multiply-adds, roughly; 0 for what is over quickly.
     pub work: f64,
+}
+
+/// A file that serves several rows, told apart by constants; its entry points bear its own name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fast {
+    pub name: &'static str,
+    pub text: &'static str,
 }
 
 /// A tile of a product: BM x BN outputs per workgroup, RM x RN blocks of 4x4 per thread.
@@ -37,7 +46,7 @@ const BUSY: u64 = 256;
 /// Shortest part of a split inner length.
 const PART: u64 = 256;
 /// Most f32 values of split sums: 16 MiB.
-const SCRATCH: u64 = 4 << 20;
+pub const SCRATCH: u64 = 4 << 20;
 
 impl Tile {
     fn count(&self, i: u64, j: u64) -> u64 {
@@ -75,7 +84,7 @@ fn matmul(names: &Names) -> Plan {
     Plan {
         extra: vec![("splits", splits as u32), ("part", part as u32)],
         scratch: if splits > 1 { (splits * i * row) as usize } else { 0 },
-        skip: (splits == 1).then_some("join"),
+        skip: if splits == 1 { vec!["join"] } else { Vec::new() },
         work: (i * j * q) as f64,
         ..tile.plan(splits > 1)
     }

@@ -10,6 +10,8 @@
 //!         st2_x(i, v: vec2, rest) the first min(2, rest) of two, whatever W; i even where x is 16-bit
 //!         ld4_x(i, rest) -> vec4  the first min(4, rest) of four, then zeros; i even where x is 16-bit
 //!         st4_x(i, v, rest)       the first min(4, rest) of four
+//!         ldr4_x(i, rest) -> vec2<u32>   as ld4, but packed as stored, and without branches: loads can run at once. 16-bit only
+//!         widen_x(h) -> vec4      the four values of an ldr4
 //! u32     ld_x(i) -> u32   st_x(i, v)
 //! u8      ld_x(i) -> u32   ldw_x(w) -> u32 (word w)   stw_x(w, v, bytes): the first min(4, bytes) of word w
 //! ```
@@ -28,7 +30,7 @@ pub struct TextArg {
     pub name: &'static str,
     pub elem: Elem,
     pub dtype: Option<DType>,
-    /// Four elements (from i, a multiple of 4) are one load. Only for arguments that are read by `ld4` alone.
+    /// Four elements (from i, a multiple of 4) are one load. Only for arguments that are read by `ld4` or `ldr4` alone.
     pub wide: bool,
 }
 
@@ -75,15 +77,19 @@ pub fn module(request: &Request) -> Result<Module, String> {
     let code = expand(request.common, &names)? + &expand(request.section.text, &names)?;
     let bound: Vec<usize> = (0..request.args.len()).filter(|i| uses_arg(&code, &request.args[*i])).collect();
 
-    let mut text = params(request, &bound);
+    // directives of the language come first
+    let (enable, code): (Vec<&str>, Vec<&str>) = code.lines().partition(|line| line.starts_with("enable "));
+    let code = code.join("\n") + "\n";
+    let mut text: String = enable.iter().map(|line| format!("{line}\n")).collect();
+    text += &params(request, &bound);
     for (name, value) in request.consts {
         text += &format!("const {name} = {value}u;\n");
     }
     text += if w == 1 { LANES_1 } else { LANES_2 };
     for (binding, i) in bound.iter().enumerate() {
         let arg = &request.args[*i];
-        if arg.wide && ACCESSORS.iter().any(|f| *f != "ld4" && uses(&code, f, arg.name)) {
-            return Err(format!("`{}` is wide, but not read by ld4 alone", arg.name));
+        if arg.wide && ACCESSORS.iter().any(|f| !["ld4", "ldr4"].contains(f) && uses(&code, f, arg.name)) {
+            return Err(format!("`{}` is wide, but not read by ld4 or ldr4 alone", arg.name));
         }
         text += &accessors(&request.args[*i], binding, w, &code);
     }
@@ -129,7 +135,7 @@ fn params(request: &Request, bound: &[usize]) -> String {
     }
 }
 
-const ACCESSORS: [&str; 9] = ["ld", "st", "ld1", "st1", "st2", "ld4", "st4", "ldw", "stw"];
+const ACCESSORS: [&str; 10] = ["ld", "st", "ld1", "st1", "st2", "ld4", "st4", "ldr4", "ldw", "stw"];
 
 fn uses_arg(code: &str, arg: &TextArg) -> bool {
     arg.dtype.is_some() && ACCESSORS.iter().any(|f| uses(code, f, arg.name))
@@ -225,6 +231,15 @@ const PACKED: &[Accessor] = &[
 }",
     ),
     ("ld", "(i: u32) -> vec2<f32> { return UNPACK(MEM[BASE + i / 2u]); }"),
+    (
+        "ldr4",
+        "(i: u32, rest: u32) -> vec2<u32> {
+  let x = MEM[BASE + select(0u, i / 2u, rest > 0u)];
+  let y = MEM[BASE + select(0u, i / 2u + 1u, rest > 2u)];
+  return first4_packed(vec2(x, y), rest);
+}",
+    ),
+    WIDEN,
     ("st", ST_PACKED),
     ("st2", ST_PACKED),
     (
@@ -250,6 +265,8 @@ const PACKED: &[Accessor] = &[
     ),
 ];
 
+const WIDEN: Accessor = ("widen", "(h: vec2<u32>) -> vec4<f32> { return vec4(UNPACK(h.x), UNPACK(h.y)); }");
+
 const WIDE_F32: [Accessor; 1] = [(
     "ld4",
     "(i: u32, rest: u32) -> vec4<f32> {
@@ -257,14 +274,23 @@ const WIDE_F32: [Accessor; 1] = [(
   return first4(MEM[(BASE + i) / 4u], rest);
 }",
 )];
-const WIDE_PACKED: [Accessor; 1] = [(
-    "ld4",
-    "(i: u32, rest: u32) -> vec4<f32> {
+const WIDE_PACKED: [Accessor; 3] = [
+    (
+        "ld4",
+        "(i: u32, rest: u32) -> vec4<f32> {
   if (rest == 0u) { return vec4<f32>(); }
   let h = MEM[(BASE + i / 2u) / 2u];
   return first4(vec4(UNPACK(h.x), UNPACK(h.y)), rest);
 }",
-)];
+    ),
+    (
+        "ldr4",
+        "(i: u32, rest: u32) -> vec2<u32> {
+  return first4_packed(MEM[(BASE + select(0u, i / 2u, rest > 0u)) / 2u], rest);
+}",
+    ),
+    WIDEN,
+];
 
 const U32: &[Accessor] =
     &[("ld", "(i: u32) -> u32 { return MEM[BASE + i]; }"), ("st", "(i: u32, v: u32) { MEM[BASE + i] = v; }")];

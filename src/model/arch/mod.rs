@@ -1,7 +1,7 @@
 //! Architectures: from a Hugging Face config to a [`Spec`]. One file each, no maths; a row in [`ARCHITECTURES`].
 use super::config::Keys;
 use super::spec::Spec;
-use crate::error::Result;
+use crate::error::{Result, distance};
 use std::path::Path;
 
 mod common;
@@ -41,26 +41,12 @@ pub fn read_spec(path: &Path) -> Result<Spec> {
     let model_type = keys.text("model_type", None)?;
     let Some((_, read)) = ARCHITECTURES.iter().find(|(name, _)| *name == model_type) else {
         let known: Vec<_> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
-        let nearest = known.iter().min_by_key(|name| edits(name, &model_type)).expect("there are architectures");
+        let nearest = known.iter().min_by_key(|name| distance(&model_type, name)).expect("there are architectures");
         let what =
-            format!("`{model_type}` is not supported; the nearest is `{nearest}`, and all are {}", known.join(", "));
+            format!("`{model_type}` is not supported, the nearest that is: `{nearest}`; all: {}", known.join(", "));
         return keys.wrong("model_type", what);
     };
     read(&keys)
-}
-
-/// Insertions, deletions and replacements from one word to another (Levenshtein 1966).
-fn edits(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.chars().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.chars().count()]
 }
 
 #[cfg(test)]
@@ -81,10 +67,9 @@ mod tests {
     }
 
     #[test]
-    fn words_are_as_far_apart_as_their_edits() {
-        assert_eq!((edits("", "ab"), edits("kitten", "sitting"), edits("qwen2", "qwen2")), (2, 3, 0));
+    fn an_unknown_architecture_is_told_the_nearest() {
         let e = with("qwen2_5", serde_json::json!({})).unwrap_err().to_string();
-        assert!(e.contains("the nearest is `qwen2`"), "{e}");
+        assert!(e.contains("the nearest that is: `qwen2`"), "{e}");
     }
 
     /// Under both key styles, and with the older words for layers.

@@ -1,6 +1,6 @@
 //! The experts of a layer, which the file names one by one, as one stack.
 use super::super::spec::LinearSpec;
-use super::{Experts, Linear, Loader, Nf4Weight, Param, Tensor, Weight};
+use super::{Buf, Experts, Linear, Loader, Param, Stored, Tensor, Weight, quantized};
 use crate::error::{Error, Result};
 
 impl<'a> Loader<'a> {
@@ -9,9 +9,16 @@ impl<'a> Loader<'a> {
         let (O, C) = (linear.O(), linear.C);
         let names = self.spec.expert_names(layer, linear.module);
         let files: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
-        let weight = match self.options.load_in_4bit {
-            true => Weight::Nf4(self.nf4_stack(&files, O, C)?),
-            false => Weight::Dense(self.stack(files, O, C)?),
+        let weight = match self.quantize {
+            (true, _) => {
+                let inp = self.staged_stack(&files, O, C)?;
+                quantized::quantize_nf4(self.b, &inp).map(Weight::Nf4)?
+            }
+            (_, true) => {
+                let inp = self.staged_stack(&files, O, C)?;
+                quantized::quantize_int8(self.b, &inp, files.len() * O, C).map(Weight::Int8)?
+            }
+            _ => Weight::Dense(self.stack(files, O, C)?),
         };
         let name = names.first().cloned().unwrap_or_default();
         let stack =
@@ -44,17 +51,29 @@ impl<'a> Loader<'a> {
         Ok(param)
     }
 
-    fn nf4_stack(&mut self, files: &[String], O: usize, C: usize) -> Result<Nf4Weight> {
+    /// All of them on the device, one below the other.
+    fn staged_stack(&mut self, files: &[String], O: usize, C: usize) -> Result<Buf> {
         let tensors = self.tensors_of(files, O, C)?;
         if let Some(other) = tensors.iter().position(|tensor| tensor.float() != tensors[0].float()) {
             let what = "experts of one layer are stored in different types: save the model in one";
             return Err(Error::content(self.tensors.path(), &files[other], what));
         }
-        let inp = self.stage(&tensors, O * C)?;
-        self.quantize(&inp)
+        self.stage(&tensors, O, C)
     }
 
     fn tensors_of(&self, files: &[String], O: usize, C: usize) -> Result<Vec<Tensor<'a>>> {
-        files.iter().map(|file| self.tensors.floats(file, &[O, C])).collect()
+        let floats = |file: &String| match quantized::find(self.tensors, file, &[O, C])? {
+            Stored::Float(tensor) => Ok(tensor),
+            Stored::Nf4(_) => Err(self.unsupported(file, 4)),
+            Stored::Int8(_) => Err(self.unsupported(file, 8)),
+        };
+        files.iter().map(floats).collect()
+    }
+
+    fn unsupported(&self, file: &str, bits: u32) -> Error {
+        let what = format!(
+            "expert weights stored in {bits} bits are not supported yet; load the unquantized model with load_in_{bits}bit"
+        );
+        Error::content(self.tensors.path(), file, what)
     }
 }

@@ -1,6 +1,6 @@
 //! The keys as they were written: aliases resolved, overrides applied, each taken once by its canonical name.
 use super::tree::{self, Node, Place, Value};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, distance};
 use std::path::Path;
 
 /// A key of the config, as its documentation and the search for misspellings see it.
@@ -197,20 +197,4 @@ fn flatten(
         }
     }
     out
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for j in 0..b.len() {
-            let change = diagonal + usize::from(ca != b[j]);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }

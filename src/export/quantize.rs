@@ -1,0 +1,67 @@
+//! A model of floats as a bitsandbytes folder, tensor by tensor.
+use super::bnb::{self, Format, Parts};
+use super::full::write_config;
+use crate::backend::{Backend, Buf, Scope};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::io::safetensors::{Outline, Tensor, Tensors};
+use crate::model;
+use crate::model::linear::{Int8Weight, Nf4Scales, Nf4Weight};
+use crate::model::quantized::{quantize_int8, quantize_nf4, staged};
+use std::path::Path;
+
+/// Reads the folder `model`, and writes `out` with its linear layers quantized on `b`; all other tensors as they are.
+/// Returns the bytes of the weights before and after.
+pub fn quantize(b: &dyn Backend, model: &Path, out: &Path, format: Format) -> Result<(u64, u64)> {
+    let checked = model::check(model)?;
+    if let Some(scheme) = checked.scheme {
+        let what = format!("is {} already: name the original", scheme.name());
+        return Err(Error::content(model.join("config.json"), "quantization_config", what));
+    }
+    let spec = checked.spec()?;
+    let tensors = Tensors::open_folder(model, "model")?;
+    let plain = |name: &str| {
+        let tensor = tensors.get(name)?;
+        Ok(Outline { name: name.to_string(), dtype: tensor.dtype, shape: tensor.shape.to_vec() })
+    };
+    let plain: Vec<Outline> = tensors.names().map(plain).collect::<Result<_>>()?;
+    let dtype = tensors.get(&format!("{}.weight", spec.names.embed))?.float().unwrap_or(DType::F32);
+    std::fs::create_dir_all(out).map_err(Error::write(out))?;
+    let whole = |name: &str| Ok(tensors.get(name)?.bytes.to_vec());
+    let parts = |module: &str, O: usize, C: usize| {
+        let name = format!("{module}.weight");
+        quantized(b, &tensors.floats(&name, &[O, C])?, dtype, O, C, format)
+    };
+    let before = plain.iter().map(|o| o.bytes() as u64).sum();
+    let after = bnb::write(out, plain, format, dtype, &bnb::modules(&spec), whole, parts)?;
+    // last, so that a folder without it is seen to be unfinished
+    let config = bnb::config(format, dtype, &spec);
+    write_config(&model.join("config.json"), dtype, Some(config), &out.join("config.json"))?;
+    Ok((before, after))
+}
+
+/// The parts of one weight, made on the device.
+fn quantized(b: &dyn Backend, tensor: &Tensor, dtype: DType, O: usize, C: usize, format: Format) -> Result<Parts> {
+    let scope = Scope::new(b);
+    let (staged_dtype, bytes) = staged(tensor, C);
+    let mut inp = scope.alloc(O * C, staged_dtype)?;
+    b.upload(&mut inp, &bytes)?;
+    let take = |buf: Buf| {
+        let bytes = b.download(&buf)?;
+        b.free(buf);
+        Ok(bytes)
+    };
+    match format {
+        Format::Int8 => {
+            let Int8Weight { codes, scb } = quantize_int8(b, &inp, O, C)?;
+            Ok(bnb::int8_parts(take(codes)?, take(scb)?))
+        }
+        Format::Nf4 => match quantize_nf4(b, &inp)? {
+            Nf4Weight { codes, scales: Nf4Scales::Double { qabsmax, nested, map, offset } } => {
+                let (codes, qabsmax) = (take(codes)?, take(qabsmax)?);
+                Ok(bnb::nf4_parts(dtype, (O, C), codes, qabsmax, take(nested)?, take(map)?, offset))
+            }
+            _ => Err(Error::Bug("quantize_nf4 quantizes the scales too".into())),
+        },
+    }
+}

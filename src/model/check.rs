@@ -1,0 +1,119 @@
+//! A model folder looked at before anything is allocated: what does not fit together, all of it.
+use super::arch;
+use super::quantized::{self, INT8_PARTS, NF4_PARTS, Scheme};
+use super::spec::{Head, Spec};
+use crate::data::Tokenizer;
+use crate::error::{Error, Result};
+use crate::io::safetensors::Tensors;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// A folder as far as it could be read, and what is wrong with it.
+pub struct Checked {
+    pub folder: PathBuf,
+    /// `None`: the config is wrong.
+    pub spec: Option<Spec>,
+    pub scheme: Option<Scheme>,
+    /// `None`: the files are wrong.
+    pub tensors: Option<Tensors>,
+    /// `None`: there is none, or it is wrong.
+    pub tokenizer: Option<Tokenizer>,
+    pub mismatches: Vec<Error>,
+}
+
+/// Checks config, tensors and tokenizer of a Hugging Face folder against one another. Files that are not there, or cannot be
+/// read, are an error; what they say wrongly is listed in [`Checked::mismatches`].
+pub fn check(folder: &Path) -> Result<Checked> {
+    let mut mismatches = Vec::new();
+    let spec = listed(arch::read_spec(folder), &mut mismatches)?;
+    let scheme = listed(quantized::scheme(folder), &mut mismatches)?;
+    let tensors = listed(Tensors::open_folder(folder, "model"), &mut mismatches)?;
+    let has_tokenizer = ["tokenizer.json", "tokenizer.model"].iter().any(|name| folder.join(name).exists());
+    let tokenizer = if has_tokenizer { listed(Tokenizer::load(folder), &mut mismatches)? } else { None };
+    if let (Some(spec), Some(scheme), Some(tensors)) = (&spec, scheme, &tensors) {
+        mismatches.extend(weights(spec, scheme, tensors));
+    }
+    if let (Some(spec), Some(tokenizer)) = (&spec, &tokenizer)
+        && tokenizer.vocab_size() > spec.V
+    {
+        let (ids, V) = (tokenizer.vocab_size(), spec.V);
+        let what = format!("{ids} tokens, but the model's embedding has {V} rows: not this model's tokenizer");
+        mismatches.push(Error::content(tokenizer.file(), "", what));
+    }
+    let folder = folder.to_path_buf();
+    Ok(Checked { folder, spec, scheme: scheme.flatten(), tensors, tokenizer, mismatches })
+}
+
+/// What is wrong with a file's content is put on the list; any other error ends the check.
+fn listed<T>(read: Result<T>, mismatches: &mut Vec<Error>) -> Result<Option<T>> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(e @ Error::Content { .. }) => {
+            mismatches.push(e);
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+impl Checked {
+    /// What a run starts from: no mismatch, and a tokenizer.
+    pub fn sound(mut self) -> Result<(Spec, Tokenizer)> {
+        let (tokenizer, folder) = (self.tokenizer.take(), self.folder.clone());
+        let spec = self.spec()?;
+        Ok((spec, tokenizer.map_or_else(|| Tokenizer::load(&folder), Ok)?))
+    }
+
+    /// No mismatch, whether or not there is a tokenizer.
+    pub fn spec(self) -> Result<Spec> {
+        first(self.mismatches, &self.folder)?;
+        self.spec.ok_or_else(|| Error::Bug("a model without a mismatch has a spec".into()))
+    }
+}
+
+/// The first of several mismatches as the error, with a word about the others.
+pub(super) fn first(mismatches: Vec<Error>, folder: &Path) -> Result<()> {
+    let others = mismatches.len().saturating_sub(1);
+    match mismatches.into_iter().next() {
+        None => Ok(()),
+        Some(Error::Content { file, at, what }) if others > 0 => {
+            let what = format!("{what} (and {others} more: `luthier inspect {}` lists them)", folder.display());
+            Err(Error::Content { file, at, what })
+        }
+        Some(e) => Err(e),
+    }
+}
+
+/// Missing, misshapen, wrongly stored and unexpected tensors.
+pub(super) fn weights(spec: &Spec, scheme: Option<Scheme>, tensors: &Tensors) -> Vec<Error> {
+    let mut wrong = Vec::new();
+    let mut known: BTreeSet<String> = BTreeSet::new();
+    let mut quantized = 0;
+    for w in spec.weights() {
+        let stored = quantized::find(tensors, &w.name, &w.shape).map(|stored| stored.scheme());
+        if !matches!(stored, Ok(None)) {
+            let module = w.name.strip_suffix(".weight").unwrap_or(&w.name);
+            known.extend(NF4_PARTS.iter().map(|part| format!("{}{part}", w.name)));
+            known.extend(INT8_PARTS.iter().map(|part| format!("{module}{part}")));
+        }
+        match stored {
+            Err(e) => wrong.push(e),
+            Ok(Some(stored)) if Some(stored) != scheme => {
+                let says = scheme.map_or("no quantization", Scheme::name);
+                let what = format!("is stored as {}, but config.json says {says}", stored.name());
+                wrong.push(Error::content(tensors.path(), &w.name, what));
+            }
+            Ok(stored) => quantized += usize::from(stored.is_some()),
+        }
+        known.insert(w.name);
+    }
+    if let Some(scheme) = scheme.filter(|_| quantized == 0 && wrong.is_empty()) {
+        let what = format!("says {}, but every weight is a float: take the key out", scheme.name());
+        wrong.push(Error::content(tensors.path().with_file_name("config.json"), "quantization_config", what));
+    }
+    let head = format!("{}.weight", spec.names.head);
+    let harmless = |name: &str| name.ends_with("rotary_emb.inv_freq") || (spec.head == Head::Tied && name == head);
+    let extra = tensors.names().filter(|name| !known.contains(*name) && !harmless(name));
+    wrong.extend(extra.map(|name| Error::content(tensors.path(), name, "the config knows no such tensor")));
+    wrong
+}

@@ -1,0 +1,301 @@
+//! Weights in 4 and 8 bits: as bitsandbytes stores them in checkpoints, and made from floats on the device.
+//!
+//! ```text
+//! 4 bits  X.weight u8 [⌈P/2⌉, 1] · X.weight.quant_map f32 [16] · X.weight.quant_state.bitsandbytes__nf4: JSON
+//!         single: X.weight.absmax f32 [⌈P/64⌉]
+//!         double: X.weight.absmax u8 [⌈P/64⌉] · .nested_absmax f32 [⌈⌈P/64⌉/256⌉] · .nested_quant_map f32 [256]
+//! 8 bits  X.weight i8 [O, C] · X.SCB f32 [O] · X.weight_format: ignored
+//! ```
+//! Nothing is quantized again: codes and scales go to the device as they are.
+use super::config::Keys;
+use super::linear::{Int8Weight, Nf4Scales, Nf4Weight};
+use crate::backend::{Backend, Buf};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::io::safetensors::{Dtype, Tensor, Tensors};
+use crate::ops::{dyn8, int8, nf4};
+use serde::Deserialize;
+use std::borrow::Cow;
+use std::path::Path;
+
+/// How the linear layers of a checkpoint are stored, where they are no floats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    Nf4,
+    Int8,
+}
+
+impl Scheme {
+    pub fn name(self) -> &'static str {
+        match self {
+            Scheme::Nf4 => "4-bit NF4 (bitsandbytes)",
+            Scheme::Int8 => "8-bit (bitsandbytes)",
+        }
+    }
+}
+
+/// Of a linear layer's weight, beside the weight: what its 4-bit form adds to the name.
+pub const NF4_PARTS: [&str; 5] =
+    [".absmax", ".nested_absmax", ".nested_quant_map", ".quant_map", ".quant_state.bitsandbytes__nf4"];
+/// What the 8-bit form adds to the module's name.
+pub const INT8_PARTS: [&str; 2] = [".SCB", ".weight_format"];
+/// The largest JSON of a quant_state that is read.
+const MAX_STATE: usize = 4096;
+
+/// What `quantization_config` of a model folder says; `None`: its weights are floats.
+pub fn scheme(folder: &Path) -> Result<Option<Scheme>> {
+    let file = if folder.is_dir() { folder.join("config.json") } else { folder.to_path_buf() };
+    let Some(keys) = Keys::read(&file)?.object("quantization_config")? else { return Ok(None) };
+    let method = keys.text("quant_method", Some("bitsandbytes"))?;
+    if method != "bitsandbytes" {
+        let what = format!(
+            "`{method}` checkpoints are not supported: take the unquantized model (load_in_4bit = true quantizes it \
+             while it loads), or one in bitsandbytes' 4 or 8 bits"
+        );
+        return keys.wrong("quant_method", what);
+    }
+    let (four, eight) = (keys.flag("load_in_4bit", false)?, keys.flag("load_in_8bit", false)?);
+    match (four, eight) {
+        (true, false) => {
+            // transformers' own default is fp4
+            let kind = keys.text("bnb_4bit_quant_type", Some("fp4"))?;
+            if kind != "nf4" {
+                return keys.wrong("bnb_4bit_quant_type", other_kind(&kind));
+            }
+            Ok(Some(Scheme::Nf4))
+        }
+        (false, true) => Ok(Some(Scheme::Int8)),
+        (false, false) => Ok(None),
+        (true, true) => keys.wrong("load_in_4bit", "load_in_4bit and load_in_8bit exclude each other"),
+    }
+}
+
+fn other_kind(kind: &str) -> String {
+    format!("`{kind}` is not supported, `nf4` is: take the unquantized model and load_in_4bit = true")
+}
+
+/// A weight as a file holds it.
+pub enum Stored<'a> {
+    Float(Tensor<'a>),
+    Nf4(StoredNf4<'a>),
+    Int8(StoredInt8<'a>),
+}
+
+pub struct StoredNf4<'a> {
+    P: usize,
+    codes: &'a [u8],
+    /// f32, or the codes of `nested`.
+    absmax: &'a [u8],
+    nested: Option<Nested<'a>>,
+}
+
+struct Nested<'a> {
+    absmax: Tensor<'a>,
+    map: Tensor<'a>,
+    offset: f32,
+}
+
+pub struct StoredInt8<'a> {
+    O: usize,
+    C: usize,
+    codes: &'a [u8],
+    scb: &'a [u8],
+}
+
+/// `quant_state.bitsandbytes__nf4`.
+#[derive(Deserialize)]
+struct State {
+    quant_type: String,
+    blocksize: usize,
+    shape: Vec<usize>,
+    nested_blocksize: Option<usize>,
+    nested_offset: Option<f32>,
+}
+
+/// The weight `name` of the given shape, its parts checked against one another.
+pub fn find<'a>(tensors: &'a Tensors, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
+    let tensor = tensors.get(name)?;
+    let state = format!("{name}.quant_state.bitsandbytes__");
+    if tensors.contains(&format!("{state}nf4")) {
+        return find_nf4(tensors, name, shape, tensor).map(Stored::Nf4);
+    }
+    if tensors.contains(&format!("{state}fp4")) {
+        return Err(Error::content(tensors.path(), name, other_kind("fp4")));
+    }
+    match (tensor.dtype, name.strip_suffix(".weight"), shape) {
+        (Dtype::I8, Some(module), [O, C]) => find_int8(tensors, module, (*O, *C), tensor).map(Stored::Int8),
+        _ => tensors.floats(name, shape).map(Stored::Float),
+    }
+}
+
+/// A part of a quantized weight: its type and number of elements must be these.
+fn part<'a>(tensors: &'a Tensors, name: &str, dtype: Dtype, len: usize) -> Result<Tensor<'a>> {
+    let tensor = tensors.get(name)?;
+    let got: usize = tensor.shape.iter().product();
+    if tensor.dtype != dtype || got != len {
+        let what = format!("{dtype:?} with {len} elements is wanted, got {:?} {:?}", tensor.dtype, tensor.shape);
+        return Err(Error::content(tensors.path(), name, what));
+    }
+    Ok(tensor)
+}
+
+fn find_nf4<'a>(tensors: &'a Tensors, name: &str, shape: &[usize], weight: Tensor<'a>) -> Result<StoredNf4<'a>> {
+    let wrong = |what: String| Err(Error::content(tensors.path(), name, what));
+    let file = format!("{name}.quant_state.bitsandbytes__nf4");
+    let bytes = tensors.get(&file)?.bytes;
+    let state: State = match bytes.len() {
+        ..=MAX_STATE => serde_json::from_slice(bytes).map_err(|e| Error::content(tensors.path(), &file, e))?,
+        n => return Err(Error::content(tensors.path(), &file, format!("{n} bytes are too many"))),
+    };
+    if state.quant_type != "nf4" {
+        return wrong(other_kind(&state.quant_type));
+    }
+    if state.shape != shape {
+        return wrong(format!("has shape {:?}, the config wants {shape:?}", state.shape));
+    }
+    let again = "quantize the original again with `luthier quantize`";
+    if state.blocksize != nf4::BLOCK {
+        return wrong(format!("has blocks of {} values, {} is wanted: {again}", state.blocksize, nf4::BLOCK));
+    }
+    let P: usize = shape.iter().product();
+    let blocks = P.div_ceil(nf4::BLOCK);
+    if weight.bytes.len() != P.div_ceil(2) {
+        return wrong(format!(
+            "has {} bytes of codes, its shape {shape:?} wants {}",
+            weight.bytes.len(),
+            P.div_ceil(2)
+        ));
+    }
+    let of = |suffix: &str, dtype, len| part(tensors, &format!("{name}{suffix}"), dtype, len);
+    if of(".quant_map", Dtype::F32, 16)?.to_f32().expect("f32") != nf4::LEVELS {
+        return wrong(format!("has levels of its own in .quant_map, not NF4's: {again}"));
+    }
+    let (absmax, nested) = match (state.nested_blocksize, state.nested_offset) {
+        (None, None) => (of(".absmax", Dtype::F32, blocks)?, None),
+        (Some(dyn8::BLOCK), Some(offset)) => {
+            let absmax = of(".nested_absmax", Dtype::F32, blocks.div_ceil(dyn8::BLOCK))?;
+            let map = of(".nested_quant_map", Dtype::F32, 256)?;
+            (of(".absmax", Dtype::U8, blocks)?, Some(Nested { absmax, map, offset }))
+        }
+        (size, _) => {
+            let what = format!("nested blocks of {size:?} scales and their offset; {} is wanted: {again}", dyn8::BLOCK);
+            return wrong(what);
+        }
+    };
+    Ok(StoredNf4 { P, codes: weight.bytes, absmax: absmax.bytes, nested })
+}
+
+fn find_int8<'a>(
+    tensors: &'a Tensors,
+    module: &str,
+    (O, C): (usize, usize),
+    weight: Tensor<'a>,
+) -> Result<StoredInt8<'a>> {
+    if *weight.shape != [O, C] {
+        let what = format!("has shape {:?}, the config wants {:?}", weight.shape, [O, C]);
+        return Err(Error::content(tensors.path(), format!("{module}.weight"), what));
+    }
+    let scb = part(tensors, &format!("{module}.SCB"), Dtype::F32, O)?;
+    Ok(StoredInt8 { O, C, codes: weight.bytes, scb: scb.bytes })
+}
+
+impl Stored<'_> {
+    pub fn scheme(&self) -> Option<Scheme> {
+        match self {
+            Stored::Float(_) => None,
+            Stored::Nf4(_) => Some(Scheme::Nf4),
+            Stored::Int8(_) => Some(Scheme::Int8),
+        }
+    }
+
+    /// The values, decoded on the host.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Stored::Float(tensor) => tensor.to_f32().expect("a float tensor"),
+            Stored::Int8(q) => {
+                let mut out = vec![0.0; q.O * q.C];
+                let p = int8::Int8 { O: q.O as u32, C: q.C as u32 };
+                int8::int8_dequantize(&mut out, q.codes, &DType::F32.decode(q.scb), &p);
+                out
+            }
+            Stored::Nf4(q) => {
+                let mut out = vec![0.0; q.P];
+                let P = q.P as u32;
+                match &q.nested {
+                    None => {
+                        nf4::nf4_dequantize(&mut out, q.codes, &DType::F32.decode(q.absmax), &nf4::Nf4 { P });
+                    }
+                    Some(n) => {
+                        let (nested, map) = (DType::F32.decode(n.absmax.bytes), DType::F32.decode(n.map.bytes));
+                        let p = nf4::Nf4Double { P, offset: n.offset };
+                        nf4::nf4_dequantize_double(&mut out, q.codes, q.absmax, &nested, &map, &p);
+                    }
+                }
+                out
+            }
+        }
+    }
+}
+
+/// A new buffer that holds a tensor's bytes.
+fn upload(b: &dyn Backend, bytes: &[u8], dtype: DType) -> Result<Buf> {
+    let mut buf = b.alloc(bytes.len() / dtype.size(), dtype)?;
+    b.upload(&mut buf, bytes)?;
+    Ok(buf)
+}
+
+impl StoredNf4<'_> {
+    pub fn upload(&self, b: &dyn Backend) -> Result<Nf4Weight> {
+        let codes = upload(b, self.codes, DType::U8)?;
+        let scales = match &self.nested {
+            None => Nf4Scales::Single { absmax: upload(b, self.absmax, DType::F32)? },
+            Some(n) => Nf4Scales::Double {
+                qabsmax: upload(b, self.absmax, DType::U8)?,
+                nested: upload(b, n.absmax.bytes, DType::F32)?,
+                map: upload(b, n.map.bytes, DType::F32)?,
+                offset: n.offset,
+            },
+        };
+        Ok(Nf4Weight { codes, scales })
+    }
+}
+
+impl StoredInt8<'_> {
+    pub fn upload(&self, b: &dyn Backend) -> Result<Int8Weight> {
+        Ok(Int8Weight { codes: upload(b, self.codes, DType::U8)?, scb: upload(b, self.scb, DType::F32)? })
+    }
+}
+
+/// Quantizes `inp` on the device, with double quantization.
+pub fn quantize_nf4(b: &dyn Backend, inp: &Buf) -> Result<Nf4Weight> {
+    let P = inp.len();
+    let blocks = P.div_ceil(nf4::BLOCK);
+    let mut codes = b.alloc(P.div_ceil(2), DType::U8)?;
+    let mut absmax = b.alloc(blocks, DType::F32)?;
+    b.nf4_quantize(&mut codes, &mut absmax, inp, &nf4::Nf4 { P: P as u32 })?;
+    let values = b.download_f32(&absmax)?;
+    b.free(absmax);
+    let (qabsmax, nested, offset) = nf4::double_quantize(&values);
+    let scales = Nf4Scales::Double {
+        qabsmax: upload(b, &qabsmax, DType::U8)?,
+        nested: b.alloc_f32(&nested, DType::F32)?,
+        map: b.alloc_f32(&dyn8::dynamic_map(true), DType::F32)?,
+        offset,
+    };
+    Ok(Nf4Weight { codes, scales })
+}
+
+/// Quantizes `inp` [O, C] on the device.
+pub fn quantize_int8(b: &dyn Backend, inp: &Buf, O: usize, C: usize) -> Result<Int8Weight> {
+    let (mut codes, mut scb) = (b.alloc(O * C, DType::U8)?, b.alloc(O, DType::F32)?);
+    b.int8_quantize(&mut codes, &mut scb, inp, &int8::Int8 { O: O as u32, C: C as u32 })?;
+    Ok(Int8Weight { codes, scb })
+}
+
+/// What [`quantize_nf4`] and [`quantize_int8`] take of a tensor: its own type, or f32 where 16-bit rows would be odd.
+pub fn staged<'a>(tensor: &Tensor<'a>, C: usize) -> (DType, Cow<'a, [u8]>) {
+    match tensor.float().expect("a float tensor") {
+        dtype if dtype.size() == 4 || C.is_multiple_of(2) => (dtype, tensor.bytes.into()),
+        _ => (DType::F32, DType::F32.encode(&tensor.to_f32().expect("a float tensor")).into()),
+    }
+}
