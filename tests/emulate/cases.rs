@@ -66,6 +66,7 @@ fn spans(lengths: &[u32], window: u32) -> (Vec<u32>, Vec<u32>) {
     (span, reach)
 }
 
+#[allow(clippy::too_many_arguments, reason = "a case has that many sides")]
 fn attention(
     out: &mut Vec<(String, Case)>,
     lengths: &[u32],
