@@ -5,7 +5,7 @@
 //! give the same bits: a missing barrier shows there. `LUTHIER_KERNELS=rope` runs the cases whose name contains that.
 #![allow(non_snake_case, reason = "N, C, O … are the dims of the docs, the WGSL and the CUDA")]
 #![cfg(all(feature = "cuda", target_os = "linux"))]
-use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, Scores};
+use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, GROUPED, Scores};
 use luthier::backend::cuda::source::{Kernel, Variant};
 use luthier::backend::kernel_text::{eval, names};
 use luthier::backend::{Backend, Launch, cpu::Cpu};
@@ -29,6 +29,7 @@ const BODIES: &[(&str, &str)] = &[
     ("INLINE void ldmatrix(u32", "emulate_ldmatrix(x, at, false);"),
     ("INLINE void ldmatrix_trans(u32", "emulate_ldmatrix(x, at, true);"),
     ("    template <> __device__ __forceinline__ void mma<TYPE>(", "emulate_mma<TYPE>(c, a, b0, b1);"),
+    ("INLINE void copy16(u32", "start_copy(to, inside ? from : nullptr);"),
     ("INLINE void commit(", "commit_copies();"),
     ("template <int PENDING> INLINE void arrive(", "wait_copies(PENDING); __syncthreads();"),
 ];

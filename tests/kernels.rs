@@ -1,7 +1,7 @@
 //! Every CUDA kernel compiles to a cubin for every architecture that we name, in every mix of storage types that the trainer
 //! uses. No GPU is wanted, NVRTC is: `pip install "nvidia-cuda-nvrtc==13.0.*"`.
 #![cfg(feature = "cuda")]
-use luthier::backend::cuda::fast::ATTENTION_VARIANTS;
+use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, GROUPED};
 use luthier::backend::cuda::nvrtc;
 use luthier::backend::cuda::source::Kernel;
 use luthier::dtype::DType;
@@ -54,6 +54,15 @@ fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
                         .map(|arch| (format!("{}_{}", op.spec().name, variant.name), text.clone(), *arch)),
                 );
             }
+        }
+    }
+    for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "grouped") {
+        for (float, mixed) in [(DType::Bf16, false), (DType::F16, false), (DType::Bf16, true), (DType::F16, true)] {
+            let dtypes = dtypes(op.spec(), float, mixed);
+            let text =
+                Kernel { op, dtypes: &dtypes, variant: Some(GROUPED) }.source().unwrap_or_else(|e| panic!("{e}"));
+            let name = format!("{}_{}", op.spec().name, GROUPED.name);
+            jobs.extend(ARCHES[1..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
         }
     }
     jobs

@@ -99,6 +99,17 @@ pub(super) fn int8_parts(codes: Vec<u8>, scb: Vec<u8>) -> Parts {
     BTreeMap::from([(".weight", codes), (".SCB", scb), (".weight_format", vec![0])])
 }
 
+/// Whether a model of this spec can be stored so.
+pub(super) fn check(spec: &Spec) -> Result<()> {
+    match spec.moe {
+        None => Ok(()),
+        Some(_) => Err(Error::Usage(
+            "mixtures of experts are not stored in 4 or 8 bits yet; load the unquantized model with load_in_4bit"
+                .into(),
+        )),
+    }
+}
+
 /// The linear modules of a spec: name -> [O, C].
 pub(super) fn modules(spec: &Spec) -> BTreeMap<String, (usize, usize)> {
     let of = |l: usize| spec.linears().into_iter().map(move |m| (spec.names.of(l, m.module), (m.O(), m.C)));

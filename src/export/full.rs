@@ -15,12 +15,14 @@ const SHARD: usize = 5 << 30;
 
 /// Writes every weight in the model's dtype, and the config of `base` with that dtype.
 pub fn save(b: &dyn Backend, model: &Model, base: &Path, out: &Path) -> Result<()> {
-    let params: BTreeMap<&str, &Param> = model.params().map(|p| (p.name.as_str(), p)).collect();
+    let named = |p| Param::files(p).enumerate().map(move |(i, name)| (name, (p, i)));
+    let params: BTreeMap<&str, (&Param, usize)> = model.params().flat_map(named).collect();
     let outlines: Vec<Outline> = params
-        .values()
-        .map(|p| Outline { name: p.name.clone(), dtype: dtype_of(model.dtype), shape: p.shape.clone() })
+        .iter()
+        .map(|(name, (p, _))| Outline { name: name.to_string(), dtype: dtype_of(model.dtype), shape: p.shape.clone() })
         .collect();
-    write_shards(out, outlines, |name| Ok(model.dtype.encode(&params[name].get(b)?)))?;
+    let values = |(param, i): (&Param, usize)| param.get_part(b, i);
+    write_shards(out, outlines, |name| Ok(model.dtype.encode(&values(params[name])?)))?;
     write_config(&base.join("config.json"), model.dtype, None, &out.join("config.json"))
 }
 

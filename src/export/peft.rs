@@ -18,9 +18,14 @@ const CONFIG: &str = "adapter_config.json";
 const STEM: &str = "adapter_model";
 
 /// The name of an adapter's weight in its file: modules to save get PEFT's prefix, LoRA weights have it.
-fn file_name(param: &Param) -> String {
+fn file_name(name: &str) -> String {
     let prefix = "base_model.model.";
-    if param.name.starts_with(prefix) { param.name.clone() } else { format!("{prefix}{}", param.name) }
+    if name.starts_with(prefix) { name.to_string() } else { format!("{prefix}{name}") }
+}
+
+/// Every name of a weight in the adapter's file, with its place in the weight.
+fn file_names(param: &Param) -> impl Iterator<Item = (String, usize)> {
+    param.files().enumerate().map(|(i, name)| (file_name(name), i))
 }
 
 /// The adapter's weights: A and B of each adapted linear, and the modules it keeps a copy of.
@@ -38,7 +43,12 @@ fn target_names(model: &Model, config: &LoraConfig) -> Vec<String> {
         Targets::Names(names) => names.clone(),
         Targets::Word(word) if word != "all-linear" => vec![word.clone()],
         Targets::Word(_) => {
-            let leaves: BTreeSet<_> = model.linears().filter_map(|l| l.name.rsplit('.').next()).collect();
+            let leaves: BTreeSet<_> = model
+                .linears()
+                .chain(model.experts().map(|e| &e.stack))
+                .filter(|l| l.lora.is_some())
+                .filter_map(|l| l.name.rsplit('.').next())
+                .collect();
             leaves.into_iter().map(str::to_string).collect()
         }
     }
@@ -47,13 +57,18 @@ fn target_names(model: &Model, config: &LoraConfig) -> Vec<String> {
 /// Writes the model's adapter in f32 into `out`; `base` is what users will find as the base model.
 pub fn save(b: &dyn Backend, model: &Model, base: &str, out: &Path) -> Result<()> {
     let config = model.lora.as_ref().ok_or_else(|| Error::Bug("the model has no adapter to save".into()))?;
-    let mut params: Vec<_> = adapter_params(model, config).collect();
-    params.sort_by_key(|p| file_name(p));
-    let outline = |p: &&Param| Outline { name: file_name(p), dtype: Dtype::F32, shape: p.shape.clone() };
+    let named = |p| file_names(p).map(move |(name, i)| (name, p, i));
+    let mut params: Vec<(String, &Param, usize)> = adapter_params(model, config).flat_map(named).collect();
+    params.sort_by(|a, b| a.0.cmp(&b.0));
+    let outline = |(name, p, _): &(String, &Param, usize)| Outline {
+        name: name.clone(),
+        dtype: Dtype::F32,
+        shape: p.shape.clone(),
+    };
     let file = out.join(format!("{STEM}.safetensors"));
     let mut writer = Writer::create(&file, params.iter().map(outline).collect())?;
-    for param in params {
-        writer.write(&DType::F32.encode(&param.get(b)?))?;
+    for (_, param, i) in params {
+        writer.write(&DType::F32.encode(&param.get_part(b, i)?))?;
     }
     writer.finish()?;
     let alpha = config.lora_alpha;
@@ -141,15 +156,15 @@ pub fn read_config(folder: &Path) -> Result<LoraConfig> {
 pub fn load(b: &dyn Backend, model: &mut Model, folder: &Path) -> Result<()> {
     let tensors = Tensors::open_folder(folder, STEM)?;
     let config = model.lora.clone().ok_or_else(|| Error::Bug("the model was loaded without an adapter".into()))?;
-    let wanted: BTreeSet<String> = adapter_params(model, &config).map(file_name).collect();
+    let wanted: BTreeSet<String> = adapter_params(model, &config).flat_map(file_names).map(|(name, _)| name).collect();
     if let Some(extra) = tensors.names().find(|name| !wanted.contains(*name)) {
         return Err(Error::content(tensors.path(), extra, "the base model has no place for this tensor"));
     }
     for param in model.params_mut() {
-        let name = file_name(param);
-        if wanted.contains(&name) {
+        let names: Vec<_> = file_names(param).filter(|(name, _)| wanted.contains(name)).collect();
+        for (name, i) in names {
             let values = tensors.floats(&name, &param.shape)?.to_f32().expect("floats() gives floats");
-            param.set(b, &values)?;
+            param.set_part(b, i, &values)?;
         }
     }
     Ok(())

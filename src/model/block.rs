@@ -1,20 +1,21 @@
-//! A decoder block: attention and gated MLP, each behind a norm, each added to the residual stream; some models norm what is
+//! A decoder block: attention and MLP, each behind a norm, each added to the residual stream; some models norm what is
 //! added, too.
 //!
 //! ```text
 //! forward                                     backward (dx: the residual stream's gradient, in place)
 //! n1, rstd1 = rmsnorm(x)            [N,C]     dm = (post-norm⁻) dx
-//! a = attention(n1)                 [N,C]     dh = down⁻(dm);  h, dgate, dup = swiglu⁻(dh, gate, up)
-//! x2 = x + (post-norm) a            [N,C]     dn = gate⁻(dgate) + up⁻(dup);  dx += rmsnorm⁻(dn, x2)
-//! n2, rstd2 = rmsnorm(x2)                     da = (post-norm⁻) dx
-//! gate, up = gate(n2), up(n2)       [N,F]     dn = attention⁻(da);  dx += rmsnorm⁻(dn, x)
-//! m = down(swiglu(gate, up))        [N,C]
+//! a = attention(n1)                 [N,C]     dn = mlp⁻(dm);  dx += rmsnorm⁻(dn, x2)
+//! x2 = x + (post-norm) a            [N,C]     da = (post-norm⁻) dx
+//! n2, rstd2 = rmsnorm(x2)                     dn = attention⁻(da);  dx += rmsnorm⁻(dn, x)
+//! m = mlp(n2)                       [N,C]
 //! y = x2 + (post-norm) m            [N,C]
 //! ```
 pub use super::attention::Cache;
 use super::attention::{self, Attention};
 use super::batch::Inputs;
-use super::linear::{Linear, LinearScratch, Projections};
+use super::experts::Experts;
+use super::linear::{Linear, LinearScratch};
+use super::mlp::{self, Mlp};
 use super::norm::Norm;
 use super::param::Param;
 use super::spec::{NormPlace, Spec};
@@ -22,7 +23,6 @@ use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::residual::Residual;
-use crate::ops::swiglu::SwiGlu;
 
 pub struct Block {
     /// Which of the model's kinds of layers it is.
@@ -30,8 +30,7 @@ pub struct Block {
     pub attention_norm: Param,
     pub attention: Attention,
     pub mlp_norm: Param,
-    pub gate_up: Projections,
-    pub down: Linear,
+    pub mlp: Mlp,
     /// Of what attention and MLP add to the stream.
     pub post_norms: Option<[Param; 2]>,
 }
@@ -44,8 +43,7 @@ pub struct Saved {
     x2: Buf,
     n2: Buf,
     rstd2: Buf,
-    gate: Buf,
-    up: Buf,
+    mlp: mlp::Saved,
     /// Of attention and MLP.
     post: Option<[Post; 2]>,
 }
@@ -62,8 +60,7 @@ pub struct BlockScratch {
     attention: attention::Scratch,
     /// [N, C]: a branch's output, a norm's gradient.
     c: Buf,
-    /// [N, F]: the MLP's hidden state and its gradient.
-    f: Buf,
+    mlp: mlp::Scratch,
 }
 
 impl Saved {
@@ -78,8 +75,7 @@ impl Saved {
             x2: buf(s.C)?,
             n2: buf(s.C)?,
             rstd2: stat()?,
-            gate: buf(s.F)?,
-            up: buf(s.F)?,
+            mlp: mlp::Saved::new(scope, s, N, dtype)?,
             post: match s.norm_place {
                 NormPlace::BeforeAndAfter => Some([post()?, post()?]),
                 NormPlace::Before => None,
@@ -90,17 +86,17 @@ impl Saved {
     /// Bytes of one for N tokens.
     pub fn bytes(s: &Spec, N: usize, dtype: DType) -> u64 {
         let posts = if s.norm_place == NormPlace::BeforeAndAfter { 2 } else { 0 };
-        let own = N * (((3 + posts) * s.C + 2 * s.F) * dtype.size() + (2 + posts) * 4);
-        own as u64 + attention::Saved::bytes(s, N, dtype)
+        let own = N * ((3 + posts) * s.C * dtype.size() + (2 + posts) * 4);
+        own as u64 + mlp::Saved::bytes(s, N, dtype) + attention::Saved::bytes(s, N, dtype)
     }
 }
 
 impl BlockScratch {
-    /// For up to `N` tokens.
+    /// For up to `N` tokens; `experts` is for the rows of experts.
     pub fn new(
         scope: &Scope,
         s: &Spec,
-        linear: LinearScratch,
+        (linear, experts): (LinearScratch, LinearScratch),
         N: usize,
         dtype: DType,
         train: bool,
@@ -109,7 +105,7 @@ impl BlockScratch {
             linear,
             attention: attention::Scratch::new(scope, s, N, dtype, train)?,
             c: scope.alloc(N * s.C, dtype)?,
-            f: scope.alloc(N * s.F, dtype)?,
+            mlp: mlp::Scratch::new(scope, s, experts, N, dtype, train)?,
         })
     }
 }
@@ -128,7 +124,7 @@ impl Block {
         cache: Option<Cache>,
     ) -> Result<()> {
         let (N, norm) = (inputs.N, Norm::rows(s, inputs.N));
-        let BlockScratch { linear, c, f, .. } = t;
+        let BlockScratch { linear, c, mlp, .. } = t;
         norm.forward(b, &mut saved.n1, &mut saved.rstd1, x, &self.attention_norm)?;
         self.attention.forward(b, s, self.kind, &mut saved.attention, linear, &saved.n1, inputs, cache)?;
         match (&self.post_norms, &mut saved.post) {
@@ -140,10 +136,9 @@ impl Block {
         }
         b.residual_forward(&mut saved.x2, x, c, &Residual { P: (N * s.C) as u32 })?;
         norm.forward(b, &mut saved.n2, &mut saved.rstd2, &saved.x2, &self.mlp_norm)?;
-        self.gate_up.forward(b, linear, &mut [&mut saved.gate, &mut saved.up], &saved.n2, N)?;
+        self.mlp.forward_saved(b, s, &mut saved.mlp, (mlp, linear), &saved.n2, N)?;
         if let (Some([_, weight]), Some([_, post])) = (&self.post_norms, &mut saved.post) {
-            b.swiglu_forward(f, &saved.gate, &saved.up, &swiglu_params(s, N))?;
-            self.down.forward(b, linear, &mut [&mut post.inp], f, N)?;
+            self.mlp.output(b, s, &saved.mlp, (mlp, linear), &mut post.inp, N)?;
             norm.forward(b, c, &mut post.rstd, &post.inp, weight)?;
         }
         Ok(())
@@ -164,8 +159,7 @@ impl Block {
         self.forward_saved(b, s, saved, t, x, inputs, cache)?;
         let N = inputs.N;
         if self.post_norms.is_none() {
-            b.swiglu_forward(&mut t.f, &saved.gate, &saved.up, &swiglu_params(s, N))?;
-            self.down.forward(b, &t.linear, &mut [&mut t.c], &t.f, N)?;
+            self.mlp.output(b, s, &saved.mlp, (&mut t.mlp, &t.linear), &mut t.c, N)?;
         }
         b.residual_forward(out, &saved.x2, &t.c, &Residual { P: (N * s.C) as u32 })
     }
@@ -182,14 +176,12 @@ impl Block {
         inputs: &Inputs,
     ) -> Result<()> {
         let (N, norm) = (inputs.N, Norm::rows(s, inputs.N));
-        let BlockScratch { linear, attention, c, f: h } = t;
+        let BlockScratch { linear, attention, c, mlp } = t;
 
         let dm = self.backward_post(b, &norm, 1, saved, c, dx)?;
         let dm = if dm { &*c } else { &*dx };
-        self.down.backward_input(b, linear, h, &[dm], N, false)?;
-        b.swiglu_backward(h, &mut saved.gate, &mut saved.up, &swiglu_params(s, N))?;
-        self.down.backward_weight(b, linear, &[dm], h, N)?;
-        self.gate_up.backward(b, linear, c, &[&saved.gate, &saved.up], &saved.n2, N)?;
+        self.mlp.backward_output(b, s, &mut saved.mlp, (mlp, linear), dm, N)?;
+        self.mlp.backward(b, s, &saved.mlp, (mlp, linear), c, &saved.n2, N)?;
         norm.backward(b, &mut self.mlp_norm, dx, c, &saved.x2, &saved.rstd2)?;
 
         let da = self.backward_post(b, &norm, 0, saved, c, dx)?;
@@ -216,23 +208,20 @@ impl Block {
         Ok(true)
     }
 
+    /// But for those of experts.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.attention.linears().chain(&self.gate_up.0).chain([&self.down])
+        self.attention.linears().chain(self.mlp.linears())
+    }
+    pub fn experts(&self) -> impl Iterator<Item = &Experts> {
+        self.mlp.experts()
     }
     pub fn params(&self) -> impl Iterator<Item = &Param> {
         let norms = [&self.attention_norm, &self.mlp_norm].into_iter().chain(self.post_norms.iter().flatten());
-        let mlp = self.gate_up.0.iter().chain([&self.down]);
-        norms.chain(self.attention.params()).chain(mlp.flat_map(Linear::params))
+        norms.chain(self.attention.params()).chain(self.mlp.params())
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
-        let Block { attention_norm, attention, mlp_norm, gate_up, down, post_norms, .. } = self;
+        let Block { attention_norm, attention, mlp_norm, mlp, post_norms, .. } = self;
         let norms = [attention_norm, mlp_norm].into_iter().chain(post_norms.iter_mut().flatten());
-        let mlp = gate_up.0.iter_mut().chain([down]);
-        norms.chain(attention.params_mut()).chain(mlp.flat_map(Linear::params_mut))
+        norms.chain(attention.params_mut()).chain(mlp.params_mut())
     }
-}
-
-fn swiglu_params(s: &Spec, N: usize) -> SwiGlu {
-    let (slope, cubic) = s.activation.coefficients();
-    SwiGlu { N: N as u32, F: s.F as u32, ld_gate: s.F as u32, ld_up: s.F as u32, slope, cubic }
 }

@@ -73,9 +73,9 @@ pub struct LinearScratch {
     /// A dequantized weight.
     weight: Option<Buf>,
     /// X·Aᵀ, [N, R].
-    xa: Option<Buf>,
+    pub(super) xa: Option<Buf>,
     /// P = G·B, [N, R]; left by `backward_input` for `backward_weight`.
-    p: Option<Buf>,
+    pub(super) p: Option<Buf>,
 }
 
 impl LinearScratch {
@@ -99,7 +99,7 @@ impl LinearScratch {
 }
 
 /// A view of the scratch that must be there; that it is was settled when it was made.
-fn part(buf: &Option<Buf>, len: usize) -> Buf {
+pub(super) fn part(buf: &Option<Buf>, len: usize) -> Buf {
     buf.as_ref().expect("the scratch was made for these linears").view(0, len)
 }
 
@@ -116,7 +116,7 @@ fn tn(I: usize, J: usize, Q: usize, alpha: f32) -> MatMul {
 
 impl Linear {
     /// The base weight in the model's dtype: itself, or dequantized into the scratch.
-    fn dense(&self, b: &dyn Backend, scratch: &LinearScratch) -> Result<Buf> {
+    pub(super) fn dense(&self, b: &dyn Backend, scratch: &LinearScratch) -> Result<Buf> {
         match &self.weight {
             Weight::Dense(param) => Ok(param.value.view(0, param.value.len())),
             Weight::Nf4(_) | Weight::Int8(_) => {

@@ -1,8 +1,11 @@
 //! From a model folder to weights on a device, with what is to be trained made ready.
 use super::attention::Attention;
 use super::block::Block;
+use super::experts::Experts;
 use super::linear::{Linear, Projections, Weight};
 use super::lora::LoraConfig;
+use super::mlp::Mlp;
+use super::moe::Moe;
 use super::param::Param;
 use super::quantized::{self, Scheme, Stored};
 use super::spec::{Bias, Head, LinearSpec, NormPlace, QkNorm, Spec};
@@ -11,7 +14,10 @@ use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Tensor, Tensors};
+use crate::ops::nf4;
 use std::path::Path;
+
+mod experts;
 
 /// How weights are held and which of them are trained.
 #[derive(Clone, Debug)]
@@ -54,11 +60,19 @@ impl LoadOptions {
                         unquantized model without load_in_4bit and load_in_8bit";
             return usage(what.into());
         }
+        let odd = |linear: &LinearSpec| !(linear.O() * linear.C).is_multiple_of(nf4::BLOCK);
+        if self.load_in_4bit && spec.experts().iter().any(odd) {
+            return usage(format!("load_in_4bit wants experts of a multiple of {} values", nf4::BLOCK));
+        }
         if self.dtype.size() == 2 && [spec.C, spec.F, spec.D / 2, spec.A / 2].iter().any(|n| n % 2 == 1) {
             let what = format!("hidden {}, ffn {}, head {}", spec.C, spec.F, spec.D);
             return usage(format!(
                 "16-bit dtypes want even sizes and head sizes in fours ({what}): use dtype = \"float32\""
             ));
+        }
+        if let Some(moe) = spec.moe.as_ref().filter(|moe| self.dtype.size() == 2 && moe.E % 2 == 1) {
+            let what = format!("16-bit dtypes want an even number of experts, got {}", moe.E);
+            return usage(format!("{what}: use dtype = \"float32\""));
         }
         if let Some(config) = &self.lora {
             let modules = linear_names(spec);
@@ -86,9 +100,22 @@ fn saves(name: &str, module: &str) -> bool {
 }
 
 fn linear_names(spec: &Spec) -> Vec<String> {
-    (0..spec.layers)
-        .flat_map(|l| spec.linears().into_iter().map(move |linear| spec.names.of(l, linear.module)))
-        .collect()
+    let of_layer = |l: usize| {
+        let experts = spec.experts().into_iter().flat_map(move |linear| spec.expert_names(l, linear.module));
+        spec.linears().into_iter().map(move |linear| spec.names.of(l, linear.module)).chain(experts)
+    };
+    (0..spec.layers).flat_map(of_layer).collect()
+}
+
+/// Sizes of what is quantized while it loads: linear layers and experts, but no routers.
+fn sizes(spec: &Spec) -> impl Iterator<Item = usize> {
+    let linears = spec.linears().into_iter().filter(|linear| !is_router(spec, linear.module));
+    linears.chain(spec.experts()).map(|linear| linear.O() * linear.C)
+}
+
+/// Whether this module of a layer chooses experts.
+fn is_router(spec: &Spec, module: &str) -> bool {
+    spec.moe.as_ref().is_some_and(|moe| moe.router == module)
 }
 
 impl Model {
@@ -147,7 +174,7 @@ impl Loader<'_> {
         let mut param = Param::zeros(self.b, name, shape, self.options.dtype)?;
         match &stored {
             Stored::Float(tensor) if tensor.float() == Some(self.options.dtype) => {
-                param.set_bytes(self.b, tensor.bytes)?;
+                param.set_bytes(self.b, 0, tensor.bytes)?;
                 if train {
                     param.unfreeze(self.b)?;
                 }
@@ -183,9 +210,27 @@ impl Loader<'_> {
                 qkv: self.projections(layer, s.qkv())?,
                 o: self.linear(layer, s.o())?,
             },
-            gate_up: self.projections(layer, s.gate_up())?,
-            down: self.linear(layer, s.down())?,
+            mlp: self.mlp(layer)?,
         })
+    }
+
+    fn mlp(&mut self, layer: usize) -> Result<Mlp> {
+        let s = self.spec;
+        let Some(router) = s.router() else {
+            return Ok(Mlp::Dense {
+                gate_up: self.projections(layer, s.gate_up())?,
+                down: Box::new(self.linear(layer, s.down())?),
+            });
+        };
+        let Ok([gate, up, down]) = <[_; 3]>::try_from(s.experts()) else {
+            return Err(Error::Bug("experts have gate, up and down".into()));
+        };
+        Ok(Mlp::Moe(Box::new(Moe {
+            router: self.linear(layer, router)?,
+            gate: self.experts(layer, gate)?,
+            up: self.experts(layer, up)?,
+            down: self.experts(layer, down)?,
+        })))
     }
 
     fn norm(&self, layer: usize, module: &str, len: usize) -> Result<Param> {
@@ -198,54 +243,61 @@ impl Loader<'_> {
     }
 
     fn linear(&mut self, layer: usize, module: LinearSpec) -> Result<Linear> {
-        let full = self.options.full();
+        let (full, router) = (self.options.full(), is_router(self.spec, module.module));
         let (name, O, C) = (self.spec.names.of(layer, module.module), module.O(), module.C);
-        let weight = self.weight(&format!("{name}.weight"), O, C)?;
+        let quantize = if router { (false, false) } else { self.quantize };
+        let weight = self.weight(&format!("{name}.weight"), O, C, quantize)?;
         let bias_name = format!("{name}.bias");
         let bias = match module.bias {
             Bias::Present => Some(self.param(&bias_name, &bias_name, &[O], full)?),
             Bias::Absent => None,
         };
         let mut linear = Linear { name, O, parts: module.parts, C, weight, bias, lora: None };
-        if let Some(config) = self.options.lora.as_ref().filter(|c| c.target_modules.matches(&linear.name)) {
+        let named = |c: &&LoraConfig| !router || !c.target_modules.all_linear();
+        let config = self.options.lora.as_ref().filter(|c| c.target_modules.matches(&linear.name));
+        if let Some(config) = config.filter(named) {
             config.attach(self.b, &mut linear, self.options.dtype, self.options.train, self.options.seed)?;
         }
         Ok(linear)
     }
 
     /// As the file has it, or quantized on the device from the file's own precision.
-    fn weight(&mut self, name: &str, O: usize, C: usize) -> Result<Weight> {
+    fn weight(&mut self, name: &str, O: usize, C: usize, quantize: (bool, bool)) -> Result<Weight> {
         let tensor = match quantized::find(self.tensors, name, &[O, C])? {
             Stored::Nf4(q) => return Ok(Weight::Nf4(q.upload(self.b)?)),
             Stored::Int8(q) => return Ok(Weight::Int8(q.upload(self.b)?)),
             Stored::Float(tensor) => tensor,
         };
-        match self.quantize {
+        match quantize {
             (true, _) => {
-                let inp = self.stage(&tensor, O, C)?;
+                let inp = self.stage(&[tensor], O, C)?;
                 quantized::quantize_nf4(self.b, &inp).map(Weight::Nf4)
             }
             (_, true) => {
-                let inp = self.stage(&tensor, O, C)?;
+                let inp = self.stage(&[tensor], O, C)?;
                 quantized::quantize_int8(self.b, &inp, O, C).map(Weight::Int8)
             }
             _ => Ok(Weight::Dense(self.param(name, name, &[O, C], self.options.full())?)),
         }
     }
 
-    /// The tensor on the device, in memory that the next one reuses.
-    fn stage(&mut self, tensor: &Tensor, O: usize, C: usize) -> Result<Buf> {
-        let (dtype, bytes) = quantized::staged(tensor, C);
-        let fits = self.staging.as_ref().is_some_and(|s| s.dtype() == dtype && s.len() >= O * C);
+    /// Tensors [O, C] of one type on the device, one after the other, in memory that the next ones reuse.
+    fn stage(&mut self, tensors: &[Tensor], O: usize, C: usize) -> Result<Buf> {
+        let staged: Vec<_> = tensors.iter().map(|tensor| quantized::staged(tensor, C)).collect();
+        let (dtype, P) = (staged[0].0, O * C);
+        let len = staged.len() * P;
+        let fits = self.staging.as_ref().is_some_and(|s| s.dtype() == dtype && s.len() >= len);
         if !fits {
             if let Some(old) = self.staging.take() {
                 self.b.free(old);
             }
-            let largest = self.spec.linears().iter().map(|l| l.O() * l.C).max().unwrap_or(O * C);
-            self.staging = Some(self.b.alloc(largest, dtype)?);
+            let largest = sizes(self.spec).max().unwrap_or(len);
+            self.staging = Some(self.b.alloc(largest.max(len), dtype)?);
         }
-        let mut view = self.staging.as_ref().expect("made above").view(0, O * C);
-        self.b.upload(&mut view, &bytes)?;
+        let view = self.staging.as_ref().expect("made above").view(0, len);
+        for (i, (_, bytes)) in staged.iter().enumerate() {
+            self.b.upload(&mut view.view(i * P, P), bytes)?;
+        }
         Ok(view)
     }
 }

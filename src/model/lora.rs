@@ -47,6 +47,10 @@ impl Targets {
             Targets::Names(names) => names.iter().any(ends),
         }
     }
+    /// What is linear is adapted, but for what chooses experts: those are named.
+    pub fn all_linear(&self) -> bool {
+        matches!(self, Targets::Word(word) if word == "all-linear")
+    }
     /// Every name must match something in `modules`.
     pub fn check(&self, modules: &[String]) -> Result<(), String> {
         let names = match self {

@@ -12,10 +12,13 @@ pub mod batch;
 pub mod block;
 pub mod check;
 mod config;
+pub mod experts;
 mod head;
 pub mod linear;
 pub mod load;
 pub mod lora;
+pub mod mlp;
+pub mod moe;
 mod norm;
 pub mod param;
 pub mod quantized;
@@ -61,5 +64,8 @@ impl Model {
     }
     pub fn linears(&self) -> impl Iterator<Item = &linear::Linear> {
         self.blocks.iter().flat_map(block::Block::linears)
+    }
+    pub fn experts(&self) -> impl Iterator<Item = &experts::Experts> {
+        self.blocks.iter().flat_map(block::Block::experts)
     }
 }

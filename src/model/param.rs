@@ -4,13 +4,16 @@ use crate::dtype::DType;
 use crate::error::Result;
 
 /// A weight as the forward pass reads it. On the device its rows may be longer and more than in files (adapter ranks are
-/// padded to a multiple of 8, with zeros that training leaves zero).
+/// padded to a multiple of 8, with zeros that training leaves zero). Weights of equal shape may be one here and many in files:
+/// those of the experts of a layer, one after the other.
 pub struct Param {
-    /// As in files.
+    /// What it is called here, and in files unless it is many.
     pub name: String,
-    /// As in files.
+    /// As in files, of one of them.
     pub shape: Vec<usize>,
-    /// Rows and columns on the device.
+    /// The names in files, in order.
+    parts: Vec<String>,
+    /// Rows and columns on the device, of one.
     held: [usize; 2],
     /// In the model's dtype.
     pub value: Buf,
@@ -40,12 +43,35 @@ impl Param {
     /// The same, with room for `held` rows and columns on the device.
     pub fn zeros_held(b: &dyn Backend, name: &str, shape: &[usize], held: [usize; 2], dtype: DType) -> Result<Param> {
         let value = b.alloc(held[0] * held[1], dtype)?;
-        Ok(Param { name: name.into(), shape: shape.to_vec(), held, value, train: None })
+        Ok(Param { name: name.into(), shape: shape.to_vec(), parts: vec![name.into()], held, value, train: None })
     }
 
-    /// Elements as in files.
+    /// Many of the same shape.
+    pub fn stack(
+        b: &dyn Backend,
+        names: Vec<String>,
+        shape: &[usize],
+        held: [usize; 2],
+        dtype: DType,
+    ) -> Result<Param> {
+        let value = b.alloc(names.len() * held[0] * held[1], dtype)?;
+        let name = names.first().cloned().unwrap_or_default();
+        Ok(Param { name, shape: shape.to_vec(), parts: names, held, value, train: None })
+    }
+
+    /// The names in files; each is of `shape`.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().map(String::as_str)
+    }
+
+    /// Elements as in files, of all.
     pub fn elements(&self) -> usize {
-        self.shape.iter().product()
+        self.parts.len() * self.shape.iter().product::<usize>()
+    }
+
+    fn part(&self, buf: &Buf, i: usize) -> Buf {
+        let len = self.held[0] * self.held[1];
+        buf.view(i * len, len)
     }
 
     /// Gives it a gradient and, in 16 bits, an f32 master that starts at its value.
@@ -74,16 +100,34 @@ impl Param {
         Ok(())
     }
 
-    /// Sets the weight from a file's bytes in the weight's own dtype, without a detour.
-    pub fn set_bytes(&mut self, b: &dyn Backend, bytes: &[u8]) -> Result<()> {
+    /// The same for the `i`th alone.
+    pub fn set_part(&mut self, b: &dyn Backend, i: usize, values: &[f32]) -> Result<()> {
+        let held = self.pad(values);
+        b.upload_f32(&mut self.part(&self.value, i), &held)?;
+        if let Some(Train { master: Some(master), .. }) = &self.train {
+            b.upload_f32(&mut self.part(master, i), &held)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the `i`th weight from a file's bytes in the weight's own dtype, without a detour; before `unfreeze`.
+    pub fn set_bytes(&mut self, b: &dyn Backend, i: usize, bytes: &[u8]) -> Result<()> {
         assert_eq!(self.held, matrix(&self.shape), "padded weights come as values");
-        b.upload(&mut self.value, bytes)
+        b.upload(&mut self.part(&self.value, i), bytes)
     }
 
     /// The exact weight (the master if there is one) in the file's layout.
     pub fn get(&self, b: &dyn Backend) -> Result<Vec<f32>> {
-        let exact = self.train.as_ref().and_then(|t| t.master.as_ref()).unwrap_or(&self.value);
-        Ok(self.unpad(&b.download_f32(exact)?))
+        Ok(self.unpad(&b.download_f32(self.exact())?))
+    }
+
+    /// The same of the `i`th alone.
+    pub fn get_part(&self, b: &dyn Backend, i: usize) -> Result<Vec<f32>> {
+        Ok(self.unpad(&b.download_f32(&self.part(self.exact(), i))?))
+    }
+
+    fn exact(&self) -> &Buf {
+        self.train.as_ref().and_then(|t| t.master.as_ref()).unwrap_or(&self.value)
     }
 
     /// The gradient in the file's layout; zeros if frozen.
@@ -94,20 +138,25 @@ impl Param {
         }
     }
 
-    /// A tensor in the file's layout, laid out as on the device.
+    /// Tensors in the file's layout (one or all), laid out as on the device.
     pub fn pad(&self, values: &[f32]) -> Vec<f32> {
         let [rows, cols] = matrix(&self.shape);
-        assert_eq!(values.len(), rows * cols, "{}", self.name);
-        let mut held = vec![0.0; self.held[0] * self.held[1]];
-        for (to, from) in held.chunks_mut(self.held[1]).zip(values.chunks(cols)) {
-            to[..cols].copy_from_slice(from);
+        let count = values.len() / (rows * cols).max(1);
+        assert!(values.len() == count * rows * cols && (count == 1 || count == self.parts.len()), "{}", self.name);
+        let one = self.held[0] * self.held[1];
+        let mut held = vec![0.0; count * one];
+        for (held, values) in held.chunks_mut(one).zip(values.chunks(rows * cols)) {
+            for (to, from) in held.chunks_mut(self.held[1]).zip(values.chunks(cols)) {
+                to[..cols].copy_from_slice(from);
+            }
         }
         held
     }
 
     fn unpad(&self, held: &[f32]) -> Vec<f32> {
         let [rows, cols] = matrix(&self.shape);
-        held.chunks(self.held[1]).take(rows).flat_map(|row| &row[..cols]).copied().collect()
+        let ones = held.chunks(self.held[0] * self.held[1]);
+        ones.flat_map(|one| one.chunks(self.held[1]).take(rows)).flat_map(|row| &row[..cols]).copied().collect()
     }
 }
 
@@ -127,5 +176,20 @@ mod tests {
         assert_eq!(p.elements(), 6);
         let held = b.download_f32(&p.value).unwrap();
         assert_eq!((held[3], held[8], held[16]), (0.0, DType::Bf16.round(0.4), 0.0));
+    }
+
+    #[test]
+    fn many_weights_in_one_buffer() {
+        let b: &dyn Backend = &Cpu::new();
+        let names = vec!["a".to_string(), "b".to_string()];
+        let mut p = Param::stack(b, names, &[2, 3], [4, 8], DType::Bf16).unwrap();
+        p.unfreeze(b).unwrap();
+        let values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6];
+        p.set_part(b, 1, &values).unwrap();
+        assert_eq!((p.get_part(b, 0).unwrap(), p.get_part(b, 1).unwrap()), (vec![0.0; 6], values.to_vec()));
+        assert_eq!(p.get(b).unwrap()[6..], values);
+        p.set(b, &[values, values].concat()).unwrap();
+        assert_eq!((p.get_part(b, 0).unwrap(), p.elements()), (values.to_vec(), 12));
+        assert_eq!(b.download_f32(&p.value).unwrap()[32 + 8], DType::Bf16.round(0.4));
     }
 }

@@ -4,6 +4,7 @@ use super::batch::{Inputs, Tokens};
 use super::block::{BlockScratch, Cache, Saved};
 use super::head::HeadScratch;
 use super::linear::LinearScratch;
+use super::mlp;
 use super::norm::Norm;
 use super::spec::Spec;
 use crate::backend::{Backend, Buf, Scope};
@@ -27,9 +28,10 @@ impl Plan {
     pub fn bytes(self, s: &Spec, N: usize, dtype: DType) -> u64 {
         let train = self != Plan::Inference;
         let streams = if train { s.layers + 3 } else { 3 };
-        let scratch = N * (s.C + s.F + if train { (2 * s.H + 2 * s.K) * s.D } else { 0 }) * dtype.size();
+        let mlp = mlp::Scratch::bytes(s, N, dtype, train);
+        let scratch = N * (s.C + if train { (2 * s.H + 2 * s.K) * s.D } else { 0 }) * dtype.size();
         let saved = Saved::bytes(s, N, dtype) * if self == Plan::Keep { s.layers as u64 } else { 1 };
-        (N * s.C * dtype.size() * streams + scratch) as u64 + saved + HeadScratch::bytes(s.V, N, dtype, train)
+        (N * s.C * dtype.size() * streams + scratch) as u64 + mlp + saved + HeadScratch::bytes(s.V, N, dtype, train)
     }
 }
 
@@ -59,6 +61,8 @@ impl<'b> Session<'b> {
         let scope = Scope::new(b);
         let stream = || scope.alloc(N * s.C, dtype);
         let linear = LinearScratch::new(&scope, model.linears(), N, dtype)?;
+        let M = N * s.moe.as_ref().map_or(0, |moe| moe.S);
+        let experts = LinearScratch::new(&scope, model.experts().map(|e| &e.stack), M, dtype)?;
         let streams = if train { s.layers + 1 } else { 2 };
         let kept = if plan == Plan::Keep { s.layers } else { 1 };
         Ok(Session {
@@ -68,7 +72,7 @@ impl<'b> Session<'b> {
             inputs: Inputs::new(&scope, s, N, positions)?,
             x: (0..streams).map(|_| stream()).collect::<Result<_>>()?,
             saved: (0..kept).map(|_| Saved::new(&scope, s, N, dtype)).collect::<Result<_>>()?,
-            scratch: BlockScratch::new(&scope, s, linear, N, dtype, train)?,
+            scratch: BlockScratch::new(&scope, s, (linear, experts), N, dtype, train)?,
             h: stream()?,
             rstd: scope.alloc(N, DType::F32)?,
             dh: if train { Some((stream()?, stream()?)) } else { None },

@@ -32,6 +32,8 @@ pub struct Spec {
     pub o_bias: Bias,
     /// gate, up, down have a bias.
     pub mlp_bias: Bias,
+    /// Mixtures of experts in the place of MLPs; F is then an expert's.
+    pub moe: Option<MoeSpec>,
     pub norm_weight: NormWeight,
     pub norm_place: NormPlace,
     pub qk_norm: QkNorm,
@@ -112,6 +114,27 @@ impl Activation {
             Activation::GeluTanh => (gelu as f32, (gelu * 0.044715) as f32),
         }
     }
+}
+
+/// Which experts there are and how a token chooses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MoeSpec {
+    /// Experts.
+    pub E: usize,
+    /// Experts of a token (num_experts_per_tok).
+    pub S: usize,
+    pub weights: RouterWeights,
+    /// The router's module within the layer; its weight is [E, C]. Modules of the experts are gate, up and down of the [`Names`],
+    /// where `{}` is the expert's number.
+    pub router: &'static str,
+}
+
+/// What the chosen experts count: their probabilities among all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouterWeights {
+    Plain,
+    /// Divided by their sum.
+    Renormalised,
 }
 
 /// Where the output projection comes from.
@@ -203,16 +226,35 @@ impl Spec {
     pub fn o(&self) -> LinearSpec {
         LinearSpec { module: self.names.o, parts: vec![self.C], C: self.H * self.D, bias: self.o_bias }
     }
-    /// The modules that make gate and up: two, or one.
+    /// The modules that make gate and up: two, or one. Of an expert where there are experts.
     pub fn gate_up(&self) -> Vec<LinearSpec> {
         fused(&[(self.names.gate, self.F), (self.names.up, self.F)], self.C, self.mlp_bias)
     }
     pub fn down(&self) -> LinearSpec {
         LinearSpec { module: self.names.down, parts: vec![self.C], C: self.F, bias: self.mlp_bias }
     }
-    /// The linear modules of a block.
+    /// What chooses experts, if there are any.
+    pub fn router(&self) -> Option<LinearSpec> {
+        let linear =
+            |moe: &MoeSpec| LinearSpec { module: moe.router, parts: vec![moe.E], C: self.C, bias: Bias::Absent };
+        self.moe.as_ref().map(linear)
+    }
+    /// The linear modules of a block, those of experts not counted.
     pub fn linears(&self) -> Vec<LinearSpec> {
-        [self.qkv(), vec![self.o()], self.gate_up(), vec![self.down()]].concat()
+        let mlp = match self.router() {
+            Some(router) => vec![router],
+            None => [self.gate_up(), vec![self.down()]].concat(),
+        };
+        [self.qkv(), vec![self.o()], mlp].concat()
+    }
+    /// Gate, up and down of the experts; none where there are no experts.
+    pub fn experts(&self) -> Vec<LinearSpec> {
+        if self.moe.is_some() { [self.gate_up(), vec![self.down()]].concat() } else { Vec::new() }
+    }
+    /// A module of a layer's experts, for all of them: `model.layers.0.mlp.experts.3.gate_proj`.
+    pub fn expert_names(&self, layer: usize, module: &str) -> Vec<String> {
+        let E = self.moe.as_ref().map_or(0, |moe| moe.E);
+        (0..E).map(|e| self.names.of(layer, &module.replace("{}", &e.to_string()))).collect()
     }
 
     /// The norms of a block: name within the layer and length.
@@ -243,6 +285,10 @@ impl Spec {
                 if linear.bias == Bias::Present {
                     all.push(WeightSpec { name: format!("{module}.bias"), shape: vec![linear.O()] });
                 }
+            }
+            for linear in self.experts() {
+                let names = self.expert_names(l, linear.module);
+                all.extend(names.into_iter().map(|name| weight(name, &[linear.O(), linear.C])));
             }
         }
         all.push(weight(self.names.final_norm.into(), &[self.C]));

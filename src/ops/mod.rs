@@ -14,6 +14,7 @@ pub mod dyn8;
 pub mod embedding;
 pub mod fill;
 pub mod gradnorm;
+pub mod grouped;
 pub mod int8;
 pub mod logprob;
 pub mod matmul;
@@ -22,6 +23,9 @@ pub mod nf4;
 pub mod residual;
 pub mod rmsnorm;
 pub mod rope;
+pub mod route;
+pub mod routed_swiglu;
+pub mod router;
 pub mod swiglu;
 
 /// The letters a row may use, the same in Rust, WGSL and CUDA.
@@ -36,6 +40,9 @@ pub const DIMS: &[(&str, &str)] = &[
     ("A", "channels of a head that RoPE turns"),
     ("T", "time: keys of an attention, positions of a RoPE table"),
     ("F", "ffn"),
+    ("E", "experts"),
+    ("S", "slots of a token: the experts it is given to"),
+    ("M", "routed rows: N·S tokens, sorted by expert"),
     ("P", "elements of a tensor, whatever its shape"),
     ("I", "rows of a product"),
     ("J", "columns of a product"),
@@ -141,6 +148,7 @@ pub enum Slice<'a, R> {
     Float(&'a [R]),
     FloatMut(&'a mut [R]),
     U32(&'a [u32]),
+    U32Mut(&'a mut [u32]),
     U8(&'a [u8]),
     U8Mut(&'a mut [u8]),
     Absent,
@@ -163,6 +171,10 @@ impl<'a, R> Slice<'a, R> {
     }
     fn u32(self) -> &'a [u32] {
         let Slice::U32(s) = self else { panic!("a `read u32` argument comes as Slice::U32") };
+        s
+    }
+    fn u32_mut(self) -> &'a mut [u32] {
+        let Slice::U32Mut(s) = self else { panic!("a written u32 argument comes as Slice::U32Mut") };
         s
     }
     fn u8(self) -> &'a [u8] {
@@ -244,6 +256,7 @@ macro_rules! access {
     (slice: $s:expr, read u32) => { $s.u32() };
     (slice: $s:expr, read u8) => { $s.u8() };
     (slice: $s:expr, read $($ty:ident)?) => { $s.float() };
+    (slice: $s:expr, $written:ident u32) => { $s.u32_mut() };
     (slice: $s:expr, $written:ident u8) => { $s.u8_mut() };
     (slice: $s:expr, $written:ident $($ty:ident)?) => { $s.float_mut() };
     (present: $p:ident.$arg:ident, opt read $($ty:ident)?) => { $p.$arg != 0 };
@@ -301,7 +314,7 @@ macro_rules! stamp {
             pub fn reference<'a, R: Real + 'a>(self, args: impl IntoIterator<Item = Slice<'a, R>>, params: &[u8]) {
                 let mut args = args.into_iter();
                 let mut next = || args.next().expect("one slice per argument");
-                match self { $( Op::$op => $file::$op(
+                match self { $( Op::$op => $file::$op::<R>(
                     $( access!(slice: next(), $($acc)+), )+ &bytemuck::pod_read_unaligned(params),
                 ) ),* }
             }

@@ -54,6 +54,36 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// In place: dout becomes out (recomputed), gate becomes dgate, up becomes dup.
     swiglu::swiglu_backward{N, F}(dout: update [N, F], gate: update [N, F; ld_gate], up: update [N, F; ld_up]; SwiGlu);
 
+    /// experts[n,:] = the S greatest of logits[n,:], weights[n,:] = their softmax probabilities (renormalised to sum 1 where `norm` is 1).
+    router::router_forward{N, E, S}(weights: write f32 [N, S], experts: write u32 [N, S], logits: read [N, E]; Router);
+    /// dlogits = ∂L/∂logits; the choice itself has no gradient.
+    router::router_backward{N, E, S}(dlogits: write [N, E], dweights: read f32 [N, S], weights: read f32 [N, S], experts: read u32 [N, S],
+        logits: read [N, E]; Router);
+
+    /// The slots n·S + a sorted by expert, stable: slot rows[m] is at place m, slot i at places[i]; expert e has the places offsets[e] <= m < offsets[e+1].
+    route::route_index{N, E, S}(rows: write u32 [N*S], places: write u32 [N*S], offsets: write u32 [E+1], experts: read u32 [N, S]; RouteIndex);
+    /// out[places[n,a],:] = inp[n,:]: a row per slot, those of an expert together.
+    route::route_gather_forward{N, S, C}(out: write [N*S, C], inp: read [N, C], places: read u32 [N, S]; RouteGather);
+    /// dinp[n,:] += Σ_S dout[places[n,a],:], in the order of the slots. Also what brings the experts' outputs back to their tokens.
+    route::route_gather_backward{N, S, C}(dinp: add [N, C], dout: read [N*S, C], places: read u32 [N, S]; RouteGather);
+
+    /// out[m,:] = weights[rows[m]]·silu(gate[m,:])·up[m,:].
+    routed_swiglu::routed_swiglu_forward{M, F}(out: write [M, F], gate: read [M, F], up: read [M, F], weights: read f32 [M], rows: read u32 [M]; RoutedSwiGlu);
+    /// In place: dout becomes out (recomputed), gate becomes dgate, up becomes dup; dweights[rows[m]] = Σ_F dout[m,:]·silu(gate[m,:])·up[m,:].
+    routed_swiglu::routed_swiglu_backward{M, F}(dout: update [M, F], gate: update [M, F], up: update [M, F], dweights: write f32 [M],
+        weights: read f32 [M], rows: read u32 [M]; RoutedSwiGlu);
+
+    /// out[m,:] = alpha·a[m,:]·b[e]ᵀ for the rows offsets[e] <= m < offsets[e+1]: a linear layer of each expert on its own rows.
+    grouped::grouped_nt{M, E, J, Q}(out: write [M, J], a: read [M, Q], b: read [E, J, Q], offsets: read u32 [E+1]; Grouped);
+    /// out[m,:] += alpha·a[m,:]·b[e]ᵀ.
+    grouped::grouped_nt_add{M, E, J, Q}(out: add [M, J], a: read [M, Q], b: read [E, J, Q], offsets: read u32 [E+1]; Grouped);
+    /// out[m,:] = alpha·a[m,:]·b[e]: its input gradient.
+    grouped::grouped_nn{M, E, J, Q}(out: write [M, J], a: read [M, Q], b: read [E, Q, J], offsets: read u32 [E+1]; Grouped);
+    /// out[m,:] += alpha·a[m,:]·b[e].
+    grouped::grouped_nn_add{M, E, J, Q}(out: add [M, J], a: read [M, Q], b: read [E, Q, J], offsets: read u32 [E+1]; Grouped);
+    /// out[e] += alpha·Σ_m a[m,:]ᵀ·b[m,:] over the expert's rows: its weight gradient.
+    grouped::grouped_tn_add{M, E, J, Q}(out: add [E, J, Q], a: read [M, J], b: read [M, Q], offsets: read u32 [E+1]; Grouped);
+
     /// out = a + b.
     residual::residual_forward{P}(out: write [P], a: read [P], b: read [P]; Residual);
     /// dinp += dout: the gradient of either branch.

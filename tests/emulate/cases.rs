@@ -66,6 +66,7 @@ fn spans(lengths: &[u32], window: u32) -> (Vec<u32>, Vec<u32>) {
     (span, reach)
 }
 
+#[allow(clippy::too_many_arguments, reason = "a case has that many sides")]
 fn attention(
     out: &mut Vec<(String, Case)>,
     lengths: &[u32],
@@ -116,6 +117,55 @@ fn attention(
     span[0] = 3.min(n);
     span[1] = span[0];
     out.push((name(Op::attention_forward), case(Op::attention_forward, &p, float, variant).u32s("span", span)));
+}
+
+/// Offsets of E groups of M rows, the second of them empty.
+fn offsets(M: u32, E: u32) -> Vec<u32> {
+    (0..=E).map(|e| if e == 2 { M / E } else { M * e / E }).collect()
+}
+
+fn grouped(out: &mut Vec<(String, Case)>, [M, E, J, Q]: [u32; 4], float: DType, variant: Option<Variant>) {
+    let p = grouped::Grouped { M, E, J, Q, alpha: 0.5 };
+    for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "grouped") {
+        let case = case(op, &p, float, variant).u32s("offsets", offsets(M, E));
+        out.push((format!("{} {p:?} {float:?} {:?}", op.spec().name, variant.map(|v| v.name)), case));
+    }
+}
+
+/// What routes tokens to experts and back.
+fn mixtures(out: &mut Vec<(String, Case)>, float: DType) {
+    for (N, E, S) in [(1, 1, 1), (9, 6, 2), (13, 70, 8)] {
+        let experts: Vec<u32> = (0..N * S).map(|i| (i * 7 + i / S) % E).collect();
+        let places: Vec<u32> = (0..N * S).rev().collect();
+        for norm in [0, 1] {
+            let p = router::Router { N, E, S, norm };
+            out.push((format!("router_forward {p:?} {float:?}"), case(Op::router_forward, &p, float, None)));
+            let distinct = (0..N * S).map(|i| (i % S + i / S) % E).collect();
+            let backward = case(Op::router_backward, &p, float, None).u32s("experts", distinct);
+            out.push((format!("router_backward {p:?} {float:?}"), backward));
+        }
+        let p = route::RouteIndex { N, E, S };
+        let index = case(Op::route_index, &p, float, None).u32s("experts", experts);
+        out.push((format!("route_index {p:?} {float:?}"), index));
+        let p = route::RouteGather { N, S, C: 34 };
+        for op in [Op::route_gather_forward, Op::route_gather_backward] {
+            let gather = case(op, &p, float, None).u32s("places", places.clone());
+            out.push((format!("{} {p:?} {float:?}", op.spec().name), gather));
+        }
+        let p = routed_swiglu::RoutedSwiGlu { M: N * S, F: 1034 };
+        for op in [Op::routed_swiglu_forward, Op::routed_swiglu_backward] {
+            let swiglu = case(op, &p, float, None).u32s("rows", places.clone());
+            out.push((format!("{} {p:?} {float:?}", op.spec().name), swiglu));
+        }
+    }
+    for sizes in [[1, 1, 2, 4], [70, 3, 34, 18], [150, 4, 70, 66]] {
+        grouped(out, sizes, float, None);
+    }
+    if float != DType::F32 {
+        for sizes in [[1, 1, 8, 8], [300, 4, 136, 72], [90, 3, 40, 264]] {
+            grouped(out, sizes, float, Some(GROUPED));
+        }
+    }
 }
 
 pub fn all() -> Vec<(String, Case)> {
@@ -223,6 +273,7 @@ pub fn all() -> Vec<(String, Case)> {
             add!(matmul_tn, p(I, J));
             add!(matmul_tn_add, p(I, J));
         }
+        mixtures(&mut out, float);
         attention(&mut out, &[1], 9, [2, 1, 4], 0, 0.0, float, None);
         attention(&mut out, &[5, 33, 12], 99, [4, 2, 20], 2, 1.5, float, None);
         attention(&mut out, &[40], 7, [2, 2, 256], 0, 0.0, float, None);

@@ -15,9 +15,11 @@
 #define __shared__ static
 #define __CUDA_ARCH__ 700
 struct Dim { unsigned x, y, z; };
+struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
 struct uint4 { unsigned x, y, z, w; };
 struct uint2 { unsigned x, y; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
@@ -58,6 +60,7 @@ template <typename X, typename F> static auto exchange(const X& x, F see) {
     return result;
 }
 template <typename X> static X __shfl_xor_sync(unsigned, X x, int o) { return exchange(x, [&](auto lane) { return lane(now % 32 ^ o); }); }
+template <typename X> static X __shfl_up_sync(unsigned, X x, int o) { return exchange(x, [&](auto lane) { int l = now % 32; return lane(l >= o ? l - o : l); }); }
 static unsigned __ballot_sync(unsigned, bool x) {
     return exchange(x, [](auto lane) { unsigned all = 0; for (int l = 0; l < 32; l++) all |= (unsigned)lane(l) << l; return all; });
 }

@@ -30,7 +30,8 @@ macro_rules! files {
     };
 }
 files! {
-    adamw, attention, bias, cast, dyn8, embedding, fill, gradnorm, int8, logprob, matmul, nf4, residual, rmsnorm, rope, swiglu,
+    adamw, attention, bias, cast, dyn8, embedding, fill, gradnorm, grouped, int8, logprob, matmul, nf4, residual, rmsnorm, rope,
+    route, routed_swiglu, router, swiglu,
 }
 
 /// What a backend did with a file's cases.

@@ -112,6 +112,11 @@ impl Trial {
         if arg.dtype == DType::U8 {
             return codes::compare(self.op, arg.name, got.bytes(), &self.inputs(), &self.params);
         }
+        if arg.dtype == DType::U32 {
+            let wrong = got.u32s().iter().zip(arg.want.u32s()).position(|(g, w)| g != w);
+            let text = |i: usize| format!("[{i}] must be {}, got {}", arg.want.u32s()[i], got.u32s()[i]);
+            return wrong.map_or(Ok(0.0), |i| Err(text(i)));
+        }
         let mut want = arg.want.clone();
         let limit = self.limit(arg);
         if limit == 0.0 {
@@ -145,7 +150,8 @@ impl Trial {
         let specs = self.op.spec().args.iter().zip(&self.args);
         let coarsest = specs.filter(|(s, _)| s.elem == Elem::Float).map(|(_, a)| a.dtype).max().unwrap_or(out.dtype);
         let names = self.op.spec().dims.iter().zip(self.op.extents(&self.params).0);
-        let inner = names.filter(|(d, _)| **d == "Q").map(|(_, v)| v).next().unwrap_or(0);
+        let summed = if self.op == Op::grouped_tn_add { "M" } else { "Q" };
+        let inner = names.filter(|(d, _)| **d == summed).map(|(_, v)| v).next().unwrap_or(0);
         limit(self.op, out.name, out.dtype, coarsest, inner)
     }
 }

@@ -70,7 +70,8 @@ impl Data {
         match (self, access.writes()) {
             (Data::Float(x), true) => Slice::FloatMut(x),
             (Data::Float(x), false) => Slice::Float(x),
-            (Data::U32(x), _) => Slice::U32(x),
+            (Data::U32(x), true) => Slice::U32Mut(x),
+            (Data::U32(x), false) => Slice::U32(x),
             (Data::U8(x), true) => Slice::U8Mut(x),
             (Data::U8(x), false) => Slice::U8(x),
         }
@@ -119,6 +120,10 @@ fn plain(arg: &Arg, extent: &Extent, noise: &mut Noise, dim: &dyn Fn(&str) -> us
     match (arg.name, arg.elem) {
         (_, Elem::U8) => Data::U8((0..len).map(|_| noise.below(256) as u8).collect()),
         (_, Elem::Float | Elem::F32) if arg.access == Access::Write => Data::Float(vec![f64::NAN; len]),
+        (_, Elem::U32) if arg.access == Access::Write => Data::U32(vec![u32::MAX; len]),
+        ("experts", _) => Data::U32((0..len).map(|_| noise.below(dim("E"))).collect()),
+        ("rows" | "places", _) => Data::U32(permutation(noise, len)),
+        ("offsets", _) => Data::U32(offsets(noise, dim("M"), dim("E"))),
         ("ids", _) => Data::U32((0..len).map(|_| noise.below(dim("V"))).collect()),
         ("labels", _) => Data::U32((0..len).map(|n| if n % 5 == 3 { IGNORE } else { noise.below(dim("V")) }).collect()),
         ("positions", _) => Data::U32((0..len).map(|_| noise.below(dim("T"))).collect()),
@@ -132,6 +137,22 @@ fn plain(arg: &Arg, extent: &Extent, noise: &mut Noise, dim: &dyn Fn(&str) -> us
         }
         _ => Data::Float(noise.vec(len)),
     }
+}
+
+fn permutation(noise: &mut Noise, len: usize) -> Vec<u32> {
+    let mut all: Vec<u32> = (0..len as u32).collect();
+    (1..len).rev().for_each(|i| all.swap(i, noise.below(i + 1) as usize));
+    all
+}
+
+/// M rows among E groups, some of them empty where there are more than two.
+fn offsets(noise: &mut Noise, M: usize, E: usize) -> Vec<u32> {
+    let mut inner: Vec<u32> = (1..E).map(|_| noise.below(M + 1)).collect();
+    if E > 2 {
+        inner[1] = inner[0];
+    }
+    inner.sort();
+    [0].into_iter().chain(inner).chain([M as u32]).collect()
 }
 
 /// Each query sees the keys up to its own; the queries are the last N of T tokens.

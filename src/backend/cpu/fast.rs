@@ -8,6 +8,10 @@ use rayon::prelude::*;
 /// Runs the op if it has a fast path here; `false`: run the reference.
 pub(super) fn run<'a>(op: Op, args: impl Iterator<Item = Slice<'a, f32>>, params: &[u8]) -> bool {
     let args: Vec<_> = args.collect();
+    if op.spec().file == "grouped" {
+        super::grouped::run(op, args, &bytemuck::pod_read_unaligned(params));
+        return true;
+    }
     match (op, <[_; 3]>::try_from(args)) {
         (
             Op::matmul_nt | Op::matmul_nt_add | Op::matmul_nn | Op::matmul_nn_add | Op::matmul_tn | Op::matmul_tn_add,
@@ -22,14 +26,14 @@ pub(super) fn run<'a>(op: Op, args: impl Iterator<Item = Slice<'a, f32>>, params
 
 /// A strided matrix: element (i, j) at `i·row + j·col`.
 #[derive(Clone, Copy)]
-struct Mat<'a> {
-    data: &'a [f32],
-    row: usize,
-    col: usize,
+pub(super) struct Mat<'a> {
+    pub data: &'a [f32],
+    pub row: usize,
+    pub col: usize,
 }
 
 /// out[i,j] (rows ld apart) = keep·out + alpha·Σ_q a(i,q)·b(q,j).
-fn gemm(
+pub(super) fn gemm(
     out: &mut [f32],
     ld: usize,
     (i, j, q): (usize, usize, usize),

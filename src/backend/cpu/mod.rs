@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use std::cell::{Cell, RefCell, UnsafeCell};
 
 mod fast;
+mod grouped;
 
 /// 8-aligned memory that many buffers share.
 type Slab = Box<[UnsafeCell<u64>]>;
@@ -42,7 +43,10 @@ impl Place {
         assert!(start + len <= self.len);
         unsafe {
             match (self.elem, self.writes) {
-                (Elem::U32, _) => Slice::U32(std::slice::from_raw_parts((self.ptr as *const u32).add(start), len)),
+                (Elem::U32, false) => Slice::U32(std::slice::from_raw_parts((self.ptr as *const u32).add(start), len)),
+                (Elem::U32, true) => {
+                    Slice::U32Mut(std::slice::from_raw_parts_mut((self.ptr as *mut u32).add(start), len))
+                }
                 (Elem::U8, false) => Slice::U8(std::slice::from_raw_parts(self.ptr.add(start), len)),
                 (Elem::U8, true) => Slice::U8Mut(std::slice::from_raw_parts_mut(self.ptr.add(start), len)),
                 (_, false) => Slice::Float(std::slice::from_raw_parts((self.ptr as *const f32).add(start), len)),
@@ -96,6 +100,8 @@ fn by_rows(op: Op) -> bool {
             | Op::swiglu_backward
             | Op::logprob_forward
             | Op::logprob_backward
+            | Op::router_forward
+            | Op::router_backward
     )
 }
 

@@ -1,4 +1,4 @@
-//! What runs faster than an op's plain kernel: products by cuBLASLt, attention on tensor cores.
+//! What runs faster than an op's plain kernel: products by cuBLASLt, attention and products by group on tensor cores.
 use super::Cuda;
 use super::source::Variant;
 use crate::backend::Launch;
@@ -6,6 +6,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Op;
 use crate::ops::attention::Attention;
+use crate::ops::grouped::Grouped;
 
 /// Queues the op if it has a fast path here; `false`: run the plain kernel.
 pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool> {
@@ -23,8 +24,28 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
             Some(variant) => cuda.run_kernel(launch, Some(variant), pointers).map(|()| true),
             None => Ok(false),
         },
+        Op::grouped_nt | Op::grouped_nt_add | Op::grouped_nn | Op::grouped_nn_add | Op::grouped_tn_add => {
+            let fits = grouped_fits(cuda, launch, pointers);
+            if fits {
+                cuda.run_kernel(launch, Some(GROUPED), pointers)?;
+            }
+            Ok(fits)
+        }
         _ => Ok(false),
     }
+}
+
+/// Products by group on tensor cores.
+pub const GROUPED: Variant =
+    Variant { name: "mma", text: include_str!("../../../kernels/fast/grouped.cu"), constants: &[] };
+
+/// Wants sm_80, one 16-bit type read, the same or f32 written, and rows that start at multiples of 16 bytes.
+fn grouped_fits(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> bool {
+    let p: Grouped = bytemuck::pod_read_unaligned(launch.params());
+    let &[Some(out), Some(a), Some(b), _] = launch.args() else { return false };
+    let types = a.dtype().size() == 2 && a.dtype() == b.dtype() && [a.dtype(), DType::F32].contains(&out.dtype());
+    let aligned = pointers[..3].iter().all(|p| p % 16 == 0) && p.J.is_multiple_of(8) && p.Q.is_multiple_of(8);
+    types && aligned && cuda.device.capability.0 >= 8
 }
 
 const ATTENTION: &str = include_str!("../../../kernels/fast/attention.cu");

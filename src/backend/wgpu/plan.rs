@@ -90,6 +90,21 @@ fn matmul(names: &Names) -> Plan {
     }
 }
 
+/// An expert's product: its rows are few where experts are many.
+fn grouped(op: Op, names: &Names) -> Plan {
+    let [m, e, j, q] = ["M", "E", "J", "Q"].map(|d| names[d]);
+    let own = m.div_ceil(e.max(1)).max(1);
+    let tile = match op {
+        Op::grouped_tn_add if j.min(q) <= 32 || e * MIDDLE.count(j, q) < BUSY / 4 => &SMALL,
+        Op::grouped_tn_add => &MIDDLE,
+        _ if own <= 32 || j <= 32 => &SMALL,
+        _ => &MIDDLE,
+    };
+    let Plan { consts, .. } = tile.plan(false);
+    let consts = consts.into_iter().filter(|(name, _)| *name != "SPLIT").collect();
+    Plan { consts, work: (m * j * q) as f64, ..Plan::default() }
+}
+
 fn attention(op: Op, names: &Names) -> Plan {
     let [n, t, h, d] = ["N", "T", "H", "D"].map(|d| names[d]);
     let products = if op == Op::attention_forward { 2.0 } else { 7.0 };
@@ -100,6 +115,9 @@ fn attention(op: Op, names: &Names) -> Plan {
 pub fn wide(op: Op) -> &'static [(&'static str, &'static str)] {
     match op.spec().file {
         "matmul" => &[("a", "ld_a"), ("b", "ld_b")],
+        "grouped" if matches!(op, Op::grouped_nt | Op::grouped_nt_add) => &[("a", "Q"), ("b", "Q")],
+        "grouped" if op == Op::grouped_tn_add => &[("a", "J"), ("b", "Q")],
+        "grouped" => &[("a", "Q"), ("b", "J")],
         "attention" => &[("q", "ld_q"), ("k", "ld_k"), ("v", "ld_v"), ("dout", "D")],
         _ => &[],
     }
@@ -115,6 +133,7 @@ pub fn is_wide(op: Op, names: &Names, name: &str, start: usize, size: usize) -> 
 pub fn plan(op: Op, names: &Names) -> Plan {
     match op.spec().file {
         "matmul" => matmul(names),
+        "grouped" => grouped(op, names),
         "attention" => attention(op, names),
         _ => Plan::default(),
     }
@@ -129,6 +148,13 @@ pub fn variants(op: Op) -> Vec<Plan> {
             let extra = vec![("splits", 1), ("part", 1)];
             tiles.iter().flat_map(splits).map(|p| Plan { extra: extra.clone(), scratch: 1, ..p }).collect()
         }
+        "grouped" => [MIDDLE, SMALL]
+            .iter()
+            .map(|tile| {
+                let Plan { consts, .. } = tile.plan(false);
+                Plan { consts: consts.into_iter().filter(|(name, _)| *name != "SPLIT").collect(), ..Plan::default() }
+            })
+            .collect(),
         "attention" => (1..=4).map(|nd| Plan { consts: vec![("ND", nd)], ..Plan::default() }).collect(),
         _ => vec![Plan::default()],
     }

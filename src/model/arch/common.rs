@@ -1,6 +1,8 @@
 //! What the decoders of the Llama family have in common.
 use super::super::config::Keys;
-use super::super::spec::{Activation, Bias, Head, LayerKind, Names, NormPlace, NormWeight, QkNorm, Spec};
+use super::super::spec::{
+    Activation, Bias, Head, LayerKind, MoeSpec, Names, NormPlace, NormWeight, QkNorm, RouterWeights, Spec,
+};
 use super::rope;
 use crate::error::Result;
 
@@ -61,6 +63,7 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
         qkv_bias: Bias::Absent,
         o_bias: Bias::Absent,
         mlp_bias: Bias::Absent,
+        moe: None,
         norm_weight: NormWeight::Factor,
         norm_place: NormPlace::Before,
         qk_norm: QkNorm::Absent,
@@ -74,6 +77,26 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
         initializer_range: keys.positive("initializer_range", Some(0.02))? as f32,
         names: NAMES,
     })
+}
+
+/// A mixture whose number of experts is under the first of `experts` that is there.
+pub(super) fn moe(
+    keys: &Keys,
+    (experts, default): (&[&str], usize),
+    slots: usize,
+    weights: RouterWeights,
+    router: &'static str,
+) -> Result<MoeSpec> {
+    let key = experts.iter().find(|key| keys.get(key).is_some()).unwrap_or(&experts[0]);
+    let E = keys.size(key, Some(default))?;
+    let S = keys.size("num_experts_per_tok", Some(slots))?;
+    if S > E {
+        return keys.wrong("num_experts_per_tok", format!("at most {key} = {E} is wanted, got {S}"));
+    }
+    if activation(keys, &["hidden_act"], "silu")? != Activation::Silu {
+        return keys.wrong("hidden_act", "`silu` is wanted where there are experts");
+    }
+    Ok(MoeSpec { E, S, weights, router })
 }
 
 pub(super) fn inverse_root(x: f64) -> f32 {

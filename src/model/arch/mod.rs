@@ -10,9 +10,11 @@ mod gemma2;
 mod gemma3;
 mod llama;
 mod mistral;
+mod mixtral;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod rope;
 
 /// No real model has as many; keeps a hostile config from naming tensors without end.
@@ -28,9 +30,11 @@ const ARCHITECTURES: &[(&str, Read)] = &[
     ("gemma3_text", gemma3::spec),
     ("llama", llama::spec),
     ("mistral", mistral::spec),
+    ("mixtral", mixtral::spec),
     ("phi3", phi3::spec),
     ("qwen2", qwen2::spec),
     ("qwen3", qwen3::spec),
+    ("qwen3_moe", qwen3_moe::spec),
 ];
 
 /// The [`Spec`] of a model folder (or of a config file itself).

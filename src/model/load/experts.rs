@@ -1,0 +1,79 @@
+//! The experts of a layer, which the file names one by one, as one stack.
+use super::super::spec::LinearSpec;
+use super::{Buf, Experts, Linear, Loader, Param, Stored, Tensor, Weight, quantized};
+use crate::error::{Error, Result};
+
+impl<'a> Loader<'a> {
+    /// One module of all experts of a layer.
+    pub(super) fn experts(&mut self, layer: usize, linear: LinearSpec) -> Result<Experts> {
+        let (O, C) = (linear.O(), linear.C);
+        let names = self.spec.expert_names(layer, linear.module);
+        let files: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
+        let weight = match self.quantize {
+            (true, _) => {
+                let inp = self.staged_stack(&files, O, C)?;
+                quantized::quantize_nf4(self.b, &inp).map(Weight::Nf4)?
+            }
+            (_, true) => {
+                let inp = self.staged_stack(&files, O, C)?;
+                quantized::quantize_int8(self.b, &inp, files.len() * O, C).map(Weight::Int8)?
+            }
+            _ => Weight::Dense(self.stack(files, O, C)?),
+        };
+        let name = names.first().cloned().unwrap_or_default();
+        let stack =
+            Linear { name, O: names.len() * O, parts: vec![names.len() * O], C, weight, bias: None, lora: None };
+        let mut experts = Experts { names, O, stack };
+        if let Some(config) = &self.options.lora
+            && experts.targeted(config)?
+        {
+            experts.attach(config, self.b, self.options.dtype, self.options.train, self.options.seed)?;
+        }
+        Ok(experts)
+    }
+
+    fn stack(&self, files: Vec<String>, O: usize, C: usize) -> Result<Param> {
+        let tensors = self.tensors_of(&files, O, C)?;
+        let mut param = Param::stack(self.b, files, &[O, C], [O, C], self.options.dtype)?;
+        let exact = tensors.iter().all(|tensor| tensor.float() == Some(self.options.dtype));
+        if self.options.full() && !exact {
+            param.unfreeze(self.b)?;
+        }
+        for (i, tensor) in tensors.iter().enumerate() {
+            match exact {
+                true => param.set_bytes(self.b, i, tensor.bytes)?,
+                false => param.set_part(self.b, i, &tensor.to_f32().expect("floats() gives floats"))?,
+            }
+        }
+        if self.options.full() {
+            param.unfreeze(self.b)?;
+        }
+        Ok(param)
+    }
+
+    /// All of them on the device, one below the other.
+    fn staged_stack(&mut self, files: &[String], O: usize, C: usize) -> Result<Buf> {
+        let tensors = self.tensors_of(files, O, C)?;
+        if let Some(other) = tensors.iter().position(|tensor| tensor.float() != tensors[0].float()) {
+            let what = "experts of one layer are stored in different types: save the model in one";
+            return Err(Error::content(self.tensors.path(), &files[other], what));
+        }
+        self.stage(&tensors, O, C)
+    }
+
+    fn tensors_of(&self, files: &[String], O: usize, C: usize) -> Result<Vec<Tensor<'a>>> {
+        let floats = |file: &String| match quantized::find(self.tensors, file, &[O, C])? {
+            Stored::Float(tensor) => Ok(tensor),
+            Stored::Nf4(_) => Err(self.unsupported(file, 4)),
+            Stored::Int8(_) => Err(self.unsupported(file, 8)),
+        };
+        files.iter().map(floats).collect()
+    }
+
+    fn unsupported(&self, file: &str, bits: u32) -> Error {
+        let what = format!(
+            "expert weights stored in {bits} bits are not supported yet; load the unquantized model with load_in_{bits}bit"
+        );
+        Error::content(self.tensors.path(), file, what)
+    }
+}
