@@ -335,8 +335,7 @@ fn errors_name_file_and_line() {
         assert!(matches!(err, Error::Content { .. }) && err.to_string().contains(want), "{name}: {err}");
     }
     // a text has no roles: all of it counts, whatever assistant_only_loss says
-    let text =
-        data::load(&options(vec![write(&dir, "text.jsonl", b"{\"text\": \"x y\"}".to_vec())]), &tokenizer).unwrap();
+    let text = data::load(&options(vec![write(&dir, "text.jsonl", b"{\"text\": \"x y\"}")]), &tokenizer).unwrap();
     assert!(text.train[0].trained.iter().all(|t| *t));
     let at = |entry: &str| data::load(&options(vec![entry.to_string()]), &tokenizer).err().unwrap();
     assert!(matches!(at("no/such.jsonl"), Error::Read { .. }));
