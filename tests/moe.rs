@@ -169,7 +169,7 @@ fn a_saved_model_has_the_experts_of_its_files() {
 
 /// A model whose experts' sizes suit blocks of 64, with adapters over 4-bit experts: close to the model itself, and trainable.
 #[test]
-fn experts_in_4_bits() {
+fn experts_in_4_and_8_bits() {
     let dir = tempfile::tempdir().unwrap();
     let text = std::fs::read_to_string("tests/golden/qwen3_moe/config.json").unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -180,15 +180,16 @@ fn experts_in_4_bits() {
     let made = dir.path().join("made");
     init::init(&dir.path().join("config.json"), &made, DType::Bf16, None, 5).unwrap();
     for b in &backends() {
-        for dtype in [DType::F32, DType::Bf16] {
+        for (dtype, bits) in [(DType::F32, 4), (DType::Bf16, 4), (DType::F32, 8), (DType::Bf16, 8)] {
             let lora = LoraConfig { r: 4, lora_alpha: 8.0, ..LoraConfig::default() };
-            let load = |load_in_4bit| {
-                let options = LoadOptions { dtype, load_in_4bit, ..options(Some(lora.clone())) };
+            let load = |quantize| {
+                let (load_in_4bit, load_in_8bit) = (quantize && bits == 4, quantize && bits == 8);
+                let options = LoadOptions { dtype, load_in_4bit, load_in_8bit, ..options(Some(lora.clone())) };
                 Model::load(&**b, &made, &options).unwrap()
             };
             let (mut exact, mut small) = (load(false), load(true));
             let (want, got) = (pass(&**b, &mut exact), pass(&**b, &mut small));
-            assert!((got - want).abs() < 0.05 * want && got != want, "{}: {got} {want}", b.name());
+            assert!((got - want).abs() < 0.05 * want && got != want, "{} {bits}: {got} {want}", b.name());
             let gradients = by_file(&**b, &small);
             let reached = gradients.iter().filter(|(name, g)| name.contains(".lora_B.") && g.iter().any(|x| *x != 0.0));
             // an expert that no token chose has none
