@@ -187,6 +187,9 @@ pub fn all() -> Vec<(String, Case)> {
             add!(nf4_quantize, nf4::Nf4 { P });
             add!(nf4_dequantize, nf4::Nf4 { P });
             add!(nf4_dequantize_double, nf4::Nf4Double { P, offset: 0.1 });
+            let (O, C) = (1 + P % 3, 2 * (P % 1100) + 2);
+            add!(int8_quantize, int8::Int8 { O, C });
+            add!(int8_dequantize, int8::Int8 { O, C }, |c: Case| c.positive(&["scb"]));
             let signed = |c: Case| c.floats("map", dyn8::dynamic_map(true));
             add!(dyn8_quantize, dyn8::Dyn8 { P }, signed);
             add!(dyn8_dequantize, dyn8::Dyn8 { P }, signed);

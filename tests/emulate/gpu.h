@@ -76,6 +76,9 @@ static inline float __expf(float x) { return expf(x); }
 static inline float __fdividef(float a, float b) { return a / b; }
 static inline float __frcp_rn(float x) { return 1.f / x; }
 static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline float __fadd_rn(float a, float b) { return a + b; }
+static inline float __fdiv_rn(float a, float b) { return a / b; }
+static inline int __float2int_rn(float x) { return (int)nearbyintf(x); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline void __trap() { fprintf(stderr, "REQUIRE failed\n"); abort(); }
 template <typename A, typename B> static inline unsigned min(A a, B b) { return a < b ? a : b; }

@@ -20,7 +20,6 @@ pub struct Library {
 /// (name, major versions, used for, how to get it). In the order of opening: each finds its needs in memory.
 const LIBRARIES: &[(&str, &[&str], &str, &str)] = &[
     ("cuda", &["1"], "the NVIDIA driver", "install the NVIDIA driver (580 or newer for CUDA 13)"),
-    ("cudart", &["13", "12"], "needed by cudnn", "pip install nvidia-cuda-runtime"),
     (
         "nvrtc-builtins",
         &["13.0", "13.1", "13.2", "13.3", "12.9", "12.8"],
@@ -29,9 +28,6 @@ const LIBRARIES: &[(&str, &[&str], &str, &str)] = &[
     ),
     ("nvrtc", &["13", "12"], "compiling kernels for the device", "pip install nvidia-cuda-nvrtc"),
     ("cublasLt", &["13", "12"], "matrix products", "pip install nvidia-cublas"),
-    ("cublas", &["13", "12"], "grouped matrix products", "pip install nvidia-cublas"),
-    ("cudnn", &["9"], "the fastest attention", "pip install nvidia-cudnn-cu13"),
-    ("nccl", &["2"], "several devices", "pip install nvidia-nccl-cu13"),
 ];
 
 /// Opens every library that can be found, once per process.
