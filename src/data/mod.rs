@@ -18,7 +18,6 @@ pub mod batch;
 pub mod example;
 pub mod pack;
 mod python;
-mod rng;
 pub mod source;
 pub mod template;
 pub mod tokenizer;
@@ -31,6 +30,7 @@ pub use template::{Chat, Template};
 pub use tokenizer::Tokenizer;
 
 use crate::error::{Error, Result};
+use crate::rng::Rng;
 use example::{Encoder, Notes};
 use rayon::prelude::*;
 use source::{Body, Record};
@@ -171,7 +171,7 @@ fn split(data: &mut Dataset, opts: &DataOptions) -> Result<()> {
     }
     let wanted = ((n as f64 * opts.eval_split).round() as usize).clamp(1, n - 1);
     let mut order: Vec<usize> = (0..n).collect();
-    rng::Rng::new(opts.seed, SPLIT_STREAM).shuffle(&mut order);
+    Rng::stream(opts.seed, SPLIT_STREAM).shuffle(&mut order);
     let mut chosen = vec![false; n];
     order[..wanted].iter().for_each(|i| chosen[*i] = true);
     for (example, eval) in std::mem::take(&mut data.train).into_iter().zip(chosen) {

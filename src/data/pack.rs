@@ -1,6 +1,6 @@
 //! Which examples share a row, and in which order the rows come: a pure function of (lengths, options, epoch).
 //! A resumed run makes the same plan again, so no state of a generator needs saving.
-use super::rng::Rng;
+use crate::rng::Rng;
 use std::collections::BTreeSet;
 
 /// Examples are packed in windows of this many: enough for full rows, few enough that a row's mates are left to chance.
@@ -48,7 +48,7 @@ impl EpochPlan {
     /// `lengths`: tokens of each example; what is over max_length is left out, but for `Wrapped`.
     pub fn new(lengths: &[usize], opts: &BatchOptions, epoch: u64) -> EpochPlan {
         let mut order: Vec<usize> = (0..lengths.len()).filter(|i| lengths[*i] > 0).collect();
-        let mut rng = Rng::new(opts.seed, epoch);
+        let mut rng = Rng::stream(opts.seed, epoch);
         if opts.shuffle {
             rng.shuffle(&mut order);
         }

@@ -30,10 +30,7 @@ fn file_names(param: &Param) -> impl Iterator<Item = (String, usize)> {
 
 /// The adapter's weights: A and B of each adapted linear, and the modules it keeps a copy of.
 fn adapter_params<'m>(model: &'m Model, config: &'m LoraConfig) -> impl Iterator<Item = &'m Param> {
-    let saved = |p: &&Param| {
-        let module = p.name.strip_suffix(".weight").unwrap_or(&p.name);
-        config.modules_to_save.iter().any(|m| module == m || module.ends_with(&format!(".{m}")))
-    };
+    let saved = |p: &&Param| config.saves(p.name.strip_suffix(".weight").unwrap_or(&p.name));
     model.params().filter(move |p| p.name.contains(".lora_") || saved(p))
 }
 

@@ -9,7 +9,7 @@ use super::moe::Moe;
 use super::param::Param;
 use super::quantized::{self, Scheme, Stored};
 use super::spec::{Bias, Head, LinearSpec, NormPlace, QkNorm, Spec};
-use super::{Model, arch, check};
+use super::{Model, arch, check, lora};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -78,7 +78,7 @@ impl LoadOptions {
             let modules = linear_names(spec);
             config.target_modules.check(&modules).or_else(usage)?;
             let known = [spec.names.embed, spec.names.head];
-            if let Some(name) = config.modules_to_save.iter().find(|m| !known.iter().any(|k| saves(m, k))) {
+            if let Some(name) = config.modules_to_save.iter().find(|m| !known.iter().any(|k| lora::names(m, k))) {
                 return usage(format!("lora.modules_to_save: `{name}` is none of embed_tokens, lm_head"));
             }
         }
@@ -90,13 +90,8 @@ impl LoadOptions {
     }
     /// The adapter has a copy of this module of its own.
     fn saves(&self, module: &str) -> bool {
-        self.lora.as_ref().is_some_and(|c| c.modules_to_save.iter().any(|m| saves(m, module)))
+        self.lora.as_ref().is_some_and(|c| c.saves(module))
     }
-}
-
-/// PEFT's suffix rule for modules_to_save.
-fn saves(name: &str, module: &str) -> bool {
-    module == name || module.ends_with(&format!(".{name}"))
 }
 
 fn linear_names(spec: &Spec) -> Vec<String> {

@@ -67,7 +67,17 @@ impl Targets {
     }
 }
 
+/// PEFT's suffix rule: a name means the module that is called so or ends in `.name`.
+pub(super) fn names(name: &str, module: &str) -> bool {
+    module == name || module.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
+}
+
 impl LoraConfig {
+    /// The adapter has a copy of this module of its own.
+    pub fn saves(&self, module: &str) -> bool {
+        self.modules_to_save.iter().any(|name| names(name, module))
+    }
+
     pub fn scale(&self) -> f32 {
         let r = self.r as f64;
         (self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }) as f32
