@@ -13,6 +13,7 @@ pub mod cast;
 pub mod dyn8;
 pub mod embedding;
 pub mod fill;
+pub mod gguf;
 pub mod gradnorm;
 pub mod grouped;
 pub mod int8;

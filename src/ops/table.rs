@@ -113,6 +113,23 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// out[i] = map[codes[i]]·absmax[i/256].
     dyn8::dyn8_dequantize{P}(out: write [P], codes: read u8 [P], absmax: read f32 [ceil(P, 256)], map: read f32 [256]; Dyn8);
 
+    /// ggml's block formats (see `ops/gguf.rs` for the layouts), whole blocks: out[i] = value i of the blocks.
+    gguf::q4_0_dequantize{P}(out: write [P], blocks: read u8 [P/32*18]; Blocks32);
+    /// The same with a minimum a block.
+    gguf::q4_1_dequantize{P}(out: write [P], blocks: read u8 [P/32*20]; Blocks32);
+    /// 5 bits a value.
+    gguf::q5_0_dequantize{P}(out: write [P], blocks: read u8 [P/32*22]; Blocks32);
+    /// 5 bits a value, with a minimum a block.
+    gguf::q5_1_dequantize{P}(out: write [P], blocks: read u8 [P/32*24]; Blocks32);
+    /// 8 bits a value.
+    gguf::q8_0_dequantize{P}(out: write [P], blocks: read u8 [P/32*34]; Blocks32);
+    /// Blocks of 256 in 8 parts, each with a 6-bit scale and minimum; 4.5 bits a value in all.
+    gguf::q4_k_dequantize{P}(out: write [P], blocks: read u8 [P/256*144]; Blocks256);
+    /// The same with 5.5 bits.
+    gguf::q5_k_dequantize{P}(out: write [P], blocks: read u8 [P/256*176]; Blocks256);
+    /// Blocks of 256 in 16 parts, each with an 8-bit scale; 6.5625 bits a value in all.
+    gguf::q6_k_dequantize{P}(out: write [P], blocks: read u8 [P/256*210]; Blocks256);
+
     /// One step of AdamW on one tensor: weight and both moments move. grad is multiplied by scale[0] first (clipping).
     adamw::adamw_step{P}(weight: update f32 [P], m: update f32 [P], v: update f32 [P], grad: read f32 [P], scale: read f32 [1]; AdamW);
     /// The same with both moments in 8 bits, in blocks of 256: codes into map1 (signed) and map2 (unsigned) in units of absmax1, absmax2.
