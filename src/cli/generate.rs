@@ -16,7 +16,7 @@ use std::path::PathBuf;
 /// Continue a prompt with a model.
 #[derive(Args)]
 pub struct Generate {
-    /// The model: a folder as Hugging Face writes it.
+    /// The model: a folder as Hugging Face writes it, or a GGUF file.
     #[arg(long)]
     model: PathBuf,
     /// An adapter for it: a folder as PEFT writes it.

@@ -2,18 +2,17 @@
 use super::out;
 use clap::Args;
 use luthier::data::{Template, Tokenizer};
-use luthier::io::safetensors::Tensors;
+use luthier::model::Weights;
 use luthier::model::check::{Checked, check};
 use luthier::model::quantized::Scheme;
 use luthier::model::spec::{Head, LayerKind, Spec};
 use luthier::{Error, Result};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Say what a model folder holds, and list every mismatch in it (exit code 65).
 #[derive(Args)]
 pub struct Inspect {
-    /// The model: a folder as Hugging Face writes it.
+    /// The model: a folder as Hugging Face writes it, or a GGUF file.
     model: PathBuf,
 }
 
@@ -82,13 +81,8 @@ fn parts(spec: &Spec) -> String {
 }
 
 /// Bytes by type.
-fn stored(tensors: &Tensors) -> Result<String> {
-    let mut types: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    for name in tensors.names() {
-        let tensor = tensors.get(name)?;
-        let (count, bytes) = types.entry(format!("{:?}", tensor.dtype)).or_default();
-        (*count, *bytes) = (*count + 1, *bytes + tensor.bytes.len() as u64);
-    }
+fn stored(weights: &Weights) -> Result<String> {
+    let types = weights.types()?;
     let one = |(dtype, (count, bytes)): (String, (u64, u64))| format!("{dtype} ({count} tensors, {bytes} bytes)");
     Ok(format!("stored as     {}\n", types.into_iter().map(one).collect::<Vec<_>>().join(", ")))
 }

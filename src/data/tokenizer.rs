@@ -4,6 +4,7 @@
 //! The files are untrusted: [`tokenizer_check`](super::tokenizer_check) looks first, and a panic of the crate is an error here.
 use super::tokenizer_check;
 use crate::error::{Error, Result};
+use crate::io::gguf::{self, Gguf};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,21 +37,17 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a model directory. Only `tokenizer.json` must be there.
-    pub fn load(dir: &Path) -> Result<Tokenizer> {
-        let file = dir.join("tokenizer.json");
-        let config_file = dir.join("tokenizer_config.json");
-        let config = object(&config_file)?;
-        let inner = open(&file)?;
-        let mut names = special_names(&object(&dir.join("special_tokens_map.json"))?);
-        names.extend(special_names(&config));
-        let template = template(dir, &config_file, &config)?;
+    /// Reads a model directory, of which only `tokenizer.json` must be there, or a GGUF file. A `tokenizer.json` beside a GGUF
+    /// file wins over what is in it.
+    pub fn load(path: &Path) -> Result<Tokenizer> {
+        let Parts { file, json, config_file, names, template, generation_file, generation } = parts(path)?;
+        let inner = open(&file, json)?;
         let vocab = inner.get_vocab(true);
         let special = inner.get_added_tokens_decoder().into_values().filter(|t| t.special).map(|t| t.content).collect();
         let vocab_size = vocab.values().max().map_or(0, |id| *id as usize + 1);
         let mut tokenizer = Tokenizer { inner, file, vocab_size, names, special, eos: vec![], template };
         tokenizer.special.sort();
-        tokenizer.eos = tokenizer.eos_ids_of(&config_file, &dir.join("generation_config.json"))?;
+        tokenizer.eos = tokenizer.eos_ids_of(&config_file, &generation_file, generation)?;
         tokenizer.probe()?;
         Ok(tokenizer)
     }
@@ -135,7 +132,7 @@ impl Tokenizer {
         guard(&self.file, verb, f)
     }
 
-    fn eos_ids_of(&self, config: &Path, generation: &Path) -> Result<Vec<u32>> {
+    fn eos_ids_of(&self, config: &Path, file: &Path, mut generation: Map<String, Value>) -> Result<Vec<u32>> {
         for name in ["bos_token", "eos_token", "pad_token"] {
             if let Some(token) = self.names.get(name).filter(|t| self.token_to_id(t).is_none()) {
                 return Err(Error::content(
@@ -146,12 +143,12 @@ impl Tokenizer {
             }
         }
         let mut ids: Vec<u32> = self.named("eos_token").into_iter().collect();
-        let more = object(generation)?.remove("eos_token_id").unwrap_or(Value::Null);
+        let more = generation.remove("eos_token_id").unwrap_or(Value::Null);
         let more = if let Value::Array(list) = more { list } else { vec![more] };
         for id in more.iter().filter(|id| !id.is_null()) {
             let Some(id) = id.as_u64().filter(|id| *id < self.vocab_size as u64) else {
                 let what = format!("must be ids of tokens (below {}), got {id}", self.vocab_size);
-                return Err(Error::content(generation, "eos_token_id", what));
+                return Err(Error::content(file, "eos_token_id", what));
             };
             ids.push(id as u32);
         }
@@ -219,13 +216,54 @@ fn guard<T>(file: &Path, verb: &str, f: impl FnOnce() -> tokenizers::Result<T>) 
     }
 }
 
-fn open(file: &Path) -> Result<tokenizers::Tokenizer> {
+/// What a tokenizer is made from, with the files that errors about it should name.
+pub(super) struct Parts {
+    pub file: PathBuf,
+    /// As in tokenizer.json.
+    pub json: Value,
+    pub config_file: PathBuf,
+    /// `bos_token` -> `<s>` ..
+    pub names: BTreeMap<String, String>,
+    pub template: Option<TemplateText>,
+    pub generation_file: PathBuf,
+    /// As in generation_config.json.
+    pub generation: Map<String, Value>,
+}
+
+fn parts(path: &Path) -> Result<Parts> {
+    let Some(gguf) = gguf::find(path)? else { return parts_of(path) };
+    let inside = Gguf::open(&gguf)?;
+    if !gguf.with_file_name("tokenizer.json").exists() {
+        return super::gguf::parts(&inside);
+    }
+    let beside = parts_of(gguf.parent().unwrap_or(Path::new("")))?;
+    let template = beside.template.or_else(|| super::gguf::template(&inside));
+    Ok(Parts { template, ..beside })
+}
+
+fn parts_of(dir: &Path) -> Result<Parts> {
+    let file = dir.join("tokenizer.json");
+    let config_file = dir.join("tokenizer_config.json");
+    let config = object(&config_file)?;
+    let json = read_json(&file)?;
+    let mut names = special_names(&object(&dir.join("special_tokens_map.json"))?);
+    names.extend(special_names(&config));
+    let template = template(dir, &config_file, &config)?;
+    let generation_file = dir.join("generation_config.json");
+    let generation = object(&generation_file)?;
+    Ok(Parts { file, json, config_file, names, template, generation_file, generation })
+}
+
+fn read_json(file: &Path) -> Result<Value> {
     if !file.exists() && file.with_file_name("tokenizer.model").exists() {
         let what =
             "is missing; there is only tokenizer.model: convert it with transformers' AutoTokenizer, save_pretrained";
         return Err(Error::content(file, "", what));
     }
-    let mut json: Value = parse(file, &read(file, MAX_TOKENIZER)?)?;
+    parse(file, &read(file, MAX_TOKENIZER)?)
+}
+
+fn open(file: &Path, mut json: Value) -> Result<tokenizers::Tokenizer> {
     tokenizer_check::check(&mut json).map_err(|(at, what)| Error::content(file, at, what))?;
     let mut inner = guard(file, "load", || tokenizers::Tokenizer::from_bytes(json.to_string()))?;
     inner.with_padding(None);

@@ -4,15 +4,20 @@ use super::full::write_config;
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::io::safetensors::{Outline, Tensor, Tensors};
+use crate::io::gguf;
+use crate::io::safetensors::{Outline, Tensors};
 use crate::model;
 use crate::model::linear::{Int8Weight, Nf4Scales, Nf4Weight};
-use crate::model::quantized::{quantize_int8, quantize_nf4, staged};
+use crate::model::quantized::{Floats, quantize_int8, quantize_nf4, staged};
 use std::path::Path;
 
 /// Reads the folder `model`, and writes `out` with its linear layers quantized on `b`; all other tensors as they are.
 /// Returns the bytes of the weights before and after.
 pub fn quantize(b: &dyn Backend, model: &Path, out: &Path, format: Format) -> Result<(u64, u64)> {
+    if let Some(file) = gguf::find(model)? {
+        let what = "is a GGUF file, and its tensors are stored as they are: name the Hugging Face folder it was made from";
+        return Err(Error::content(file, "", what));
+    }
     let checked = model::check(model)?;
     if let Some(scheme) = checked.scheme {
         let what = format!("is {} already: name the original", scheme.name());
@@ -31,7 +36,7 @@ pub fn quantize(b: &dyn Backend, model: &Path, out: &Path, format: Format) -> Re
     let whole = |name: &str| Ok(tensors.get(name)?.bytes.to_vec());
     let parts = |module: &str, O: usize, C: usize| {
         let name = format!("{module}.weight");
-        quantized(b, &tensors.floats(&name, &[O, C])?, dtype, O, C, format)
+        quantized(b, &tensors.floats(&name, &[O, C])?.into(), dtype, O, C, format)
     };
     let before = plain.iter().map(|o| o.bytes() as u64).sum();
     let after = bnb::write(out, plain, format, dtype, &bnb::modules(&spec), whole, parts)?;
@@ -42,9 +47,9 @@ pub fn quantize(b: &dyn Backend, model: &Path, out: &Path, format: Format) -> Re
 }
 
 /// The parts of one weight, made on the device.
-fn quantized(b: &dyn Backend, tensor: &Tensor, dtype: DType, O: usize, C: usize, format: Format) -> Result<Parts> {
+fn quantized(b: &dyn Backend, floats: &Floats, dtype: DType, O: usize, C: usize, format: Format) -> Result<Parts> {
     let scope = Scope::new(b);
-    let (staged_dtype, bytes) = staged(tensor, C);
+    let (staged_dtype, bytes) = staged(floats, C);
     let mut inp = scope.alloc(O * C, staged_dtype)?;
     b.upload(&mut inp, &bytes)?;
     let take = |buf: Buf| {

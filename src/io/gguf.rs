@@ -107,8 +107,10 @@ pub fn find(path: &Path) -> Result<Option<PathBuf>> {
 
 /// By its name, or by its first bytes.
 fn is_gguf(path: &Path) -> bool {
-    let mut magic = [0; 4];
-    let begins = || File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"GGUF";
+    let begins = || {
+        let mut magic = [0; 4];
+        File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"GGUF"
+    };
     path.extension().is_some_and(|e| e == "gguf") || begins()
 }
 

@@ -2,9 +2,10 @@
 use super::arch;
 use super::quantized::{self, INT8_PARTS, NF4_PARTS, Scheme};
 use super::spec::{Head, Spec};
+use super::weights::Weights;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
-use crate::io::safetensors::Tensors;
+use crate::io::gguf;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -15,20 +16,21 @@ pub struct Checked {
     pub spec: Option<Spec>,
     pub scheme: Option<Scheme>,
     /// `None`: the files are wrong.
-    pub tensors: Option<Tensors>,
+    pub tensors: Option<Weights>,
     /// `None`: there is none, or it is wrong.
     pub tokenizer: Option<Tokenizer>,
     pub mismatches: Vec<Error>,
 }
 
-/// Checks config, tensors and tokenizer of a Hugging Face folder against one another. Files that are not there, or cannot be
+/// Checks config, tensors and tokenizer of a Hugging Face folder or a GGUF file against one another. Files that are not there, or cannot be
 /// read, are an error; what they say wrongly is listed in [`Checked::mismatches`].
 pub fn check(folder: &Path) -> Result<Checked> {
     let mut mismatches = Vec::new();
     let spec = listed(arch::read_spec(folder), &mut mismatches)?;
     let scheme = listed(quantized::scheme(folder), &mut mismatches)?;
-    let tensors = listed(Tensors::open_folder(folder, "model"), &mut mismatches)?;
-    let has_tokenizer = ["tokenizer.json", "tokenizer.model"].iter().any(|name| folder.join(name).exists());
+    let tensors = listed(Weights::open(folder, spec.as_ref()), &mut mismatches)?;
+    let files = ["tokenizer.json", "tokenizer.model"];
+    let has_tokenizer = gguf::find(folder)?.is_some() || files.iter().any(|name| folder.join(name).exists());
     let tokenizer = if has_tokenizer { listed(Tokenizer::load(folder), &mut mismatches)? } else { None };
     if let (Some(spec), Some(scheme), Some(tensors)) = (&spec, scheme, &tensors) {
         mismatches.extend(weights(spec, scheme, tensors));
@@ -85,12 +87,12 @@ pub(super) fn first(mismatches: Vec<Error>, folder: &Path) -> Result<()> {
 }
 
 /// Missing, misshapen, wrongly stored and unexpected tensors.
-pub(super) fn weights(spec: &Spec, scheme: Option<Scheme>, tensors: &Tensors) -> Vec<Error> {
+pub(super) fn weights(spec: &Spec, scheme: Option<Scheme>, tensors: &Weights) -> Vec<Error> {
     let mut wrong = Vec::new();
     let mut known: BTreeSet<String> = BTreeSet::new();
     let mut quantized = 0;
     for w in spec.weights() {
-        let stored = quantized::find(tensors, &w.name, &w.shape).map(|stored| stored.scheme());
+        let stored = tensors.find(&w.name, &w.shape).map(|stored| stored.scheme());
         if !matches!(stored, Ok(None)) {
             let module = w.name.strip_suffix(".weight").unwrap_or(&w.name);
             known.extend(NF4_PARTS.iter().map(|part| format!("{}{part}", w.name)));

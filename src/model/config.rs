@@ -27,7 +27,15 @@ impl Keys {
         if !value.is_object() {
             return Err(Error::content(file, "", "a JSON object is wanted"));
         }
-        Ok(Keys { file: file.to_path_buf(), prefix: String::new(), value })
+        Ok(Keys::new(file, value))
+    }
+
+    /// An object that stands for what `file` says.
+    pub fn new(file: &Path, value: Value) -> Keys {
+        Keys { file: file.to_path_buf(), prefix: String::new(), value }
+    }
+    pub fn into_value(self) -> Value {
+        self.value
     }
 
     /// `Err` about a key.

@@ -1,14 +1,15 @@
-//! A linear layer: dense, NF4 or 8-bit base, optional bias, optional LoRA. Nothing above it knows which.
+//! A linear layer: dense, NF4, 8-bit or GGUF base, optional bias, optional LoRA. Nothing above it knows which.
 //!
 //! forward   Y = X·Wᵀ + bias + s·(X·Aᵀ)·Bᵀ
 //! backward  dX = G·W + s·P·A,  P = G·B;   dA = s·Pᵀ·X,  dB = s·Gᵀ·(X·Aᵀ),  dW = Gᵀ·X,  dbias = Σ_N G
 //! A fused module (one weight, several outputs) writes each part of its rows to a buffer of its own: Y = [Y1 | Y2 | ..].
 //! B·A is never formed. Hu et al. 2021, arXiv:2106.09685; rank-stabilized s: Kalajdzievski 2023, arXiv:2312.03732.
 use super::param::Param;
-use crate::backend::{Backend, Buf, Scope};
+use crate::backend::{Backend, Buf, Launch, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::bias::{Bias, BiasBackward};
+use crate::ops::gguf::{Blocks32, Packed};
 use crate::ops::int8::Int8;
 use crate::ops::matmul::MatMul;
 use crate::ops::nf4::{Nf4, Nf4Double};
@@ -31,6 +32,7 @@ pub enum Weight {
     Dense(Param),
     Nf4(Nf4Weight),
     Int8(Int8Weight),
+    Gguf(GgufWeight),
 }
 
 /// A frozen weight in 4 bits: 4.5 bits a value, 4.127 with double quantization.
@@ -56,6 +58,21 @@ pub enum Nf4Scales {
 pub struct Int8Weight {
     pub codes: Buf,
     pub scb: Buf,
+}
+
+/// A frozen weight in one of ggml's block formats.
+pub struct GgufWeight {
+    pub format: Packed,
+    pub blocks: Buf,
+}
+
+impl GgufWeight {
+    /// out = its values in out's dtype.
+    pub fn dequantize(&self, b: &dyn Backend, out: &mut Buf) -> Result<()> {
+        // the params of all formats are alike; each op checks its own
+        let p = Blocks32 { P: out.len() as u32 };
+        b.launch(&Launch::new(self.format.op(), &[Some(out), Some(&self.blocks)], bytemuck::bytes_of(&p))?)
+    }
 }
 
 /// A low-rank adapter: A [R, C] and B [O, R].
@@ -119,7 +136,7 @@ impl Linear {
     pub(super) fn dense(&self, b: &dyn Backend, scratch: &LinearScratch) -> Result<Buf> {
         match &self.weight {
             Weight::Dense(param) => Ok(param.value.view(0, param.value.len())),
-            Weight::Nf4(_) | Weight::Int8(_) => {
+            Weight::Nf4(_) | Weight::Int8(_) | Weight::Gguf(_) => {
                 let mut out = part(&scratch.weight, self.O * self.C);
                 self.dequantize(b, &mut out)?;
                 Ok(out)
@@ -132,6 +149,7 @@ impl Linear {
         let P = (self.O * self.C) as u32;
         match &self.weight {
             Weight::Dense(param) => b.cast(out, &param.value),
+            Weight::Gguf(q) => q.dequantize(b, out),
             Weight::Int8(q) => b.int8_dequantize(out, &q.codes, &q.scb, &Int8 { O: self.O as u32, C: self.C as u32 }),
             Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
                 Nf4Scales::Single { absmax } => b.nf4_dequantize(out, codes, absmax, &Nf4 { P }),

@@ -7,13 +7,13 @@ use super::lora::LoraConfig;
 use super::mlp::Mlp;
 use super::moe::Moe;
 use super::param::Param;
-use super::quantized::{self, Scheme, Stored};
+use super::quantized::{self, Floats, Scheme, Stored};
 use super::spec::{Bias, Head, LinearSpec, NormPlace, QkNorm, Spec};
+use super::weights::Weights;
 use super::{Model, arch, check, lora};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::io::safetensors::{Tensor, Tensors};
 use crate::ops::nf4;
 use std::path::Path;
 
@@ -114,11 +114,11 @@ fn is_router(spec: &Spec, module: &str) -> bool {
 }
 
 impl Model {
-    /// Loads a Hugging Face folder: `config.json` and `model.safetensors` or its shards.
+    /// Loads a Hugging Face folder (`config.json` and `model.safetensors` or its shards), or a GGUF file.
     pub fn load(b: &dyn Backend, folder: &Path, options: &LoadOptions) -> Result<Model> {
         let (spec, stored) = (arch::read_spec(folder)?, quantized::scheme(folder)?);
         options.check(&spec, stored)?;
-        let tensors = Tensors::open_folder(folder, "model")?;
+        let tensors = Weights::open(folder, Some(&spec))?;
         check::first(check::weights(&spec, stored, &tensors), folder)?;
         // a quantized checkpoint says itself which layers stay floats
         let quantize = (options.load_in_4bit && stored.is_none(), options.load_in_8bit && stored.is_none());
@@ -128,7 +128,7 @@ impl Model {
 
 struct Loader<'a> {
     b: &'a dyn Backend,
-    tensors: &'a Tensors,
+    tensors: &'a Weights,
     options: &'a LoadOptions,
     /// Floats of linear layers go into 4 bits, into 8 bits.
     quantize: (bool, bool),
@@ -165,11 +165,11 @@ impl Loader<'_> {
 
     /// The tensor `from` as the parameter `name`.
     fn param(&self, from: &str, name: &str, shape: &[usize], train: bool) -> Result<Param> {
-        let stored = quantized::find(self.tensors, from, shape)?;
+        let stored = self.tensors.find(from, shape)?;
         let mut param = Param::zeros(self.b, name, shape, self.options.dtype)?;
         match &stored {
-            Stored::Float(tensor) if tensor.float() == Some(self.options.dtype) => {
-                param.set_bytes(self.b, 0, tensor.bytes)?;
+            Stored::Float(floats) if floats.dtype == self.options.dtype => {
+                param.set_bytes(self.b, 0, &floats.bytes)?;
                 if train {
                     param.unfreeze(self.b)?;
                 }
@@ -258,18 +258,19 @@ impl Loader<'_> {
 
     /// As the file has it, or quantized on the device from the file's own precision.
     fn weight(&mut self, name: &str, O: usize, C: usize, quantize: (bool, bool)) -> Result<Weight> {
-        let tensor = match quantized::find(self.tensors, name, &[O, C])? {
+        let floats = match self.tensors.find(name, &[O, C])? {
             Stored::Nf4(q) => return Ok(Weight::Nf4(q.upload(self.b)?)),
             Stored::Int8(q) => return Ok(Weight::Int8(q.upload(self.b)?)),
-            Stored::Float(tensor) => tensor,
+            Stored::Gguf(q) => return Ok(Weight::Gguf(q.upload(self.b)?)),
+            Stored::Float(floats) => floats,
         };
         match quantize {
             (true, _) => {
-                let inp = self.stage(&[tensor], O, C)?;
+                let inp = self.stage(&[floats], O, C)?;
                 quantized::quantize_nf4(self.b, &inp).map(Weight::Nf4)
             }
             (_, true) => {
-                let inp = self.stage(&[tensor], O, C)?;
+                let inp = self.stage(&[floats], O, C)?;
                 quantized::quantize_int8(self.b, &inp, O, C).map(Weight::Int8)
             }
             _ => Ok(Weight::Dense(self.param(name, name, &[O, C], self.options.full())?)),
@@ -277,8 +278,8 @@ impl Loader<'_> {
     }
 
     /// Tensors [O, C] of one type on the device, one after the other, in memory that the next ones reuse.
-    fn stage(&mut self, tensors: &[Tensor], O: usize, C: usize) -> Result<Buf> {
-        let staged: Vec<_> = tensors.iter().map(|tensor| quantized::staged(tensor, C)).collect();
+    fn stage(&mut self, tensors: &[Floats], O: usize, C: usize) -> Result<Buf> {
+        let staged: Vec<_> = tensors.iter().map(|floats| quantized::staged(floats, C)).collect();
         let (dtype, P) = (staged[0].0, O * C);
         let len = staged.len() * P;
         let fits = self.staging.as_ref().is_some_and(|s| s.dtype() == dtype && s.len() >= len);

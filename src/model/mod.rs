@@ -13,6 +13,7 @@ pub mod block;
 pub mod check;
 mod config;
 pub mod experts;
+pub mod gguf;
 mod head;
 pub mod linear;
 pub mod load;
@@ -25,10 +26,12 @@ pub mod quantized;
 pub mod rope;
 pub mod session;
 pub mod spec;
+pub mod weights;
 pub use batch::Tokens;
 pub use check::check;
 pub use load::LoadOptions;
 pub use session::{Plan, Session};
+pub use weights::Weights;
 
 /// Weights on a device.
 pub struct Model {

@@ -1,4 +1,4 @@
-//! Weights in 4 and 8 bits: as bitsandbytes stores them in checkpoints, and made from floats on the device.
+//! Weights in 4 and 8 bits: as bitsandbytes and GGUF store them in checkpoints, and made from floats on the device.
 //!
 //! ```text
 //! 4 bits  X.weight u8 [⌈P/2⌉, 1] · X.weight.quant_map f32 [16] · X.weight.quant_state.bitsandbytes__nf4: JSON
@@ -8,11 +8,13 @@
 //! ```
 //! Nothing is quantized again: codes and scales go to the device as they are.
 use super::config::Keys;
-use super::linear::{Int8Weight, Nf4Scales, Nf4Weight};
+use super::linear::{GgufWeight, Int8Weight, Nf4Scales, Nf4Weight};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::io::gguf::{self, Gguf};
 use crate::io::safetensors::{Dtype, Tensor, Tensors};
+use crate::ops::gguf::Packed;
 use crate::ops::{dyn8, int8, nf4};
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -23,6 +25,8 @@ use std::path::Path;
 pub enum Scheme {
     Nf4,
     Int8,
+    /// ggml's blocks, whatever their formats.
+    Gguf,
 }
 
 impl Scheme {
@@ -30,6 +34,7 @@ impl Scheme {
         match self {
             Scheme::Nf4 => "4-bit NF4 (bitsandbytes)",
             Scheme::Int8 => "8-bit (bitsandbytes)",
+            Scheme::Gguf => "in blocks (GGUF)",
         }
     }
 }
@@ -42,8 +47,13 @@ pub const INT8_PARTS: [&str; 2] = [".SCB", ".weight_format"];
 /// The largest JSON of a quant_state that is read.
 const MAX_STATE: usize = 4096;
 
-/// What `quantization_config` of a model folder says; `None`: its weights are floats.
+/// What `quantization_config` of a model folder says, or the formats in a GGUF file; `None`: its weights are floats.
 pub fn scheme(folder: &Path) -> Result<Option<Scheme>> {
+    if let Some(file) = gguf::find(folder)? {
+        let gguf = Gguf::open(&file)?;
+        let packed = gguf.names().filter_map(|name| gguf.tensor(name)).any(|tensor| tensor.format.len > 1);
+        return Ok(packed.then_some(Scheme::Gguf));
+    }
     let file = if folder.is_dir() { folder.join("config.json") } else { folder.to_path_buf() };
     let Some(keys) = Keys::read(&file)?.object("quantization_config")? else { return Ok(None) };
     let method = keys.text("quant_method", Some("bitsandbytes"))?;
@@ -76,9 +86,35 @@ fn other_kind(kind: &str) -> String {
 
 /// A weight as a file holds it.
 pub enum Stored<'a> {
-    Float(Tensor<'a>),
+    Float(Floats<'a>),
     Nf4(StoredNf4<'a>),
     Int8(StoredInt8<'a>),
+    Gguf(StoredGguf<'a>),
+}
+
+/// Values of a float type, as the model has them.
+pub struct Floats<'a> {
+    pub dtype: DType,
+    pub bytes: Cow<'a, [u8]>,
+}
+
+impl Floats<'_> {
+    pub fn to_f32(&self) -> Vec<f32> {
+        self.dtype.decode(&self.bytes)
+    }
+}
+
+impl<'a> From<Tensor<'a>> for Floats<'a> {
+    fn from(tensor: Tensor<'a>) -> Floats<'a> {
+        Floats { dtype: tensor.float().expect("a float tensor"), bytes: tensor.bytes.into() }
+    }
+}
+
+/// Blocks of P values in all.
+pub struct StoredGguf<'a> {
+    pub format: Packed,
+    pub P: usize,
+    pub bytes: Cow<'a, [u8]>,
 }
 
 pub struct StoredNf4<'a> {
@@ -124,7 +160,7 @@ pub fn find<'a>(tensors: &'a Tensors, name: &str, shape: &[usize]) -> Result<Sto
     }
     match (tensor.dtype, name.strip_suffix(".weight"), shape) {
         (Dtype::I8, Some(module), [O, C]) => find_int8(tensors, module, (*O, *C), tensor).map(Stored::Int8),
-        _ => tensors.floats(name, shape).map(Stored::Float),
+        _ => tensors.floats(name, shape).map(|tensor| Stored::Float(tensor.into())),
     }
 }
 
@@ -205,13 +241,15 @@ impl Stored<'_> {
             Stored::Float(_) => None,
             Stored::Nf4(_) => Some(Scheme::Nf4),
             Stored::Int8(_) => Some(Scheme::Int8),
+            Stored::Gguf(_) => Some(Scheme::Gguf),
         }
     }
 
     /// The values, decoded on the host.
     pub fn to_f32(&self) -> Vec<f32> {
         match self {
-            Stored::Float(tensor) => tensor.to_f32().expect("a float tensor"),
+            Stored::Float(floats) => floats.to_f32(),
+            Stored::Gguf(q) => q.format.decode(&q.bytes, q.P),
             Stored::Int8(q) => {
                 let mut out = vec![0.0; q.O * q.C];
                 let p = int8::Int8 { O: q.O as u32, C: q.C as u32 };
@@ -266,6 +304,12 @@ impl StoredInt8<'_> {
     }
 }
 
+impl StoredGguf<'_> {
+    pub fn upload(&self, b: &dyn Backend) -> Result<GgufWeight> {
+        Ok(GgufWeight { format: self.format, blocks: upload(b, &self.bytes, DType::U8)? })
+    }
+}
+
 /// Quantizes `inp` on the device, with double quantization.
 pub fn quantize_nf4(b: &dyn Backend, inp: &Buf) -> Result<Nf4Weight> {
     let P = inp.len();
@@ -293,9 +337,9 @@ pub fn quantize_int8(b: &dyn Backend, inp: &Buf, O: usize, C: usize) -> Result<I
 }
 
 /// What [`quantize_nf4`] and [`quantize_int8`] take of a tensor: its own type, or f32 where 16-bit rows would be odd.
-pub fn staged<'a>(tensor: &Tensor<'a>, C: usize) -> (DType, Cow<'a, [u8]>) {
-    match tensor.float().expect("a float tensor") {
-        dtype if dtype.size() == 4 || C.is_multiple_of(2) => (dtype, tensor.bytes.into()),
-        _ => (DType::F32, DType::F32.encode(&tensor.to_f32().expect("a float tensor")).into()),
+pub fn staged<'a>(floats: &'a Floats, C: usize) -> (DType, Cow<'a, [u8]>) {
+    match floats.dtype {
+        dtype if dtype.size() == 4 || C.is_multiple_of(2) => (dtype, (&*floats.bytes).into()),
+        _ => (DType::F32, DType::F32.encode(&floats.to_f32()).into()),
     }
 }

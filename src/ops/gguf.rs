@@ -180,7 +180,7 @@ impl Packed {
         Packed::ALL.iter().find(|(_, name)| *name == format.name).map(|(packed, _)| *packed)
     }
 
-    fn op(self) -> Op {
+    pub fn op(self) -> Op {
         match self {
             Packed::Q4_0 => Op::q4_0_dequantize,
             Packed::Q4_1 => Op::q4_1_dequantize,

@@ -13,8 +13,7 @@ use crate::data::{self, Batch, BatchOptions, Dataset, Tokenizer};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::infer::{self, Sampling};
-use crate::io::safetensors::Tensors;
-use crate::model::{self, Model, Session, Tokens};
+use crate::model::{self, Model, Session, Tokens, Weights};
 use std::time::Instant;
 
 /// Tokens of the sample that shows the model before and after.
@@ -44,7 +43,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         num_input_tokens_seen: 0,
         dataset: data.report.fingerprint.clone(),
         course: state::course(config)?,
-        model: Tensors::open_folder(&config.model_name_or_path, "model")?.fingerprint(),
+        model: Weights::open(&config.model_name_or_path, Some(&spec))?.fingerprint(),
     };
     let resume = state::find(config, reporter)?;
     if let Some((folder, found)) = &resume {

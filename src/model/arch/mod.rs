@@ -2,6 +2,7 @@
 use super::config::Keys;
 use super::spec::Spec;
 use crate::error::{Result, distance};
+use crate::io::gguf::{self, Gguf};
 use std::path::Path;
 
 mod common;
@@ -37,10 +38,22 @@ const ARCHITECTURES: &[(&str, Read)] = &[
     ("qwen3_moe", qwen3_moe::spec),
 ];
 
-/// The [`Spec`] of a model folder (or of a config file itself).
+/// The config of a model folder, of a GGUF file, or of a config file itself: the object of `config.json`.
+pub fn read_config(path: &Path) -> Result<serde_json::Value> {
+    read_keys(path).map(Keys::into_value)
+}
+
+fn read_keys(path: &Path) -> Result<Keys> {
+    if let Some(file) = gguf::find(path)? {
+        let config = super::gguf::config(&Gguf::open(&file)?)?;
+        return Ok(Keys::new(&file, config));
+    }
+    Keys::read(&if path.is_dir() { path.join("config.json") } else { path.to_path_buf() })
+}
+
+/// The [`Spec`] of a model folder, of a GGUF file, or of a config file itself.
 pub fn read_spec(path: &Path) -> Result<Spec> {
-    let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-    let keys = Keys::read(&file)?;
+    let keys = read_keys(path)?;
     let model_type = keys.text("model_type", None)?;
     let Some((_, read)) = ARCHITECTURES.iter().find(|(name, _)| *name == model_type) else {
         let known: Vec<_> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
