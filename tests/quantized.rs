@@ -59,7 +59,7 @@ fn dequantized(b: &dyn Backend, linear: &Linear) -> Vec<f32> {
 fn bytes(b: &dyn Backend, weight: &Weight) -> Vec<Vec<u8>> {
     let get = |buf| b.download(buf).unwrap();
     match weight {
-        Weight::Dense(_) => panic!("a dense weight"),
+        Weight::Dense(_) | Weight::Gguf(_) => panic!("a weight of another kind"),
         Weight::Int8(q) => vec![get(&q.codes), get(&q.scb)],
         Weight::Nf4(q) => match &q.scales {
             Nf4Scales::Single { absmax } => vec![get(&q.codes), get(absmax)],

@@ -44,6 +44,20 @@ pub(super) fn template(gguf: &Gguf) -> Option<TemplateText> {
     Some(TemplateText { file: gguf.path().to_path_buf(), text: text.into() })
 }
 
+/// The files that a Hugging Face folder has beside the weights, from a GGUF file: name and content.
+pub fn companions(gguf: &Gguf) -> Result<Vec<(&'static str, Value)>> {
+    let Parts { json, names, template, generation, .. } = parts(gguf)?;
+    let mut config = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false });
+    for (role, token) in names {
+        config[role] = json!(token);
+    }
+    if let Some(template) = template {
+        config["chat_template"] = json!(template.text);
+    }
+    let generation = Value::Object(generation);
+    Ok(vec![("tokenizer.json", json), ("tokenizer_config.json", config), ("generation_config.json", generation)])
+}
+
 /// What [`super::Tokenizer`] is made from.
 pub(super) fn parts(gguf: &Gguf) -> Result<Parts> {
     let key = format!("{KEY}.model");

@@ -16,7 +16,7 @@
 //! ```
 pub mod batch;
 pub mod example;
-mod gguf;
+pub mod gguf;
 pub mod pack;
 mod python;
 pub mod source;

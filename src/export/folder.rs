@@ -1,5 +1,7 @@
 //! The files beside the weights: tokenizer, chat template, generation config.
+use crate::data::gguf::companions;
 use crate::error::{Error, Result};
+use crate::io::gguf::{self, Gguf};
 use std::path::Path;
 
 /// What makes a model folder run elsewhere as it is.
@@ -16,8 +18,16 @@ const COMPANIONS: &[&str] = &[
     "generation_config.json",
 ];
 
-/// Copies the tokenizer's files, template and generation config of `model` that exist.
+/// Copies the tokenizer's files, template and generation config of `model` that exist, or makes them from a GGUF file.
 pub fn copy_companions(model: &Path, out: &Path) -> Result<()> {
+    let mut model = model.to_path_buf();
+    if let Some(file) = gguf::find(&model)? {
+        model = file.parent().unwrap_or(Path::new("")).to_path_buf();
+        if !model.join("tokenizer.json").exists() {
+            let made = companions(&Gguf::open(&file)?)?;
+            return made.iter().try_for_each(|(name, json)| write_json(&out.join(name), json));
+        }
+    }
     for name in COMPANIONS {
         let from = model.join(name);
         if from.is_file() {

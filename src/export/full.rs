@@ -4,7 +4,7 @@ use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Outline, Writer, dtype_of};
-use crate::model::Model;
+use crate::model::{Model, arch};
 use crate::model::param::Param;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -23,13 +23,12 @@ pub fn save(b: &dyn Backend, model: &Model, base: &Path, out: &Path) -> Result<(
         .collect();
     let values = |(param, i): (&Param, usize)| param.get_part(b, i);
     write_shards(out, outlines, |name| Ok(model.dtype.encode(&values(params[name])?)))?;
-    write_config(&base.join("config.json"), model.dtype, None, &out.join("config.json"))
+    write_config(base, model.dtype, None, &out.join("config.json"))
 }
 
-/// The config of a model, with the dtype and the `quantization_config` its weights have now.
+/// The config of a model (a folder, a GGUF file, a config file), with the dtype and the `quantization_config` its weights have now.
 pub fn write_config(from: &Path, dtype: DType, quantization: Option<Value>, to: &Path) -> Result<()> {
-    let text = std::fs::read(from).map_err(Error::read(from))?;
-    let mut config: Value = serde_json::from_slice(&text).map_err(|e| Error::content(from, "", e))?;
+    let mut config = arch::read_config(from)?;
     let keys = config.as_object_mut().ok_or_else(|| Error::content(from, "", "a JSON object is wanted"))?;
     keys.remove("torch_dtype");
     keys.insert("dtype".into(), json!(dtype.name()));

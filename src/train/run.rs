@@ -33,7 +33,9 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let total = config.total_steps(cursor.micro_batches());
     let run_dir = RunDir::open(&config.output_dir)?;
     let real = |path: &std::path::Path| path.canonicalize().map_err(Error::read(path));
-    if real(run_dir.path())? == real(&config.model_name_or_path)? {
+    let base = real(&config.model_name_or_path)?;
+    let home = if base.is_file() { base.parent().unwrap_or(&base) } else { &base };
+    if real(run_dir.path())? == home {
         return Err(Error::Usage(
             "output_dir is the model's own folder, and a result would overwrite the model: choose another".into(),
         ));

@@ -1,6 +1,7 @@
 //! What the cpu does faster than its references: products by the gemm crate, attention in blocks of products.
 use crate::dtype::Real;
 use crate::ops::attention::Attention;
+use crate::ops::gguf::Blocks32;
 use crate::ops::matmul::MatMul;
 use crate::ops::{Op, Slice, softcap, softcap_slope};
 use rayon::prelude::*;
@@ -10,6 +11,11 @@ pub(super) fn run<'a>(op: Op, args: impl Iterator<Item = Slice<'a, f32>>, params
     let args: Vec<_> = args.collect();
     if op.spec().file == "grouped" {
         super::grouped::run(op, args, &bytemuck::pod_read_unaligned(params));
+        return true;
+    }
+    if op.spec().file == "gguf" {
+        let Ok([Slice::FloatMut(out), Slice::U8(blocks)]) = <[_; 2]>::try_from(args) else { return false };
+        dequantize(op, out, blocks);
         return true;
     }
     match (op, <[_; 3]>::try_from(args)) {
@@ -22,6 +28,17 @@ pub(super) fn run<'a>(op: Op, args: impl Iterator<Item = Slice<'a, f32>>, params
         _ => return false,
     }
     true
+}
+
+/// The reference of one of ggml's formats on runs of whole blocks.
+fn dequantize(op: Op, out: &mut [f32], blocks: &[u8]) {
+    const RUN: usize = 1 << 14;
+    // as many bytes for RUN values, a multiple of all block lengths
+    let bytes = (blocks.len() as u128 * RUN as u128 / out.len().max(1) as u128) as usize;
+    out.par_chunks_mut(RUN).zip(blocks.par_chunks(bytes.max(1))).for_each(|(out, blocks)| {
+        let p = Blocks32 { P: out.len() as u32 };
+        op.reference([Slice::FloatMut(out), Slice::U8(blocks)], bytemuck::bytes_of(&p));
+    });
 }
 
 /// A strided matrix: element (i, j) at `i·row + j·col`.
