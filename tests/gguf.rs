@@ -10,6 +10,7 @@ use luthier::error::Error;
 use luthier::io::safetensors::{Dtype, Outline, Tensors, Writer};
 use luthier::model::linear::Weight;
 use luthier::model::lora::{LoraConfig, Targets};
+use luthier::model::table::Table;
 use luthier::model::{self, LoadOptions, Model, Plan, Session, Tokens, Weights, arch};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -112,6 +113,8 @@ fn blocks_stay_packed_and_are_the_values_that_transformers_sees() {
             let stacks = model.experts().map(|e| &e.stack);
             let packed = model.linears().chain(stacks).filter(|l| matches!(l.weight, Weight::Gguf(_))).count();
             assert_eq!(packed, if name == "packed" { 7 } else { 2 * (1 + 3) });
+            let tables = [Some(&model.embed), model.head.as_ref()].into_iter().flatten();
+            assert_eq!(tables.filter(|t| matches!(t, Table::Packed(_))).count(), if name == "packed" { 2 } else { 0 });
             model.params_mut().for_each(|p| p.unfreeze(&*b).unwrap());
             let (logits, loss) = run(&*b, &mut model, &tokens, &labels);
             let (logits, want) = (max_abs(&logits, &floats(&golden, "logits")), floats(&golden, "loss")[0] as f64);
@@ -159,6 +162,20 @@ fn adapters_on_blocks_learn_as_on_the_values() {
             }
         }
     }
+}
+
+/// A module to save is a copy of its own in floats, and unties a tied head.
+#[test]
+fn modules_to_save_leave_the_blocks() {
+    let b = Cpu::new();
+    let modules_to_save = vec!["embed_tokens".to_string()];
+    let lora = LoraConfig { modules_to_save, ..LoraConfig::default() };
+    let options = LoadOptions { lora: Some(lora), train: true, ..LoadOptions::frozen(DType::F32) };
+    let model = load(&b, &at("chat.gguf"), &options);
+    let dense = load(&b, dequantized(&at("chat.gguf")).path(), &LoadOptions::frozen(DType::F32));
+    let saved = model.embed.param().expect("a copy in floats");
+    assert!(saved.train.is_some() && matches!(model.head, Some(Table::Packed(_))));
+    assert_eq!(saved.get(&b).unwrap(), dense.embed.param().unwrap().get(&b).unwrap());
 }
 
 #[test]

@@ -190,7 +190,7 @@ fn scales_may_be_plain_and_the_head_in_4_bits() {
         let Weight::Nf4(q) = &linear.weight else { panic!("in 4 bits") };
         assert!(matches!(q.scales, Nf4Scales::Single { .. }));
         assert_eq!(dequantized(&*b, linear), want, "{}", b.name());
-        assert_eq!(model.head.unwrap().get(&*b).unwrap(), want, "{}", b.name());
+        assert_eq!(model.head.unwrap().param().unwrap().get(&*b).unwrap(), want, "{}", b.name());
     }
 }
 

@@ -4,6 +4,7 @@
 //! backward  dz = coef·(1[label] − softmax z)·softcap′,  dh = dz·W,  dW += dzᵀ·h
 use super::param::Param;
 use super::spec::Spec;
+use super::table::{SLICE_BYTES, Slices, Table};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -22,6 +23,10 @@ pub(super) struct HeadScratch {
     /// Row stride of logits: V rounded up, so that rows stay aligned for 16-bit and tensor-core kernels.
     ld: usize,
     logits: Buf,
+    /// Of the weight.
+    slices: Slices,
+    /// dh of a chunk in f32, where it is a sum over slices and 16 bits would round each.
+    sum: Option<Buf>,
     /// Only for training.
     dlogits: Option<Buf>,
     logp: Buf,
@@ -31,15 +36,24 @@ pub(super) struct HeadScratch {
 }
 
 impl HeadScratch {
-    pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType, train: bool) -> Result<HeadScratch> {
+    pub fn new(scope: &Scope, s: &Spec, table: &Table, N: usize, dtype: DType, train: bool) -> Result<HeadScratch> {
+        let slices = Slices::new(scope, table, [s.V, s.C], dtype, SLICE_BYTES)?;
+        Self::with(scope, s, slices, N, dtype, train)
+    }
+
+    fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, dtype: DType, train: bool) -> Result<HeadScratch> {
         let (V, C, softcap) = (s.V, s.C, s.logit_softcap);
         let ld = V.next_multiple_of(64);
         let rows = (CHUNK_BYTES / 4 / ld).clamp(1, N);
-        let dlogits = if train { Some(scope.alloc(rows * ld, dtype)?) } else { None };
+        // columns from v on are a view that starts v later
+        let len = rows * ld + if slices.is_one() { 0 } else { ld };
+        let dlogits = if train { Some(scope.alloc(len, dtype)?) } else { None };
+        let summed = train && !slices.is_one() && dtype != DType::F32;
+        let sum = if summed { Some(scope.alloc(rows * C, DType::F32)?) } else { None };
         let n = |dtype| scope.alloc(N, dtype);
-        let logits = scope.alloc(rows * ld, DType::F32)?;
+        let logits = scope.alloc(len, DType::F32)?;
         let (logp, lse, coef) = (n(DType::F32)?, n(DType::F32)?, n(DType::F32)?);
-        Ok(HeadScratch { V, C, softcap, rows, ld, logits, dlogits, logp, lse, labels: n(DType::U32)?, coef })
+        Ok(HeadScratch { V, C, softcap, rows, ld, logits, slices, sum, dlogits, logp, lse, labels: n(DType::U32)?, coef })
     }
 
     pub fn bytes(V: usize, N: usize, dtype: DType, train: bool) -> u64 {
@@ -54,29 +68,41 @@ impl HeadScratch {
     }
 
     /// h·Wᵀ of tokens `first..first + n`; `h` is [N, C].
-    fn logits(&self, b: &dyn Backend, weight: &Buf, h: &Buf, first: usize, n: usize) -> Result<Buf> {
-        let (V, C) = (self.V, self.C);
-        let mut z = self.logits.view(0, n * self.ld);
-        let p = MatMul {
-            I: n as u32,
-            J: V as u32,
-            Q: C as u32,
-            ld_out: self.ld as u32,
-            ld_a: C as u32,
-            ld_b: C as u32,
-            alpha: 1.0,
-        };
-        b.matmul_nt(&mut z, &h.view(first * C, n * C), weight, &p)?;
-        Ok(z)
+    fn logits(&self, b: &dyn Backend, table: &Table, h: &Buf, first: usize, n: usize) -> Result<Buf> {
+        let (C, ld) = (self.C as u32, self.ld as u32);
+        let h = h.view(first * self.C, n * self.C);
+        for (v, count) in self.slices.each() {
+            let weight = self.slices.get(b, table, v, count)?;
+            let p = MatMul { I: n as u32, J: count as u32, Q: C, ld_out: ld, ld_a: C, ld_b: C, alpha: 1.0 };
+            b.matmul_nt(&mut self.logits.view(v, n * self.ld), &h, &weight, &p)?;
+        }
+        Ok(self.logits.view(0, n * self.ld))
+    }
+
+    /// dh [n, C] = dz·W.
+    fn input_gradient(&self, b: &dyn Backend, table: &Table, dh: &mut Buf, n: usize) -> Result<()> {
+        let (C, ld) = (self.C as u32, self.ld as u32);
+        let dlogits = self.dlogits.as_ref().expect("made for training");
+        let mut sum = self.sum.as_ref().map_or_else(|| dh.view(0, dh.len()), |sum| sum.view(0, n * self.C));
+        for (v, count) in self.slices.each() {
+            let weight = self.slices.get(b, table, v, count)?;
+            let p = MatMul { I: n as u32, J: C, Q: count as u32, ld_out: C, ld_a: ld, ld_b: C, alpha: 1.0 };
+            let dz = dlogits.view(v, n * self.ld);
+            match v {
+                0 => b.matmul_nn(&mut sum, &dz, &weight, &p)?,
+                _ => b.matmul_nn_add(&mut sum, &dz, &weight, &p)?,
+            }
+        }
+        if self.sum.is_some() { b.cast(dh, &sum) } else { Ok(()) }
     }
 
     /// The logits of some tokens on the host, [n, V]; for generation and for looking at a model.
-    pub fn download_logits(&self, b: &dyn Backend, weight: &Buf, h: &Buf, first: usize, n: usize) -> Result<Vec<f32>> {
+    pub fn download_logits(&self, b: &dyn Backend, table: &Table, h: &Buf, first: usize, n: usize) -> Result<Vec<f32>> {
         let mut all = Vec::with_capacity(n * self.V);
         let mut at = first;
         while at < first + n {
             let rows = self.rows.min(first + n - at);
-            let z = b.download_f32(&self.logits(b, weight, h, at, rows)?)?;
+            let z = b.download_f32(&self.logits(b, table, h, at, rows)?)?;
             z.chunks(self.ld).for_each(|row| all.extend_from_slice(&row[..self.V]));
             at += rows;
         }
@@ -87,10 +113,10 @@ impl HeadScratch {
     }
 
     /// logp [N] of `labels` under h [N, C].
-    pub fn forward(&mut self, b: &dyn Backend, weight: &Buf, h: &Buf, labels: &[u32]) -> Result<Vec<f32>> {
+    pub fn forward(&mut self, b: &dyn Backend, table: &Table, h: &Buf, labels: &[u32]) -> Result<Vec<f32>> {
         b.upload_u32(&mut self.labels, labels)?;
         for (first, n) in self.chunks(labels.len()) {
-            let z = self.logits(b, weight, h, first, n)?;
+            let z = self.logits(b, table, h, first, n)?;
             self.logprob(b, &z, first, n)?;
         }
         b.download_f32(&self.logp)
@@ -112,7 +138,7 @@ impl HeadScratch {
     pub fn backward(
         &mut self,
         b: &dyn Backend,
-        weight: &mut Param,
+        table: &mut Table,
         dh: &mut Buf,
         h: &Buf,
         labels: &[u32],
@@ -122,14 +148,13 @@ impl HeadScratch {
         b.upload_f32(&mut self.coef, coef)?;
         let (C, v, c, ld) = (self.C, self.V as u32, self.C as u32, self.ld as u32);
         for (first, n) in self.chunks(labels.len()) {
-            let z = self.logits(b, &weight.value, h, first, n)?;
+            let z = self.logits(b, table, h, first, n)?;
             self.logprob(b, &z, first, n)?;
             let mut dz = self.dlogits.as_ref().expect("made for training").view(0, n * self.ld);
             let (coef, lse, labels) = (self.coef.view(first, n), self.lse.view(first, n), self.labels.view(first, n));
             b.logprob_backward(&mut dz, &coef, &lse, &z, &labels, &self.params(n))?;
-            let input = MatMul { I: n as u32, J: c, Q: v, ld_out: c, ld_a: ld, ld_b: c, alpha: 1.0 };
-            b.matmul_nn(&mut dh.view(first * C, n * C), &dz, &weight.value, &input)?;
-            if let Some(train) = &mut weight.train {
+            self.input_gradient(b, table, &mut dh.view(first * C, n * C), n)?;
+            if let Table::Dense(Param { train: Some(train), .. }) = table {
                 let grad = MatMul { I: v, J: c, Q: n as u32, ld_out: c, ld_a: ld, ld_b: c, alpha: 1.0 };
                 b.matmul_tn_add(&mut train.grad, &dz, &h.view(first * C, n * C), &grad)?;
             }
@@ -140,5 +165,60 @@ impl HeadScratch {
     /// The log-probabilities of the last `backward`. Waits.
     pub fn logp(&self, b: &dyn Backend) -> Result<Vec<f32>> {
         b.download_f32(&self.logp)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::linear::GgufWeight;
+    use super::*;
+    use crate::backend::pick;
+    use crate::model::arch;
+    use crate::ops::gguf::Packed;
+
+    /// A head in Q8_0 a slice at a time, against the same values as floats at once.
+    fn check(b: &dyn Backend, dtype: DType, limit: f32) {
+        let (V, C, N) = (200, 32, 5);
+        let dir = tempfile::tempdir().unwrap();
+        let config = serde_json::json!({ "model_type": "llama", "hidden_size": C, "intermediate_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "vocab_size": V });
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let s = arch::read_spec(dir.path()).unwrap();
+        let block = |v: usize| DType::F16.encode(&[0.002]).into_iter().chain((0..32).map(move |i| (v * 37 + i * 11) as u8));
+        let bytes: Vec<u8> = (0..V).flat_map(block).collect();
+        let mut blocks = b.alloc(bytes.len(), DType::U8).unwrap();
+        b.upload(&mut blocks, &bytes).unwrap();
+        let mut dense = Param::zeros(b, "lm_head.weight", &[V, C], dtype).unwrap();
+        dense.set(b, &Packed::Q8_0.decode(&bytes, V * C)).unwrap();
+        let scope = Scope::new(b);
+        let noise = |len: usize| (0..len).map(|i| (i * 7 % 13) as f32 / 6.0 - 1.0).collect::<Vec<_>>();
+        let h = scope.alloc_f32(&noise(N * C), dtype).unwrap();
+        let (labels, coef) = ([3, 199, u32::MAX, 64, 128], [0.5, -1.0, 0.0, 2.0, 1.0]);
+        let run = |mut table: Table, bytes: usize| {
+            let slices = Slices::new(&scope, &table, [V, C], dtype, bytes).unwrap();
+            let count = slices.each().count();
+            let mut head = HeadScratch::with(&scope, &s, slices, N, dtype, true).unwrap();
+            let logits = head.download_logits(b, &table, &h, 0, N).unwrap();
+            let mut dh = scope.alloc(N * C, dtype).unwrap();
+            head.backward(b, &mut table, &mut dh, &h, &labels, &coef).unwrap();
+            (count, [logits, head.logp(b).unwrap(), b.download_f32(&dh).unwrap()])
+        };
+        let (one, want) = run(Table::Dense(dense), 0);
+        let (four, got) = run(Table::Packed(GgufWeight { format: Packed::Q8_0, blocks }), 0);
+        assert_eq!((one, four), (1, 4), "slices of 64 rows at least");
+        for (got, want) in got.iter().zip(&want) {
+            let most = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            assert!(most > 0.1 && got.iter().zip(want).all(|(g, w)| (g - w).abs() <= limit * most), "{got:?}\n{want:?}");
+        }
+    }
+
+    #[test]
+    fn a_packed_head_is_its_values() {
+        for name in ["cpu", "wgpu"] {
+            if let Ok((b, _)) = pick::pick(name) {
+                check(&*b, DType::F32, 1e-6);
+                check(&*b, DType::Bf16, 0.01);
+            }
+        }
     }
 }

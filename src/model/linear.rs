@@ -66,12 +66,12 @@ pub struct GgufWeight {
     pub blocks: Buf,
 }
 
-impl GgufWeight {
-    /// out = its values in out's dtype.
-    pub fn dequantize(&self, b: &dyn Backend, out: &mut Buf) -> Result<()> {
+impl Packed {
+    /// out = the values of `blocks` in out's dtype.
+    pub fn dequantize(self, b: &dyn Backend, out: &mut Buf, blocks: &Buf) -> Result<()> {
         // the params of all formats are alike; each op checks its own
         let p = Blocks32 { P: out.len() as u32 };
-        b.launch(&Launch::new(self.format.op(), &[Some(out), Some(&self.blocks)], bytemuck::bytes_of(&p))?)
+        b.launch(&Launch::new(self.op(), &[Some(out), Some(blocks)], bytemuck::bytes_of(&p))?)
     }
 }
 
@@ -149,7 +149,7 @@ impl Linear {
         let P = (self.O * self.C) as u32;
         match &self.weight {
             Weight::Dense(param) => b.cast(out, &param.value),
-            Weight::Gguf(q) => q.dequantize(b, out),
+            Weight::Gguf(q) => q.format.dequantize(b, out, &q.blocks),
             Weight::Int8(q) => b.int8_dequantize(out, &q.codes, &q.scb, &Int8 { O: self.O as u32, C: self.C as u32 }),
             Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
                 Nf4Scales::Single { absmax } => b.nf4_dequantize(out, codes, absmax, &Nf4 { P }),

@@ -9,6 +9,7 @@ use super::moe::Moe;
 use super::param::Param;
 use super::quantized::{self, Floats, Scheme, Stored};
 use super::spec::{Bias, Head, LinearSpec, NormPlace, QkNorm, Spec};
+use super::table::Table;
 use super::weights::Weights;
 use super::{Model, arch, check, lora};
 use crate::backend::{Backend, Buf};
@@ -146,21 +147,21 @@ impl Loader<'_> {
         let (train_embed, train_head) = (train(own_embed), train(own_head));
         let shape = [spec.V, spec.C];
         let file = |module: &str| format!("{module}.weight");
-        let embed_param = self.param(&file(embed), &file(embed), &shape, train_embed)?;
+        let embed_table = self.table(&file(embed), &file(embed), &shape, own_embed, train_embed)?;
         let blocks = (0..spec.layers).map(|l| self.block(l)).collect::<Result<Vec<_>>>()?;
         let final_norm = self.param(&file(spec.names.final_norm), &file(spec.names.final_norm), &[spec.C], full)?;
         // As PEFT: a module to save is a copy of its own, which unties a tied head.
         let untie = spec.head == Head::Tied && (own_embed || own_head);
-        let head_param = match spec.head {
-            Head::Own => Some(self.param(&file(head), &file(head), &shape, train_head)?),
-            Head::Tied if untie => Some(self.param(&file(embed), &file(head), &shape, train_head)?),
+        let head_table = match spec.head {
+            Head::Own => Some(self.table(&file(head), &file(head), &shape, own_head, train_head)?),
+            Head::Tied if untie => Some(self.table(&file(embed), &file(head), &shape, own_head, train_head)?),
             Head::Tied => None,
         };
         if let Some(staging) = self.staging {
             self.b.free(staging);
         }
         let lora = self.options.lora.clone();
-        Ok(Model { spec, dtype: self.options.dtype, embed: embed_param, blocks, final_norm, head: head_param, lora })
+        Ok(Model { spec, dtype: self.options.dtype, embed: embed_table, blocks, final_norm, head: head_table, lora })
     }
 
     /// The tensor `from` as the parameter `name`.
@@ -183,6 +184,14 @@ impl Loader<'_> {
             }
         }
         Ok(param)
+    }
+
+    /// The same for the embedding or the head, which stays in blocks if it is stored so and the adapter has none of its own.
+    fn table(&self, from: &str, name: &str, shape: &[usize], own: bool, train: bool) -> Result<Table> {
+        match self.tensors.find(from, shape)? {
+            Stored::Gguf(q) if !own => q.upload(self.b).map(Table::Packed),
+            _ => self.param(from, name, shape, train).map(Table::Dense),
+        }
     }
 
     fn block(&mut self, layer: usize) -> Result<Block> {

@@ -26,6 +26,7 @@ pub mod quantized;
 pub mod rope;
 pub mod session;
 pub mod spec;
+pub mod table;
 pub mod weights;
 pub use batch::Tokens;
 pub use check::check;
@@ -38,11 +39,11 @@ pub struct Model {
     pub spec: spec::Spec,
     /// Of activations and unquantized weights.
     pub dtype: DType,
-    pub embed: param::Param,
+    pub embed: table::Table,
     pub blocks: Vec<block::Block>,
     pub final_norm: param::Param,
     /// `None`: the embedding's weight.
-    pub head: Option<param::Param>,
+    pub head: Option<table::Table>,
     /// The adapter's config, if there is one.
     pub lora: Option<lora::LoraConfig>,
 }
@@ -51,11 +52,13 @@ impl Model {
     /// Every weight that is no quantized base, in the order of the forward pass.
     pub fn params(&self) -> impl Iterator<Item = &param::Param> {
         let blocks = self.blocks.iter().flat_map(block::Block::params);
-        [&self.embed].into_iter().chain(blocks).chain([&self.final_norm]).chain(&self.head)
+        let head = self.head.iter().filter_map(table::Table::param);
+        self.embed.param().into_iter().chain(blocks).chain([&self.final_norm]).chain(head)
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut param::Param> {
         let blocks = self.blocks.iter_mut().flat_map(block::Block::params_mut);
-        [&mut self.embed].into_iter().chain(blocks).chain([&mut self.final_norm]).chain(&mut self.head)
+        let head = self.head.iter_mut().filter_map(table::Table::param_mut);
+        self.embed.param_mut().into_iter().chain(blocks).chain([&mut self.final_norm]).chain(head)
     }
     /// The weights that are trained.
     pub fn trained(&self) -> impl Iterator<Item = &param::Param> {

@@ -6,7 +6,9 @@ use super::head::HeadScratch;
 use super::linear::LinearScratch;
 use super::mlp;
 use super::norm::Norm;
+use super::param::Param;
 use super::spec::Spec;
+use super::table::{EmbedScratch, Table, embed};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -50,6 +52,7 @@ pub struct Session<'b> {
     h: Buf,
     rstd: Buf,
     dh: Option<(Buf, Buf)>,
+    embed: Option<EmbedScratch>,
     head: HeadScratch,
 }
 
@@ -76,7 +79,8 @@ impl<'b> Session<'b> {
             h: stream()?,
             rstd: scope.alloc(N, DType::F32)?,
             dh: if train { Some((stream()?, stream()?)) } else { None },
-            head: HeadScratch::new(&scope, s, N, dtype, train)?,
+            embed: EmbedScratch::new(&scope, &model.embed, s.V, N)?,
+            head: HeadScratch::new(&scope, s, model.head.as_ref().unwrap_or(&model.embed), N, dtype, train)?,
             _scope: scope,
         })
     }
@@ -99,7 +103,8 @@ impl<'b> Session<'b> {
     fn run(&mut self, model: &Model, caches: Option<(&[(Buf, Buf)], usize)>) -> Result<()> {
         let (b, s, N) = (self.b, &model.spec, self.N);
         let embedding = embedding_params(s, N, model.dtype);
-        b.embedding_forward(&mut self.x[0], &self.inputs.ids, &model.embed.value, &embedding)?;
+        let (out, values) = (&mut self.x[0], &mut self.h);
+        embed(b, &model.embed, &mut self.embed, (out, values), &self.inputs.ids, &embedding)?;
         for (l, block) in model.blocks.iter().enumerate() {
             let saved = &mut self.saved[if self.plan == Plan::Keep { l } else { 0 }];
             let (x, out) = stream_pair(&mut self.x, l);
@@ -112,14 +117,14 @@ impl<'b> Session<'b> {
 
     /// The logits of tokens `first..first + n` of the last forward, [n, V], on the host.
     pub fn logits(&self, model: &Model, first: usize, n: usize) -> Result<Vec<f32>> {
-        let weight = &model.head.as_ref().unwrap_or(&model.embed).value;
-        self.head.download_logits(self.b, weight, &self.h, first, n)
+        let table = model.head.as_ref().unwrap_or(&model.embed);
+        self.head.download_logits(self.b, table, &self.h, first, n)
     }
 
     /// The log-probability of each token's label after a forward; 0 where it is ignored.
     pub fn logprobs(&mut self, model: &Model, labels: &[u32]) -> Result<Vec<f32>> {
-        let weight = &model.head.as_ref().unwrap_or(&model.embed).value;
-        self.head.forward(self.b, weight, &self.h, labels)
+        let table = model.head.as_ref().unwrap_or(&model.embed);
+        self.head.forward(self.b, table, &self.h, labels)
     }
 
     /// After a forward: adds ∂(Σ coef·logp)/∂weight to the gradient of every trained weight.
@@ -127,8 +132,8 @@ impl<'b> Session<'b> {
         let (b, N) = (self.b, self.N);
         let Model { spec: s, dtype, embed, blocks, final_norm, head, .. } = model;
         let (dx, dh) = self.dh.as_mut().expect("a session for training");
-        let weight = head.as_mut().unwrap_or(embed);
-        self.head.backward(b, weight, dh, &self.h, labels, coef)?;
+        let table = head.as_mut().unwrap_or(embed);
+        self.head.backward(b, table, dh, &self.h, labels, coef)?;
         b.fill(dx, 0.0)?;
         Norm::rows(s, N).backward(b, final_norm, dx, dh, &self.x[blocks.len()], &self.rstd)?;
         for (l, block) in blocks.iter_mut().enumerate().rev() {
@@ -138,7 +143,7 @@ impl<'b> Session<'b> {
             }
             block.backward(b, s, saved, &mut self.scratch, dx, &self.x[l], &self.inputs)?;
         }
-        if let Some(train) = &mut embed.train {
+        if let Table::Dense(Param { train: Some(train), .. }) = embed {
             let p = embedding_params(s, N, *dtype);
             b.embedding_backward(&mut train.grad, dx, &self.inputs.ids, &self.inputs.order, &p)?;
         }

@@ -27,6 +27,7 @@ pub mod rope;
 pub mod route;
 pub mod routed_swiglu;
 pub mod router;
+pub mod rows;
 pub mod swiglu;
 
 /// The letters a row may use, the same in Rust, WGSL and CUDA.

@@ -11,6 +11,9 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// dweight[ids[n],:] += scale·dout[n,:]. `order` lists the tokens sorted by id (stable), so that every sum has one owner.
     embedding::embedding_backward{N, V, C}(dweight: add [V, C], dout: read [N, C], ids: read u32 [N], order: read u32 [N]; Embedding);
 
+    /// out[n,:] = weight[ids[n],:] in bytes: the packed rows of a table.
+    rows::rows_gather{N, V, C}(out: write u8 [N, C], ids: read u32 [N], weight: read u8 [V, C]; Rows);
+
     /// out[n,:] = inp[n,:]·rstd[n]·(weight + shift), with rstd[n] = 1/√(mean(inp[n,:]²) + eps).
     rmsnorm::rmsnorm_forward{N, C}(out: write [N, C], rstd: write f32 [N], inp: read [N, C], weight: read [C]; RmsNorm);
     /// dinp += ∂L/∂inp. It accumulates: the residual stream's gradient is already there.

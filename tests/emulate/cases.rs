@@ -253,6 +253,7 @@ pub fn all() -> Vec<(String, Case)> {
             let mut order: Vec<u32> = (0..N).collect();
             order.sort_by_key(|n| ids[*n as usize]);
             let p = embedding::Embedding { N, V: 5, C, scale: 3.0 };
+            add!(rows_gather, rows::Rows { N, V: 5, C: C + N % 3 }, |c: Case| c.u32s("ids", ids.clone()));
             add!(embedding_forward, p, |c: Case| c.u32s("ids", ids.clone()));
             add!(embedding_backward, p, |c: Case| c.u32s("ids", ids.clone()).u32s("order", order.clone()));
         }

@@ -105,7 +105,7 @@ def hparams(writer, cfg):
         writer.add_expert_used_count(cfg["num_experts_per_tok"])
         if "moe_intermediate_size" in cfg:
             writer.add_expert_feed_forward_length(cfg["moe_intermediate_size"])
-    if cfg["model_type"] in ("gemma2", "gemma3_text", "phi3"):
+    if cfg["model_type"] in ("gemma2", "gemma3_text", "phi3", "mistral"):
         writer.add_sliding_window(cfg.get("sliding_window") or 0)
     for key, add in [("attn_logit_softcapping", writer.add_attn_logit_softcapping), ("final_logit_softcapping", writer.add_final_logit_softcapping)]:
         if cfg.get(key):

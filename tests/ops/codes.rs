@@ -24,6 +24,12 @@ pub fn compare(op: Op, arg: &str, got: &[u8], inputs: &Values, params: &[u8]) ->
             let got: Vec<u8> = got.iter().map(|code| code ^ 128).collect();
             check(&got, scaled, |x| (x.round_ties_even() + 128.0) as u8)
         }
+        (Op::rows_gather, "out") => {
+            let C = Op::rows_gather.extents(params).0[2];
+            let row = |id: &u32| &inputs["weight"].bytes()[*id as usize * C..][..C];
+            let wrong = inputs["ids"].u32s().iter().zip(got.chunks(C)).position(|(id, got)| row(id) != got);
+            wrong.map_or(Ok(0.0), |n| Err(format!("row {n} is not that of its id")))
+        }
         (Op::adamw_step_8bit, "m" | "v") => compare_adamw(arg, got, inputs, bytemuck::pod_read_unaligned(params)),
         _ => Err("is written, and tests/ops/codes.rs does not know by which quantizer".into()),
     }

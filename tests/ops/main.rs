@@ -31,7 +31,7 @@ macro_rules! files {
 }
 files! {
     adamw, attention, bias, cast, dyn8, embedding, fill, gguf, gradnorm, grouped, int8, logprob, matmul, nf4, residual, rmsnorm, rope,
-    route, routed_swiglu, router, swiglu,
+    route, routed_swiglu, router, rows, swiglu,
 }
 
 /// What a backend did with a file's cases.

@@ -116,6 +116,10 @@ fn family(m: &Metadata, keys: &mut Map<String, Value>, (layers, hidden, heads, h
             if there("blk.0.attn_q.bias") && !there("blk.0.attn_output.bias") {
                 put("model_type", json!("qwen2"));
             }
+            if window.is_some() {
+                put("model_type", json!("mistral"));
+                put("sliding_window", json!(window));
+            }
             if let Some(experts) = m.optional("expert_count")?.filter(|n| *n > 0) {
                 put("model_type", json!("mixtral"));
                 put("num_local_experts", json!(experts));
