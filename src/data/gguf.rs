@@ -117,7 +117,11 @@ fn id(gguf: &Gguf, pieces: &Pieces, key: &str) -> Result<Option<usize>> {
     match value.as_u64() {
         Some(id) if (id as usize) < pieces.texts.len() => Ok(Some(id as usize)),
         Some(id) if id == u64::from(u32::MAX) => Ok(None),
-        _ => Err(Error::content(gguf.path(), key, format!("an id below {} is wanted, got {value:?}", pieces.texts.len()))),
+        _ => Err(Error::content(
+            gguf.path(),
+            key,
+            format!("an id below {} is wanted, got {value:?}", pieces.texts.len()),
+        )),
     }
 }
 
@@ -134,10 +138,14 @@ fn post_processor(gguf: &Gguf, pieces: &Pieces, made: &Made) -> Result<Value> {
             let texts = text.iter().map(|text| json!({"Sequence": {"id": text, "type_id": 0}}));
             bos.iter().map(special).chain(texts).chain(eos.iter().map(special)).collect()
         };
-        let tokens: Map<String, Value> = [bos, eos].into_iter().flatten().map(|id| {
-            let text = pieces.texts[id];
-            (text.to_string(), json!({"id": text, "ids": [id], "tokens": [text]}))
-        }).collect();
+        let tokens: Map<String, Value> = [bos, eos]
+            .into_iter()
+            .flatten()
+            .map(|id| {
+                let text = pieces.texts[id];
+                (text.to_string(), json!({"id": text, "ids": [id], "tokens": [text]}))
+            })
+            .collect();
         stages.push(json!({"type": "TemplateProcessing", "single": frame(&["A"]), "pair": frame(&["A", "B"]),
             "special_tokens": tokens}));
     }

@@ -15,7 +15,8 @@ use std::path::Path;
 /// Returns the bytes of the weights before and after.
 pub fn quantize(b: &dyn Backend, model: &Path, out: &Path, format: Format) -> Result<(u64, u64)> {
     if let Some(file) = gguf::find(model)? {
-        let what = "is a GGUF file, and its tensors are stored as they are: name the Hugging Face folder it was made from";
+        let what =
+            "is a GGUF file, and its tensors are stored as they are: name the Hugging Face folder it was made from";
         return Err(Error::content(file, "", what));
     }
     let checked = model::check(model)?;

@@ -138,7 +138,8 @@ impl Gguf {
         }
         let declared = all.get("split.count").and_then(Value::as_u64).unwrap_or(1).max(1);
         if declared != paths.len() as u64 {
-            let what = format!("is one of {declared} parts, and its name must say so: `NAME-00001-of-{declared:05}.gguf`");
+            let what =
+                format!("is one of {declared} parts, and its name must say so: `NAME-00001-of-{declared:05}.gguf`");
             return all.wrong("split.count", what);
         }
         Ok(all)

@@ -5,7 +5,7 @@ use super::spec::{Head, Spec};
 use super::weights::Weights;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
-use crate::io::gguf;
+use crate::io::gguf::{self, Gguf};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -29,8 +29,13 @@ pub fn check(folder: &Path) -> Result<Checked> {
     let spec = listed(arch::read_spec(folder), &mut mismatches)?;
     let scheme = listed(quantized::scheme(folder), &mut mismatches)?;
     let tensors = listed(Weights::open(folder, spec.as_ref()), &mut mismatches)?;
-    let files = ["tokenizer.json", "tokenizer.model"];
-    let has_tokenizer = gguf::find(folder)?.is_some() || files.iter().any(|name| folder.join(name).exists());
+    let has_tokenizer = match gguf::find(folder)? {
+        Some(file) => {
+            let inside = || Gguf::open(&file).is_ok_and(|gguf| gguf.get("tokenizer.ggml.model").is_some());
+            file.with_file_name("tokenizer.json").exists() || inside()
+        }
+        None => ["tokenizer.json", "tokenizer.model"].iter().any(|name| folder.join(name).exists()),
+    };
     let tokenizer = if has_tokenizer { listed(Tokenizer::load(folder), &mut mismatches)? } else { None };
     if let (Some(spec), Some(scheme), Some(tensors)) = (&spec, scheme, &tensors) {
         mismatches.extend(weights(spec, scheme, tensors));

@@ -70,11 +70,16 @@ impl GgufWeights {
             let what = format!("`{file_name}` is stored as {}, which is not supported", tensor.format.name);
             return wrong(format!("{what}; F32, F16, BF16, {known} are: take another quantization of the model"));
         };
-        let (P, bytes) = (shape.iter().product(), match place.fix {
-            Fix::Keep => Cow::Borrowed(bytes),
-            Fix::Interleaved { heads } => Cow::Owned(in_halves(bytes, shape[0], heads)),
-            Fix::PlusOne => return wrong(format!("`{file_name}` is a norm in {}; floats are wanted", tensor.format.name)),
-        });
+        let (P, bytes) = (
+            shape.iter().product(),
+            match place.fix {
+                Fix::Keep => Cow::Borrowed(bytes),
+                Fix::Interleaved { heads } => Cow::Owned(in_halves(bytes, shape[0], heads)),
+                Fix::PlusOne => {
+                    return wrong(format!("`{file_name}` is a norm in {}; floats are wanted", tensor.format.name));
+                }
+            },
+        );
         Ok(Stored::Gguf(StoredGguf { format, P, bytes }))
     }
 

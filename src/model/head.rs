@@ -53,7 +53,21 @@ impl HeadScratch {
         let n = |dtype| scope.alloc(N, dtype);
         let logits = scope.alloc(len, DType::F32)?;
         let (logp, lse, coef) = (n(DType::F32)?, n(DType::F32)?, n(DType::F32)?);
-        Ok(HeadScratch { V, C, softcap, rows, ld, logits, slices, sum, dlogits, logp, lse, labels: n(DType::U32)?, coef })
+        Ok(HeadScratch {
+            V,
+            C,
+            softcap,
+            rows,
+            ld,
+            logits,
+            slices,
+            sum,
+            dlogits,
+            logp,
+            lse,
+            labels: n(DType::U32)?,
+            coef,
+        })
     }
 
     pub fn bytes(V: usize, N: usize, dtype: DType, train: bool) -> u64 {
@@ -184,7 +198,8 @@ mod tests {
             "num_attention_heads": 2, "vocab_size": V });
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
         let s = arch::read_spec(dir.path()).unwrap();
-        let block = |v: usize| DType::F16.encode(&[0.002]).into_iter().chain((0..32).map(move |i| (v * 37 + i * 11) as u8));
+        let block =
+            |v: usize| DType::F16.encode(&[0.002]).into_iter().chain((0..32).map(move |i| (v * 37 + i * 11) as u8));
         let bytes: Vec<u8> = (0..V).flat_map(block).collect();
         let mut blocks = b.alloc(bytes.len(), DType::U8).unwrap();
         b.upload(&mut blocks, &bytes).unwrap();
@@ -208,7 +223,10 @@ mod tests {
         assert_eq!((one, four), (1, 4), "slices of 64 rows at least");
         for (got, want) in got.iter().zip(&want) {
             let most = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-            assert!(most > 0.1 && got.iter().zip(want).all(|(g, w)| (g - w).abs() <= limit * most), "{got:?}\n{want:?}");
+            assert!(
+                most > 0.1 && got.iter().zip(want).all(|(g, w)| (g - w).abs() <= limit * most),
+                "{got:?}\n{want:?}"
+            );
         }
     }
 

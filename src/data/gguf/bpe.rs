@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 /// cl100k's, with numbers of up to three digits: Llama 3, Phi-4, DBRX.
 const CL100K: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// The same with single digits: Qwen 2, 2.5, 3.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// o200k's: GPT-4o, Llama 4, Phi-4-mini.
 const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Mistral's: Nemo and later.
@@ -34,7 +35,12 @@ struct Pre {
 }
 
 const PRES: &[Pre] = &[
-    Pre { names: &["gpt-2", "gpt2", "olmo", "mpt", "jais", "phi-2"], split: Split::Gpt2, whole_words: false, nfc: false },
+    Pre {
+        names: &["gpt-2", "gpt2", "olmo", "mpt", "jais", "phi-2"],
+        split: Split::Gpt2,
+        whole_words: false,
+        nfc: false,
+    },
     Pre {
         names: &["smollm", "starcoder", "refact", "command-r", "codeshell"],
         split: Split::Digits,
@@ -68,16 +74,20 @@ pub(super) fn make(gguf: &Gguf, pieces: &Pieces) -> Result<Made> {
         };
         merges.push(json!([pair.0, pair.1]));
     }
-    let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
-        "use_regex": use_regex});
-    let sequence = |first: Value, use_regex| json!({"type": "Sequence", "pretokenizers": [first, byte_level(use_regex)]});
+    let byte_level = |use_regex: bool| {
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
+        "use_regex": use_regex})
+    };
+    let sequence =
+        |first: Value, use_regex| json!({"type": "Sequence", "pretokenizers": [first, byte_level(use_regex)]});
     Ok(Made {
         normalizer: if pre.nfc { json!({"type": "NFC"}) } else { Value::Null },
         pre_tokenizer: match pre.split {
             Split::Gpt2 => byte_level(true),
             Split::Digits => sequence(json!({"type": "Digits", "individual_digits": true}), true),
             Split::Regex(regex) => {
-                let split = json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+                let split =
+                    json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
                 sequence(split, false)
             }
         },

@@ -41,7 +41,8 @@ pub(super) fn make(gguf: &Gguf, pieces: &Pieces) -> Result<Made> {
 
 /// Every way to make a token of two, highest score first; of equals the longer left part, then the longer right one.
 fn merges(pieces: &Pieces, scores: &[f64]) -> Vec<Value> {
-    let ids: HashMap<&str, usize> = pieces.used().filter(|id| pieces.is_text(*id)).map(|id| (pieces.texts[id], id)).collect();
+    let ids: HashMap<&str, usize> =
+        pieces.used().filter(|id| pieces.is_text(*id)).map(|id| (pieces.texts[id], id)).collect();
     let mut all: Vec<(usize, usize, usize)> = Vec::new();
     for whole in pieces.used().filter(|id| pieces.is_text(*id)) {
         let text = pieces.texts[whole];

@@ -141,12 +141,17 @@ pub(super) fn header(bytes: &[u8]) -> Result<Header, Wrong> {
     let mut cursor = Cursor { bytes, at: 0, values_left: MAX_VALUES };
     let magic: [u8; 4] = cursor.array()?;
     if magic != *b"GGUF" {
-        return wrong("header", format!("starts with {:?}, a GGUF file with \"GGUF\"", magic.escape_ascii().to_string()));
+        return wrong(
+            "header",
+            format!("starts with {:?}, a GGUF file with \"GGUF\"", magic.escape_ascii().to_string()),
+        );
     }
     let version = cursor.u32()?;
     match version {
         2 | 3 => {}
-        _ if matches!(version.swap_bytes(), 2 | 3) => return wrong("header", "is big-endian; only little-endian files are read"),
+        _ if matches!(version.swap_bytes(), 2 | 3) => {
+            return wrong("header", "is big-endian; only little-endian files are read");
+        }
         _ => return wrong("header", format!("is of version {version}; 2 and 3 are read: convert the model again")),
     }
     let tensors = cursor.count("tensors", 8 + 4 + 4 + 8)?;
@@ -182,7 +187,8 @@ fn place(
     let Some(format) = Format::of_id(id) else { return wrong(name, format!("is of type {id}, which is not known")) };
     let row = shape.last().copied().unwrap_or(1);
     if !row.is_multiple_of(format.len as u64) || shape.contains(&0) {
-        let what = format!("has shape {shape:?}; rows of whole blocks of {} are wanted for {}", format.len, format.name);
+        let what =
+            format!("has shape {shape:?}; rows of whole blocks of {} are wanted for {}", format.len, format.name);
         return wrong(name, what);
     }
     if !offset.is_multiple_of(alignment) {
@@ -197,7 +203,10 @@ fn place(
             let shape = shape.into_iter().map(|dim| dim as usize).collect();
             Ok(Info { name, shape, format, range: first as usize..end as usize })
         }
-        _ => wrong(name, format!("of shape {shape:?} lies at {offset} of the data, beyond the file's {len} bytes: truncated?")),
+        _ => wrong(
+            name,
+            format!("of shape {shape:?} lies at {offset} of the data, beyond the file's {len} bytes: truncated?"),
+        ),
     }
 }
 

@@ -100,7 +100,8 @@ fn lies_are_errors() {
     fails(&pair(value(8, &u64::MAX.to_le_bytes())), "truncated");
     fails(&pair(value(8, &[2, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe])), "UTF-8");
     fails(&pair(array(4, u64::MAX, &[])), "cannot hold");
-    let nested = (0..20).fold(Vec::new(), |inner: Vec<u8>, _| [&9u32.to_le_bytes()[..], &1u64.to_le_bytes(), &inner].concat());
+    let nested =
+        (0..20).fold(Vec::new(), |inner: Vec<u8>, _| [&9u32.to_le_bytes()[..], &1u64.to_le_bytes(), &inner].concat());
     fails(&pair(value(9, &nested)), "nested");
     fails(&file(3, &[("k", value(0, &[1])), ("k", value(0, &[1]))], &[], 0), "twice");
     fails(&file(3, &[("general.alignment", value(4, &33u32.to_le_bytes()))], &[], 0), "power of two");
@@ -112,7 +113,8 @@ fn lies_are_errors() {
 /// No cut, and no single wrong byte of a header, is worse than an error.
 #[test]
 fn damage_never_panics() {
-    let pairs = [("general.alignment", value(4, &32u32.to_le_bytes())), ("k", array(8, 1, &[1, 0, 0, 0, 0, 0, 0, 0, 65]))];
+    let pairs =
+        [("general.alignment", value(4, &32u32.to_le_bytes())), ("k", array(8, 1, &[1, 0, 0, 0, 0, 0, 0, 0, 65]))];
     let whole = file(3, &pairs, &[("x", &[3, 2], 0, 0), ("y", &[32], 8, 32)], 66);
     let read = |bytes: &[u8]| read::header(bytes).is_ok();
     assert!(read(&whole));

@@ -67,7 +67,8 @@ pub fn config(gguf: &Gguf) -> Result<Value> {
         return gguf.wrong(key, format!("`{architecture}` is not supported; supported: {}", known.join(", ")));
     };
     let m = Metadata { gguf, architecture };
-    let (layers, hidden, heads) = (m.number("block_count")?, m.number("embedding_length")?, m.number("attention.head_count")?);
+    let (layers, hidden, heads) =
+        (m.number("block_count")?, m.number("embedding_length")?, m.number("attention.head_count")?);
     let head_dim = match m.optional("attention.key_length")? {
         Some(length) => length,
         None if heads > 0 && hidden.is_multiple_of(heads) => hidden / heads,
@@ -105,7 +106,11 @@ pub fn config(gguf: &Gguf) -> Result<Value> {
 }
 
 /// What only some architectures have.
-fn family(m: &Metadata, keys: &mut Map<String, Value>, (layers, hidden, heads, head_dim): (u64, u64, u64, u64)) -> Result<()> {
+fn family(
+    m: &Metadata,
+    keys: &mut Map<String, Value>,
+    (layers, hidden, heads, head_dim): (u64, u64, u64, u64),
+) -> Result<()> {
     let there = |name: &str| m.gguf.tensor(name).is_some();
     let window = m.optional("attention.sliding_window")?.filter(|n| *n > 0);
     let mut put = |key: &str, value: Value| keys.insert(key.into(), value);
@@ -147,7 +152,8 @@ fn family(m: &Metadata, keys: &mut Map<String, Value>, (layers, hidden, heads, h
             let older = if m.architecture == "gemma2" { 4096 } else { 1024 };
             put("sliding_window", json!(window.unwrap_or(older)));
             let cap = |key| m.real(key).map(|x| json!(x.filter(|x| *x > 0.0).map(short)));
-            let usual = if m.architecture == "gemma2" { (json!(50.0), json!(30.0)) } else { (Value::Null, Value::Null) };
+            let usual =
+                if m.architecture == "gemma2" { (json!(50.0), json!(30.0)) } else { (Value::Null, Value::Null) };
             let given = |key, usual| if m.get(key).is_some() { cap(key) } else { Ok(usual) };
             put("attn_logit_softcapping", given("attn_logit_softcapping", usual.0)?);
             put("final_logit_softcapping", given("final_logit_softcapping", usual.1)?);
@@ -158,7 +164,8 @@ fn family(m: &Metadata, keys: &mut Map<String, Value>, (layers, hidden, heads, h
                 put("sliding_window_pattern", json!(pattern));
             }
             if let Some(types) = m.get("attention.sliding_window_pattern").and_then(Meta::as_array) {
-                let name = |slides: &Meta| if slides == &Meta::Bool(true) { "sliding_attention" } else { "full_attention" };
+                let name =
+                    |slides: &Meta| if slides == &Meta::Bool(true) { "sliding_attention" } else { "full_attention" };
                 put("layer_types", json!(types.iter().map(name).collect::<Vec<_>>()));
             }
         }

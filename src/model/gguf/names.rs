@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 pub(super) enum Fix {
     Keep,
     /// The rows of each head are interleaved: llama.cpp turns neighbours where Hugging Face turns halves.
-    Interleaved { heads: usize },
+    Interleaved {
+        heads: usize,
+    },
     /// 1 was added: a norm's factor, where Hugging Face stores its distance from 1.
     PlusOne,
 }
@@ -32,24 +34,25 @@ pub(super) fn places(spec: &Spec, gguf: &Gguf) -> BTreeMap<String, Place> {
     put(format!("{}.weight", names.final_norm), "output_norm.weight".into(), None, norm);
     put(format!("{}.weight", names.head), "output.weight".into(), None, Fix::Keep);
     for l in 0..spec.layers {
-        let tensor = |module: &str, kind: &str| format!("blk.{l}.{}.{kind}", of_module(spec, module));
         for (module, _) in spec.norms() {
-            put(format!("{}.weight", names.of(l, module)), tensor(module, "weight"), None, norm);
+            let Some(tensor) = of_module(spec, module) else { continue };
+            put(format!("{}.weight", names.of(l, module)), format!("blk.{l}.{tensor}.weight"), None, norm);
         }
         for linear in spec.linears() {
+            let Some(tensor) = of_module(spec, linear.module) else { continue };
             let heads = [(names.q, spec.H), (names.k, spec.K)].into_iter().find(|(name, _)| *name == linear.module);
             let fix = match heads.filter(|_| rotary && names.q != names.k) {
                 Some((_, heads)) => Fix::Interleaved { heads },
                 None => Fix::Keep,
             };
             let module = names.of(l, linear.module);
-            put(format!("{module}.weight"), tensor(linear.module, "weight"), None, fix);
+            put(format!("{module}.weight"), format!("blk.{l}.{tensor}.weight"), None, fix);
             if linear.bias == Bias::Present {
-                put(format!("{module}.bias"), tensor(linear.module, "bias"), None, fix);
+                put(format!("{module}.bias"), format!("blk.{l}.{tensor}.bias"), None, fix);
             }
         }
         for linear in spec.experts() {
-            let module = of_module(spec, linear.module);
+            let Some(module) = of_module(spec, linear.module) else { continue };
             let stacked = format!("blk.{l}.{module}_exps.weight");
             let modules = spec.expert_names(l, linear.module);
             let E = modules.len();
@@ -68,8 +71,8 @@ pub(super) fn places(spec: &Spec, gguf: &Gguf) -> BTreeMap<String, Place> {
     all
 }
 
-/// What GGUF calls a module of a layer.
-fn of_module(spec: &Spec, module: &str) -> &'static str {
+/// What GGUF calls a module of a layer, if it has a name for it.
+fn of_module(spec: &Spec, module: &str) -> Option<&'static str> {
     let n = &spec.names;
     let known = [
         (n.attention_norm, "attn_norm"),
@@ -86,7 +89,7 @@ fn of_module(spec: &Spec, module: &str) -> &'static str {
         (n.gate, if n.gate == n.up { "ffn_up" } else { "ffn_gate" }),
         (n.up, "ffn_up"),
         (n.down, "ffn_down"),
+        (spec.moe.as_ref().map_or("", |moe| moe.router), "ffn_gate_inp"),
     ];
-    let found = known.iter().find(|(name, _)| *name == module).map(|(_, tensor)| *tensor);
-    found.unwrap_or("ffn_gate_inp")
+    known.iter().find(|(name, _)| *name == module).map(|(_, tensor)| *tensor)
 }

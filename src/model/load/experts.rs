@@ -1,8 +1,8 @@
 //! The experts of a layer, which the file names one by one, as one stack.
 use super::super::spec::LinearSpec;
 use super::{Buf, DType, Experts, Floats, Linear, Loader, Param, Stored, Weight, quantized};
-use crate::model::linear::GgufWeight;
 use crate::error::{Error, Result};
+use crate::model::linear::GgufWeight;
 
 impl<'a> Loader<'a> {
     /// One module of all experts of a layer.
