@@ -11,6 +11,8 @@ const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
 const UNUSED: u64 = 5;
 const BYTE: u64 = 6;
+/// Longer tokens are refused: every way to cut one in two is looked up.
+const MAX_TOKEN: usize = 1024;
 
 pub(super) struct Pieces<'a> {
     /// By id.
@@ -40,6 +42,10 @@ impl<'a> Pieces<'a> {
         if kinds.len() != texts.len() {
             let what = format!("{} kinds of {} tokens", kinds.len(), texts.len());
             return gguf.wrong(&format!("{KEY}.token_type"), what);
+        }
+        if let Some(long) = texts.iter().find(|text| text.len() > MAX_TOKEN) {
+            let what = format!("a token may have {MAX_TOKEN} bytes, one has {}", long.len());
+            return gguf.wrong(&format!("{KEY}.tokens"), what);
         }
         let pieces = Pieces { texts, kinds };
         let mut seen = HashSet::new();

@@ -19,6 +19,9 @@ const ARCHITECTURES: &[(&str, &str)] = &[
     ("qwen3moe", "qwen3_moe"),
 ];
 
+/// No real model has as many experts; keeps a hostile file from naming tensors without end.
+const MAX_EXPERTS: u64 = 4096;
+
 /// The keys `<architecture>.*`.
 struct Metadata<'a> {
     gguf: &'a Gguf,
@@ -113,6 +116,9 @@ fn family(
 ) -> Result<()> {
     let there = |name: &str| m.gguf.tensor(name).is_some();
     let window = m.optional("attention.sliding_window")?.filter(|n| *n > 0);
+    if m.optional("expert_count")?.is_some_and(|n| n > MAX_EXPERTS) {
+        return m.wrong("expert_count", format!("at most {MAX_EXPERTS} are wanted"));
+    }
     let mut put = |key: &str, value: Value| keys.insert(key.into(), value);
     match m.architecture {
         "llama" => {
