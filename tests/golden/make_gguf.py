@@ -313,7 +313,8 @@ def spm(text, out):
     writer.close()
     texts = ["The quick brown fox, 1234 jumps", "  two  spaces   and\ttabs\n\nlines ", "ünïcödé 汉字 🙂 ∀x∈ℝ", "a", "fn main() { println!(\"{}\", x); }",
              "borrowed value does not live long enough", "mismatched mutability in the the the trait object"] + lines[:20]
-    (out / "spm.json").write_text(json.dumps([[t, [sp.bos_id()] + sp.encode(t)] for t in texts], ensure_ascii=False, indent=0) + "\n")
+    cases = [json.dumps([t, [sp.bos_id()] + sp.encode(t)], ensure_ascii=False) for t in texts]
+    (out / "spm.json").write_text("[\n" + ",\n".join(cases) + "\n]\n")
 
 
 if __name__ == "__main__":
