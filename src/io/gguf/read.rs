@@ -211,7 +211,7 @@ fn place(
 }
 
 /// No name twice, no byte in two tensors.
-fn apart(tensors: &Vec<Info>) -> Result<(), Wrong> {
+fn apart(tensors: &[Info]) -> Result<(), Wrong> {
     let mut sorted: Vec<&Info> = tensors.iter().collect();
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
     if let Some(pair) = sorted.windows(2).find(|pair| pair[0].name == pair[1].name) {
