@@ -172,7 +172,8 @@ pub(super) fn header(bytes: &[u8]) -> Result<Header, Wrong> {
         Some(other) => return wrong("general.alignment", format!("a power of two is wanted, got {other:?}")),
     };
     let start = (cursor.at as u64).next_multiple_of(alignment);
-    let tensors = infos.into_iter().map(|info| place(info, start, alignment, bytes.len())).collect::<Result<_, _>>()?;
+    let tensors =
+        infos.into_iter().map(|info| place(info, start, alignment, bytes.len())).collect::<Result<Vec<_>, _>>()?;
     apart(&tensors)?;
     Ok(Header { metadata, tensors })
 }
