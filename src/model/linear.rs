@@ -150,13 +150,7 @@ impl Linear {
     }
 
     /// Values first..first + len of it. What is unpacked as a whole is wanted as a whole.
-    pub(super) fn dense_part(
-        &self,
-        b: &dyn Backend,
-        scratch: &LinearScratch,
-        first: usize,
-        len: usize,
-    ) -> Result<Buf> {
+    pub(super) fn dense_part(&self, b: &dyn Backend, scratch: &LinearScratch, first: usize, len: usize) -> Result<Buf> {
         if let Weight::Dense(param) = &self.weight {
             return Ok(param.value.view(first, len));
         }

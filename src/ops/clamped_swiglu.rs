@@ -37,13 +37,7 @@ impl<R: Real> Unit<R> {
     }
 }
 
-pub fn clamped_swiglu_forward<R: Real>(
-    out: &mut [R],
-    gate_up: &[R],
-    weights: &[R],
-    rows: &[u32],
-    p: &ClampedSwiGlu,
-) {
+pub fn clamped_swiglu_forward<R: Real>(out: &mut [R], gate_up: &[R], weights: &[R], rows: &[u32], p: &ClampedSwiGlu) {
     let F = p.F as usize;
     for m in 0..p.M as usize {
         let w = weights[rows[m] as usize];

@@ -122,7 +122,10 @@ mod tests {
             "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": false}});
         let spec = with("gpt_oss", published).unwrap();
         assert_eq!(spec, with("gpt_oss", serde_json::json!({"num_experts": 8})).unwrap());
-        assert_eq!((spec.kinds[0].window, spec.kinds[1].window, spec.kind_of), (Some(128), None, vec![0, 1, 0, 1, 0, 1]));
+        assert_eq!(
+            (spec.kinds[0].window, spec.kinds[1].window, spec.kind_of),
+            (Some(128), None, vec![0, 1, 0, 1, 0, 1])
+        );
         let moe = spec.moe.unwrap();
         assert_eq!(moe.unit, crate::model::spec::GatedUnit::Clamped { alpha: 1.702, limit: 7.0 });
         assert_eq!((spec.D, spec.kinds[0].rope.theta, moe.E, moe.S), (64, 150000.0, 8, 4));
