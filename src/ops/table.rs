@@ -49,6 +49,19 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
         dout: read [N, H*D], out: read [N, H*D], lse: read f32 [N, H], q: read [N, H*D; ld_q], k: read [T, K*D; ld_k], v: read [T, K*D; ld_v],
         span: read u32 [N, 2], reach: read u32 [T, 2]; Attention);
 
+    /// q[n,h,:] = the A last channels of inp[n,h,:], its U others, zeros: what turns comes first.
+    latent::latent_query_forward{N, H, D, A, U}(q: write [N, H*D], inp: read [N, H*(U+A)]; Latent);
+    /// dinp = ∂L/∂inp.
+    latent::latent_query_backward{N, H, D, A, U}(dinp: write [N, H*(U+A)], dq: read [N, H*D]; Latent);
+    /// k[n,h,:] = rope[n,:], the U first channels of kv[n,h,:], zeros; v[n,h,:] = the Y others, zeros.
+    latent::latent_kv_forward{N, H, D, A, U, Y}(k: write [N, H*D], v: write [N, H*D], kv: read [N, H*(U+Y)], rope: read [N, A]; Latent);
+    /// dkv, drope = ∂L/∂(kv, rope); drope is a sum over the heads.
+    latent::latent_kv_backward{N, H, D, A, U, Y}(dkv: write [N, H*(U+Y)], drope: write [N, A], dk: read [N, H*D], dv: read [N, H*D]; Latent);
+    /// out[n,h,:] = the Y first channels of att[n,h,:].
+    latent::latent_output_forward{N, H, D, Y}(out: write [N, H*Y], att: read [N, H*D]; Latent);
+    /// datt[n,h,:] = dout[n,h,:], zeros.
+    latent::latent_output_backward{N, H, D, Y}(datt: write [N, H*D], dout: read [N, H*Y]; Latent);
+
     /// out = act(gate)·up, with act(x) = x·σ(x·(slope + cubic·x²)): silu, or gelu by its tanh formula.
     swiglu::swiglu_forward{N, F}(out: write [N, F], gate: read [N, F; ld_gate], up: read [N, F; ld_up]; SwiGlu);
     /// In place: dout becomes out (recomputed), gate becomes dgate, up becomes dup.
@@ -59,6 +72,13 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// dlogits = ∂L/∂logits; the choice itself has no gradient.
     router::router_backward{N, E, S}(dlogits: write [N, E], dweights: read f32 [N, S], weights: read f32 [N, S], experts: read u32 [N, S],
         logits: read [N, E]; Router);
+
+    /// The same by sigmoids: of the `kept` of `groups` groups whose two greatest σ(logits) + bias are most, the S greatest σ(logits) + bias;
+    /// weights = scale·σ(logits) (divided by their sum where `norm` is 1).
+    group_router::group_router_forward{N, E, S}(weights: write f32 [N, S], experts: write u32 [N, S], logits: read [N, E], bias: read f32 [E]; GroupRouter);
+    /// dlogits = ∂L/∂logits; the choice itself has no gradient.
+    group_router::group_router_backward{N, E, S}(dlogits: write [N, E], dweights: read f32 [N, S], weights: read f32 [N, S],
+        experts: read u32 [N, S], logits: read [N, E]; GroupRouter);
 
     /// The slots n·S + a sorted by expert, stable: slot rows[m] is at place m, slot i at places[i]; expert e has the places offsets[e] <= m < offsets[e+1].
     route::route_index{N, E, S}(rows: write u32 [N*S], places: write u32 [N*S], offsets: write u32 [E+1], experts: read u32 [N, S]; RouteIndex);

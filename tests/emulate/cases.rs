@@ -158,6 +158,23 @@ fn mixtures(out: &mut Vec<(String, Case)>, float: DType) {
             out.push((format!("{} {p:?} {float:?}", op.spec().name), swiglu));
         }
     }
+    for (N, E, S, groups, kept) in [(1, 1, 1, 1, 1), (9, 6, 2, 3, 1), (13, 70, 8, 7, 3), (3, 130, 6, 65, 40)] {
+        for norm in [0, 1] {
+            let p = group_router::GroupRouter { N, E, S, groups, kept, norm, scale: 2.5 };
+            out.push((format!("group_router_forward {p:?} {float:?}"), case(Op::group_router_forward, &p, float, None)));
+            let distinct = (0..N * S).map(|i| (i % S + i / S) % E).collect();
+            let backward = case(Op::group_router_backward, &p, float, None).u32s("experts", distinct);
+            out.push((format!("group_router_backward {p:?} {float:?}"), backward));
+        }
+    }
+    for (N, H, D, A, U, Y) in [(1, 1, 2, 2, 0, 1), (3, 5, 24, 8, 16, 14), (2, 7, 192, 64, 128, 128)] {
+        for pairs in [0, 1] {
+            let p = latent::Latent { N, H, D, A, U, Y, pairs };
+            for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "latent") {
+                out.push((format!("{} {p:?} {float:?}", op.spec().name), case(op, &p, float, None)));
+            }
+        }
+    }
     for sizes in [[1, 1, 2, 4], [70, 3, 34, 18], [150, 4, 70, 66]] {
         grouped(out, sizes, float, None);
     }
