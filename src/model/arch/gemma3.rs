@@ -16,8 +16,8 @@ pub(super) fn spec(keys: &Keys) -> Result<Spec> {
     let full = rope::read(keys, Some("full_attention"), spec.A, 1e6)?;
     let sliding = sliding_rope(keys, spec.A)?;
     spec.set_kinds(&types, |t| match t {
-        LayerType::Full => LayerKind { window: None, rope: full.clone() },
-        LayerType::Sliding => LayerKind { window, rope: sliding.clone() },
+        LayerType::Full => LayerKind { window: None, rope: Some(full.clone()) },
+        LayerType::Sliding => LayerKind { window, rope: Some(sliding.clone()) },
     });
     Ok(spec)
 }
