@@ -1,12 +1,5 @@
 // Copies between heads of other sizes. A thread takes the W elements of a word; those it reads may lie anywhere.
 
-// Where the turning channel d of q and k comes from, and where channel c goes.
-fn source(d: u32) -> u32 {
-  let half = p.A / 2u;
-  return select(d, select(2u * d, 2u * (d - half) + 1u, d >= half), p.pairs == 1u);
-}
-fn target_of(c: u32) -> u32 { return select(c, c / 2u + (c % 2u) * (p.A / 2u), p.pairs == 1u); }
-
 // op latent_query_forward grid(ceil(N*ceil(H*D, W), 256))
 @compute @workgroup_size(256)
 fn latent_query_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
@@ -19,7 +12,7 @@ fn latent_query_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_
     let head = (n * p.H + at / p.D) * (p.U + p.A);
     let d = at % p.D;
     var x = 0.0;
-    if (d < p.A) { x = ld1_inp(head + p.U + source(d)); } else if (d < p.A + p.U) { x = ld1_inp(head + d - p.A); }
+    if (d < p.A) { x = ld1_inp(head + p.U + d); } else if (d < p.A + p.U) { x = ld1_inp(head + d - p.A); }
     st1_q(n * row + at, x);
   }
 }
@@ -36,7 +29,7 @@ fn latent_query_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
     let head = (n * p.H + at / (p.U + p.A)) * p.D;
     let c = at % (p.U + p.A);
     var d = p.A + c;
-    if (c >= p.U) { d = target_of(c - p.U); }
+    if (c >= p.U) { d = c - p.U; }
     st1_dinp(n * row + at, ld1_dq(head + d));
   }
 }
@@ -53,7 +46,7 @@ fn latent_kv_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     let head = (n * p.H + at / p.D) * (p.U + p.Y);
     let d = at % p.D;
     var x = 0.0;
-    if (d < p.A) { x = ld1_rope(n * p.A + source(d)); } else if (d < p.A + p.U) { x = ld1_kv(head + d - p.A); }
+    if (d < p.A) { x = ld1_rope(n * p.A + d); } else if (d < p.A + p.U) { x = ld1_kv(head + d - p.A); }
     st1_k(n * row + at, x);
     x = 0.0;
     if (d < p.Y) { x = ld1_kv(head + p.U + d); }
@@ -87,7 +80,7 @@ fn latent_kv_backward__rope(@builtin(workgroup_id) group: vec3<u32>, @builtin(lo
   let first = (i % ceil_div(p.A, W)) * W;
   for (var c = first; c < min(first + W, p.A); c++) {
     var sum = 0.0;
-    for (var h = 0u; h < p.H; h++) { sum += ld1_dk((n * p.H + h) * p.D + target_of(c)); }
+    for (var h = 0u; h < p.H; h++) { sum += ld1_dk((n * p.H + h) * p.D + c); }
     st1_drope(n * p.A + c, sum);
   }
 }

@@ -8,27 +8,13 @@
 //! output  out[n,h,:] = the first Y channels of att[n,h,:]
 //! ```
 //! A head of q has its A turning channels last, here they come first, where RoPE wants them: a product of two heads does not
-//! depend on the order of their channels. With `pairs`, channels 2d and 2d + 1 turn together; they go to d and d + A/2.
-//! All of q, k and v have heads of D channels, so that one attention serves; zeros add nothing to a product.
+//! depend on the order of their channels. All of q, k and v have heads of D channels, so that one attention serves; zeros add nothing to a product.
 use super::params;
 use crate::dtype::Real;
 
 params! {
-    Latent { N: u32, H: u32, D: u32, A: u32, U: u32, Y: u32, /// 1: the turning channels come in pairs.
-    pairs: u32 }
-    wants |p| p.A.is_multiple_of(2), "A, the channels that turn, must be even";
+    Latent { N: u32, H: u32, D: u32, A: u32, U: u32, Y: u32 }
     wants |p| p.A + p.U <= p.D && p.Y <= p.D, "a head of D channels must hold A + U and Y of them";
-    wants |p| p.pairs <= 1, "pairs is 0 or 1";
-}
-
-/// Where the turning channel d of q and k comes from.
-fn source(d: usize, p: &Latent) -> usize {
-    let half = p.A as usize / 2;
-    match p.pairs {
-        1 if d < half => 2 * d,
-        1 => 2 * (d - half) + 1,
-        _ => d,
-    }
 }
 
 fn sizes(p: &Latent) -> [usize; 6] {
@@ -40,7 +26,7 @@ pub fn latent_query_forward<R: Real>(q: &mut [R], inp: &[R], p: &Latent) {
     q.fill(R::from(0.0));
     for i in 0..N * H {
         let (q, inp) = (&mut q[i * D..][..D], &inp[i * (U + A)..][..U + A]);
-        (0..A).for_each(|d| q[d] = inp[U + source(d, p)]);
+        q[..A].copy_from_slice(&inp[U..]);
         q[A..][..U].copy_from_slice(&inp[..U]);
     }
 }
@@ -49,7 +35,7 @@ pub fn latent_query_backward<R: Real>(dinp: &mut [R], dq: &[R], p: &Latent) {
     let [N, H, D, A, U, _] = sizes(p);
     for i in 0..N * H {
         let (dinp, dq) = (&mut dinp[i * (U + A)..][..U + A], &dq[i * D..][..D]);
-        (0..A).for_each(|d| dinp[U + source(d, p)] = dq[d]);
+        dinp[U..].copy_from_slice(&dq[..A]);
         dinp[..U].copy_from_slice(&dq[A..][..U]);
     }
 }
@@ -60,7 +46,7 @@ pub fn latent_kv_forward<R: Real>(k: &mut [R], v: &mut [R], kv: &[R], rope: &[R]
     v.fill(R::from(0.0));
     for i in 0..N * H {
         let (k, v, kv) = (&mut k[i * D..][..D], &mut v[i * D..][..D], &kv[i * (U + Y)..][..U + Y]);
-        (0..A).for_each(|d| k[d] = rope[i / H * A + source(d, p)]);
+        k[..A].copy_from_slice(&rope[i / H * A..][..A]);
         k[A..][..U].copy_from_slice(&kv[..U]);
         v[..Y].copy_from_slice(&kv[U..]);
     }
@@ -75,7 +61,7 @@ pub fn latent_kv_backward<R: Real>(dkv: &mut [R], drope: &mut [R], dk: &[R], dv:
     }
     for n in 0..N {
         for d in 0..A {
-            drope[n * A + source(d, p)] = (0..H).map(|h| dk[(n * H + h) * D + d]).sum();
+            drope[n * A + d] = (0..H).map(|h| dk[(n * H + h) * D + d]).sum();
         }
     }
 }

@@ -19,11 +19,9 @@ pub fn cases() -> Vec<Case> {
     ];
     let mut cases = Vec::new();
     for (N, H, D, A, U, Y) in shapes {
-        for pairs in [0, 1] {
-            let p = Latent { N, H, D, A, U, Y, pairs };
-            cases.extend(OPS.map(|op| Case::new(op, p)));
-            cases.push(Case::new(Op::latent_kv_backward, p).mixed(Bf16, &[("dk", F32)]));
-        }
+        let p = Latent { N, H, D, A, U, Y };
+        cases.extend(OPS.map(|op| Case::new(op, p)));
+        cases.push(Case::new(Op::latent_kv_backward, p).mixed(Bf16, &[("dk", F32)]));
     }
     cases
 }
@@ -31,22 +29,20 @@ pub fn cases() -> Vec<Case> {
 pub fn gradients() -> Vec<Gradient> {
     let mut gradients = Vec::new();
     for (N, H, D, A, U, Y) in [(1, 1, 2, 2, 0, 1), (4, 3, 11, 4, 5, 7), (2, 2, 9, 6, 3, 9)] {
-        for pairs in [0, 1] {
-            let p = Latent { N, H, D, A, U, Y, pairs };
-            gradients.extend(OPS.chunks(2).map(|pair| Gradient::new(pair[0], p, pair[1], p)));
-        }
+        let p = Latent { N, H, D, A, U, Y };
+        gradients.extend(OPS.chunks(2).map(|pair| Gradient::new(pair[0], p, pair[1], p)));
     }
     gradients
 }
 
 #[test]
 fn heads_are_turning_channels_then_others_then_zeros() {
-    let p = Latent { N: 1, H: 2, D: 7, A: 4, U: 1, Y: 2, pairs: 1 };
+    let p = Latent { N: 1, H: 2, D: 7, A: 4, U: 1, Y: 2 };
     let mut q = vec![9.0f64; 14];
     luthier::ops::latent::latent_query_forward(&mut q, &[1., 2., 3., 4., 5., 10., 20., 30., 40., 50.], &p);
-    assert_eq!(q, [2., 4., 3., 5., 1., 0., 0., 20., 40., 30., 50., 10., 0., 0.]);
+    assert_eq!(q, [2., 3., 4., 5., 1., 0., 0., 20., 30., 40., 50., 10., 0., 0.]);
     let (mut k, mut v) = (vec![9.0f64; 14], vec![9.0f64; 14]);
     luthier::ops::latent::latent_kv_forward(&mut k, &mut v, &[1., 2., 3., 10., 20., 30.], &[5., 6., 7., 8.], &p);
-    assert_eq!(k, [5., 7., 6., 8., 1., 0., 0., 5., 7., 6., 8., 10., 0., 0.]);
+    assert_eq!(k, [5., 6., 7., 8., 1., 0., 0., 5., 6., 7., 8., 10., 0., 0.]);
     assert_eq!(v, [2., 3., 0., 0., 0., 0., 0., 20., 30., 0., 0., 0., 0., 0.]);
 }
