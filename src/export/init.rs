@@ -59,7 +59,7 @@ impl Fresh {
     fn values(&self, name: &str, shape: &[usize]) -> Vec<u8> {
         let len: usize = shape.iter().product();
         if shape.len() == 1 {
-            return self.dtype.encode(&vec![if name.ends_with(".bias") { 0.0 } else { self.norm }; len]);
+            return self.dtype.encode(&vec![if name.ends_with("bias") { 0.0 } else { self.norm }; len]);
         }
         let chunk = |c: usize| {
             let mut rng = Rng::named(self.seed, &format!("{name}/{c}"));

@@ -17,7 +17,7 @@ use super::linear::{Linear, LinearScratch};
 use super::mlp::{self, Mlp};
 use super::norm::Norm;
 use super::param::Param;
-use super::spec::Spec;
+use super::spec::{MlpKind, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -66,7 +66,8 @@ pub struct BlockScratch {
 }
 
 impl Saved {
-    pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType) -> Result<Saved> {
+    /// For layers whose MLPs are of these kinds.
+    pub fn new(scope: &Scope, s: &Spec, mlps: &[MlpKind], N: usize, dtype: DType) -> Result<Saved> {
         let buf = |cols: usize| scope.alloc(N * cols, dtype);
         let stat = || scope.alloc(N, DType::F32);
         let pre = || Ok(Pre { out: buf(s.C)?, rstd: stat()? });
@@ -79,16 +80,16 @@ impl Saved {
             pre: if before { Some([pre()?, pre()?]) } else { None },
             attention: attention::Saved::new(scope, s, N, dtype)?,
             x2: buf(s.C)?,
-            mlp: mlp::Saved::new(scope, s, N, dtype)?,
+            mlp: mlp::Saved::new(scope, s, mlps, N, dtype)?,
             post: if after { Some([post()?, post()?]) } else { None },
         })
     }
 
     /// Bytes of one for N tokens.
-    pub fn bytes(s: &Spec, N: usize, dtype: DType) -> u64 {
+    pub fn bytes(s: &Spec, mlps: &[MlpKind], N: usize, dtype: DType) -> u64 {
         let norms = 2 * (usize::from(s.norm_place.before()) + usize::from(s.norm_place.after()));
         let own = N * ((1 + norms) * s.C * dtype.size() + norms * 4);
-        own as u64 + mlp::Saved::bytes(s, N, dtype) + attention::Saved::bytes(s, N, dtype)
+        own as u64 + mlp::Saved::bytes(s, mlps, N, dtype) + attention::Saved::bytes(s, N, dtype)
     }
 }
 
@@ -125,16 +126,16 @@ impl Block {
         cache: Option<Cache>,
     ) -> Result<()> {
         let (N, norm) = (inputs.N, Norm::rows(s, inputs.N));
-        let BlockScratch { linear, c, mlp, .. } = t;
+        let BlockScratch { linear, attention: tools, c, mlp } = t;
         let Saved { pre, attention, x2, mlp: saved_mlp, post } = saved;
         let n1 = self.normed(b, &norm, 0, pre, x)?;
-        self.attention.forward(b, s, self.kind, attention, linear, n1, inputs, cache)?;
+        self.attention.forward(b, s, self.kind, attention, (&mut *tools, linear), n1, inputs, cache)?;
         match (&self.post_norms, post.as_mut()) {
             (Some([weight, _]), Some([post, _])) => {
-                self.attention.output(b, linear, &mut post.inp, attention, N)?;
+                self.attention.output(b, s, (tools, linear), &mut post.inp, attention, N)?;
                 norm.forward(b, c, &mut post.rstd, &post.inp, weight)?;
             }
-            _ => self.attention.output(b, linear, c, attention, N)?,
+            _ => self.attention.output(b, s, (tools, linear), c, attention, N)?,
         }
         b.residual_forward(x2, x, c, &branch(s, N))?;
         let n2 = self.normed(b, &norm, 1, pre, x2)?;
@@ -204,7 +205,7 @@ impl Block {
 
         let da = self.backward_out(b, s, &norm, 0, saved, c, dx)?;
         let da = if da { &*c } else { &*dx };
-        self.attention.backward_output(b, &saved.attention, (&mut *attention, linear), da, N)?;
+        self.attention.backward_output(b, s, &saved.attention, (&mut *attention, linear), da, N)?;
         let tools = (attention, &*linear);
         let n1 = saved.pre.as_ref().map_or(x, |pre| &pre[0].out);
         self.attention.backward(b, s, self.kind, &mut saved.attention, tools, c, n1, inputs)?;

@@ -206,8 +206,10 @@ impl Latent {
         let q_a = self.q_a.iter().map(|narrow| &narrow.down);
         q_a.chain([&self.q_b, &self.kv_a.down, &self.kv_b])
     }
-    pub fn norms(&self) -> impl Iterator<Item = &Param> {
-        self.q_a.iter().chain([&self.kv_a]).map(|narrow| &narrow.norm)
+    pub fn params(&self) -> impl Iterator<Item = &Param> {
+        let narrow = self.q_a.iter().chain([&self.kv_a]);
+        let narrow = narrow.flat_map(|n| [&n.norm].into_iter().chain(n.down.params()));
+        narrow.chain(self.q_b.params()).chain(self.kv_b.params())
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
         let Latent { q_a, q_b, kv_a, kv_b } = self;

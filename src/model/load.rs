@@ -1,14 +1,14 @@
 //! From a model folder to weights on a device, with what is to be trained made ready.
-use super::attention::Attention;
+use super::attention::{Attention, Qkv};
 use super::block::Block;
 use super::experts::Experts;
 use super::linear::{Linear, Projections, Weight};
 use super::lora::LoraConfig;
+use super::latent::{Latent, Narrow};
 use super::mlp::Mlp;
-use super::moe::Moe;
 use super::param::Param;
 use super::quantized::{self, Scheme, Stored};
-use super::spec::{Bias, Head, LinearSpec, QkNorm, Spec};
+use super::spec::{Bias, Head, LinearSpec, MlpKind, NarrowSpec, QkNorm, Spec};
 use super::{Model, arch, check, lora};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
@@ -61,7 +61,7 @@ impl LoadOptions {
             return usage(what.into());
         }
         let odd = |linear: &LinearSpec| !(linear.O() * linear.C).is_multiple_of(nf4::BLOCK);
-        if self.load_in_4bit && spec.experts().iter().any(odd) {
+        if self.load_in_4bit && (0..spec.layers).flat_map(|l| spec.experts(l)).any(|linear| odd(&linear)) {
             return usage(format!("load_in_4bit wants experts of a multiple of {} values", nf4::BLOCK));
         }
         if self.dtype.size() == 2 && [spec.C, spec.F, spec.D / 2, spec.A / 2].iter().any(|n| n % 2 == 1) {
@@ -69,6 +69,11 @@ impl LoadOptions {
             return usage(format!(
                 "16-bit dtypes want even sizes and head sizes in fours ({what}): use dtype = \"float32\""
             ));
+        }
+        let rows = spec.latent.as_ref().map_or(Vec::new(), |latent| latent.rows(spec));
+        if let Some(odd) = rows.iter().find(|row| self.dtype.size() == 2 && *row % 2 == 1) {
+            let what = format!("16-bit dtypes want even rows in latent attention, got one of {odd}");
+            return usage(format!("{what}: use dtype = \"float32\""));
         }
         if let Some(moe) = spec.moe.as_ref().filter(|moe| self.dtype.size() == 2 && moe.E % 2 == 1) {
             let what = format!("16-bit dtypes want an even number of experts, got {}", moe.E);
@@ -96,16 +101,19 @@ impl LoadOptions {
 
 fn linear_names(spec: &Spec) -> Vec<String> {
     let of_layer = |l: usize| {
-        let experts = spec.experts().into_iter().flat_map(move |linear| spec.expert_names(l, linear.module));
-        spec.linears().into_iter().map(move |linear| spec.names.of(l, linear.module)).chain(experts)
+        let experts = spec.experts(l).into_iter().flat_map(move |linear| spec.expert_names(l, linear.module));
+        spec.linears(l).into_iter().map(move |linear| spec.names.of(l, linear.module)).chain(experts)
     };
     (0..spec.layers).flat_map(of_layer).collect()
 }
 
 /// Sizes of what is quantized while it loads: linear layers and experts, but no routers.
 fn sizes(spec: &Spec) -> impl Iterator<Item = usize> {
-    let linears = spec.linears().into_iter().filter(|linear| !is_router(spec, linear.module));
-    linears.chain(spec.experts()).map(|linear| linear.O() * linear.C)
+    let of_layer = |l| {
+        let linears = spec.linears(l).into_iter().filter(|linear| !is_router(spec, linear.module));
+        linears.chain(spec.experts(l)).map(|linear| linear.O() * linear.C)
+    };
+    (0..spec.layers).flat_map(of_layer)
 }
 
 /// Whether this module of a layer chooses experts.
@@ -193,7 +201,7 @@ impl Loader<'_> {
             post_norms: self.norms(layer, [n.attention_post_norm, n.mlp_post_norm], s.norm_place.after())?,
             attention: Attention {
                 head_norms: self.norms(layer, [n.q_norm, n.k_norm], s.qk_norm != QkNorm::Absent)?,
-                qkv: self.projections(layer, s.qkv())?,
+                qkv: self.qkv(layer)?,
                 o: self.linear(layer, s.o())?,
             },
             mlp: self.mlp(layer)?,
@@ -202,21 +210,15 @@ impl Loader<'_> {
 
     fn mlp(&mut self, layer: usize) -> Result<Mlp> {
         let s = self.spec;
-        let Some(router) = s.router() else {
-            return Ok(Mlp::Dense {
-                gate_up: self.projections(layer, s.gate_up())?,
-                down: Box::new(self.linear(layer, s.down())?),
-            });
-        };
-        let Ok([gate, up, down]) = <[_; 3]>::try_from(s.experts()) else {
-            return Err(Error::Bug("experts have gate, up and down".into()));
-        };
-        Ok(Mlp::Moe(Box::new(Moe {
-            router: self.linear(layer, router)?,
-            gate: self.experts(layer, gate)?,
-            up: self.experts(layer, up)?,
-            down: self.experts(layer, down)?,
-        })))
+        match s.mlp(layer) {
+            MlpKind::Dense => self.dense(layer, s.gate_up(), s.down()),
+            MlpKind::Moe => self.moe(layer).map(|moe| Mlp::Moe(Box::new(moe))),
+        }
+    }
+
+    fn dense(&mut self, layer: usize, gate_up: Vec<LinearSpec>, down: LinearSpec) -> Result<Mlp> {
+        let gate_up = self.projections(layer, gate_up)?;
+        Ok(Mlp::Dense { gate_up, down: Box::new(self.linear(layer, down)?) })
     }
 
     /// Two norms, if they are there; their lengths are as the spec has them.
@@ -224,13 +226,29 @@ impl Loader<'_> {
         if !there {
             return Ok(None);
         }
-        let norm = |module: &str| {
-            let len = self.spec.norms().iter().find(|(name, _)| *name == module).map(|(_, len)| *len);
-            let len = len.ok_or_else(|| Error::Bug(format!("the spec has no norm `{module}`")))?;
-            let name = format!("{}.weight", self.spec.names.of(layer, module));
-            self.param(&name, &name, &[len], self.options.full())
-        };
-        Ok(Some([norm(modules[0])?, norm(modules[1])?]))
+        Ok(Some([self.norm(layer, modules[0])?, self.norm(layer, modules[1])?]))
+    }
+
+    fn norm(&self, layer: usize, module: &str) -> Result<Param> {
+        let len = self.spec.norms().iter().find(|(name, _)| *name == module).map(|(_, len)| *len);
+        let len = len.ok_or_else(|| Error::Bug(format!("the spec has no norm `{module}`")))?;
+        let name = format!("{}.weight", self.spec.names.of(layer, module));
+        self.param(&name, &name, &[len], self.options.full())
+    }
+
+    fn qkv(&mut self, layer: usize) -> Result<Qkv> {
+        let s = self.spec;
+        let Some(latent) = &s.latent else { return self.projections(layer, s.qkv()).map(Qkv::Projections) };
+        Ok(Qkv::Latent(Box::new(Latent {
+            q_a: latent.q_a(s).map(|narrow| self.narrow(layer, narrow)).transpose()?,
+            q_b: self.linear(layer, latent.q_b(s))?,
+            kv_a: self.narrow(layer, latent.kv_a(s))?,
+            kv_b: self.linear(layer, latent.kv_b(s))?,
+        })))
+    }
+
+    fn narrow(&mut self, layer: usize, narrow: NarrowSpec) -> Result<Narrow> {
+        Ok(Narrow { norm: self.norm(layer, narrow.norm)?, down: self.linear(layer, narrow.down)? })
     }
 
     fn projections(&mut self, layer: usize, modules: Vec<LinearSpec>) -> Result<Projections> {

@@ -14,6 +14,7 @@ pub mod check;
 mod config;
 pub mod experts;
 mod head;
+pub mod latent;
 pub mod linear;
 pub mod load;
 pub mod lora;

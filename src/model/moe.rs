@@ -3,28 +3,36 @@
 //! ```text
 //! forward                                            backward (dout: ∂L/∂out)
 //! logits = router(n2)                    [N,E]       dy = gather(dout)                        [M,C]
-//! weights, experts = top S of softmax    [N,S]       dh = down⁻(dy)
+//! weights, experts = top S of scores     [N,S]       dh = down⁻(dy)
 //! x = gather(n2), sorted by expert       [M,C]       h, dgate, dup, dweights = swiglu⁻(dh)
 //! gate, up = gate(x), up(x)              [M,F]       dx = gate⁻(dgate) + up⁻(dup)             [M,C]
 //! h = weights·silu(gate)·up              [M,F]       dn = router⁻(top S⁻(dweights)) + gather⁻(dx)
 //! out = Σ of the token's rows of down(h)  [N,C]
 //! ```
+//! Beside the experts there may be an MLP for all tokens; what it gives is added to out, and its gradient to dn.
 //! Everything about the routing stays on the device. Shazeer et al. 2017, arXiv:1701.06538; Jiang et al. 2024, arXiv:2401.04088.
 use super::experts::{Experts, Rows};
 use super::linear::{Linear, LinearScratch};
-use super::spec::{MoeSpec, RouterWeights, Spec};
+use super::mlp::{self, Mlp};
+use super::param::Param;
+use super::spec::{MoeSpec, RouterWeights, Scores, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::ops::group_router::GroupRouter;
 use crate::ops::route::{RouteGather, RouteIndex};
 use crate::ops::routed_swiglu::RoutedSwiGlu;
 use crate::ops::router::Router;
 
 pub struct Moe {
     pub router: Linear,
+    /// Only for the choice, f32, and never trained.
+    pub bias: Option<Param>,
     pub gate: Experts,
     pub up: Experts,
     pub down: Experts,
+    /// Dense.
+    pub shared: Option<Box<Mlp>>,
 }
 
 /// What the backward wants of the forward, besides n2.
@@ -37,6 +45,7 @@ pub struct Saved {
     offsets: Buf,
     gate: Buf,
     up: Buf,
+    shared: Option<Box<mlp::Saved>>,
 }
 
 /// What the mixtures of all layers share while they run.
@@ -47,6 +56,7 @@ pub struct Scratch {
     rows: Buf,
     /// [M, F]: the hidden state and its gradient.
     f: Buf,
+    shared: Option<Box<mlp::Scratch>>,
     /// Only for training.
     grads: Option<Grads>,
 }
@@ -59,8 +69,9 @@ struct Grads {
 }
 
 impl Saved {
-    pub fn new(scope: &Scope, s: &Spec, moe: &MoeSpec, N: usize, dtype: DType) -> Result<Saved> {
+    pub fn new(scope: &Scope, moe: &MoeSpec, N: usize, dtype: DType) -> Result<Saved> {
         let M = N * moe.S;
+        let shared = moe.shared.as_ref().map(|shared| mlp::Saved::dense(scope, shared.F, N, dtype).map(Box::new));
         let u32s = |len| scope.alloc(len, DType::U32);
         Ok(Saved {
             logits: scope.alloc(N * moe.E, dtype)?,
@@ -69,14 +80,16 @@ impl Saved {
             rows: u32s(M)?,
             places: u32s(M)?,
             offsets: u32s(moe.E + 1)?,
-            gate: scope.alloc(M * s.F, dtype)?,
-            up: scope.alloc(M * s.F, dtype)?,
+            gate: scope.alloc(M * moe.F, dtype)?,
+            up: scope.alloc(M * moe.F, dtype)?,
+            shared: shared.transpose()?,
         })
     }
 
     /// Bytes of one for N tokens.
-    pub fn bytes(s: &Spec, moe: &MoeSpec, N: usize, dtype: DType) -> u64 {
-        (N * ((moe.E + 2 * moe.S * s.F) * dtype.size() + 4 * moe.S * 4) + (moe.E + 1) * 4) as u64
+    pub fn bytes(moe: &MoeSpec, N: usize, dtype: DType) -> u64 {
+        let shared = moe.shared.as_ref().map_or(0, |shared| 2 * shared.F);
+        (N * ((moe.E + 2 * moe.S * moe.F + shared) * dtype.size() + 4 * moe.S * 4) + (moe.E + 1) * 4) as u64
     }
 }
 
@@ -98,17 +111,20 @@ impl Scratch {
                 dweights: scope.alloc(M, DType::F32)?,
             })
         };
+        let shared = moe.shared.as_ref().map(|shared| mlp::Scratch::dense(scope, shared.F, N, dtype).map(Box::new));
         Ok(Scratch {
             linear,
             rows: scope.alloc(M * s.C, dtype)?,
-            f: scope.alloc(M * s.F, dtype)?,
+            f: scope.alloc(M * moe.F, dtype)?,
+            shared: shared.transpose()?,
             grads: train.then(grads).transpose()?,
         })
     }
 
     /// Bytes of one for N tokens, adapters and dequantized weights not counted.
     pub fn bytes(s: &Spec, moe: &MoeSpec, N: usize, dtype: DType, train: bool) -> u64 {
-        let rows = N * moe.S * (s.C + s.F) * dtype.size();
+        let shared = moe.shared.as_ref().map_or(0, |shared| shared.F);
+        let rows = N * (moe.S * (s.C + moe.F) + shared) * dtype.size();
         let grads = N * ((moe.S * s.C + moe.E) * dtype.size() + moe.S * 4);
         (rows + if train { grads } else { 0 }) as u64
     }
@@ -125,7 +141,7 @@ struct Sizes {
 impl Sizes {
     fn of(s: &Spec, N: usize) -> Sizes {
         let moe = s.moe.clone().expect("a model with mixtures says so");
-        Sizes { N, C: s.C, F: s.F, moe }
+        Sizes { N, C: s.C, F: moe.F, moe }
     }
     fn M(&self) -> usize {
         self.N * self.moe.S
@@ -133,6 +149,12 @@ impl Sizes {
     fn router(&self) -> Router {
         let norm = self.moe.weights == RouterWeights::Renormalised;
         Router { N: self.N as u32, E: self.moe.E as u32, S: self.moe.S as u32, norm: norm as u32 }
+    }
+    /// Where scores are sigmoids.
+    fn group_router(&self) -> Option<GroupRouter> {
+        let Scores::Sigmoid { groups, kept, scale, .. } = self.moe.scores else { return None };
+        let Router { N, E, S, norm } = self.router();
+        Some(GroupRouter { N, E, S, groups: groups as u32, kept: kept as u32, norm, scale })
     }
     fn index(&self) -> RouteIndex {
         RouteIndex { N: self.N as u32, E: self.moe.E as u32, S: self.moe.S as u32 }
@@ -158,12 +180,25 @@ impl Moe {
     ) -> Result<()> {
         let p = Sizes::of(s, N);
         self.router.forward(b, linear, &mut [&mut saved.logits], n2, N)?;
-        b.router_forward(&mut saved.weights, &mut saved.experts, &saved.logits, &p.router())?;
+        self.choose(b, saved, &p)?;
         b.route_index(&mut saved.rows, &mut saved.places, &mut saved.offsets, &saved.experts, &p.index())?;
         b.route_gather_forward(&mut t.rows, n2, &saved.places, &p.gather())?;
         let rows = Rows { M: p.M(), offsets: &saved.offsets };
         self.gate.forward(b, &t.linear, &mut saved.gate, &t.rows, &rows)?;
-        self.up.forward(b, &t.linear, &mut saved.up, &t.rows, &rows)
+        self.up.forward(b, &t.linear, &mut saved.up, &t.rows, &rows)?;
+        match (&self.shared, &mut saved.shared, &mut t.shared) {
+            (Some(mlp), Some(saved), Some(t)) => mlp.forward_saved(b, s, saved, (t, linear), n2, N),
+            _ => Ok(()),
+        }
+    }
+
+    /// weights and experts from the logits.
+    fn choose(&self, b: &dyn Backend, saved: &mut Saved, p: &Sizes) -> Result<()> {
+        let Saved { logits, weights, experts, .. } = saved;
+        match (p.group_router(), &self.bias) {
+            (Some(groups), Some(bias)) => b.group_router_forward(weights, experts, logits, &bias.value, &groups),
+            _ => b.router_forward(weights, experts, logits, &p.router()),
+        }
     }
 
     /// out [N, C]; right after `forward_saved`.
@@ -172,14 +207,17 @@ impl Moe {
         b: &dyn Backend,
         s: &Spec,
         saved: &Saved,
-        t: &mut Scratch,
+        (t, linear): (&mut Scratch, &LinearScratch),
         out: &mut Buf,
         N: usize,
     ) -> Result<()> {
         let p = Sizes::of(s, N);
         b.routed_swiglu_forward(&mut t.f, &saved.gate, &saved.up, &saved.weights, &saved.rows, &p.swiglu())?;
         self.down.forward(b, &t.linear, &mut t.rows, &t.f, &Rows { M: p.M(), offsets: &saved.offsets })?;
-        b.fill(out, 0.0)?;
+        match (&self.shared, &saved.shared, &mut t.shared) {
+            (Some(mlp), Some(saved), Some(t)) => mlp.output(b, s, saved, (t, linear), out, N)?,
+            _ => b.fill(out, 0.0)?,
+        }
         b.route_gather_backward(out, &t.rows, &saved.places, &p.gather())
     }
 
@@ -189,19 +227,23 @@ impl Moe {
         b: &dyn Backend,
         s: &Spec,
         saved: &mut Saved,
-        t: &mut Scratch,
+        (t, linear): (&mut Scratch, &LinearScratch),
         dout: &Buf,
         N: usize,
     ) -> Result<()> {
         let p = Sizes::of(s, N);
-        let Saved { weights, rows, places, offsets, gate, up, .. } = saved;
-        let Scratch { linear, rows: dy, f: h, grads } = t;
+        let Saved { weights, rows, places, offsets, gate, up, shared, .. } = saved;
+        let Scratch { linear: own, rows: dy, f: h, shared: shared_scratch, grads } = t;
         let g = grads.as_mut().expect("the scratch was made for training");
         let sorted = Rows { M: p.M(), offsets };
         b.route_gather_forward(dy, dout, places, &p.gather())?;
-        self.down.backward_input(b, linear, h, dy, &sorted, false)?;
+        self.down.backward_input(b, own, h, dy, &sorted, false)?;
         b.routed_swiglu_backward(h, gate, up, &mut g.dweights, weights, rows, &p.swiglu())?;
-        self.down.backward_weight(b, linear, dy, h, &sorted)
+        self.down.backward_weight(b, own, dy, h, &sorted)?;
+        match (&mut self.shared, shared, shared_scratch) {
+            (Some(mlp), Some(saved), Some(t)) => mlp.backward_output(b, s, saved, (t, linear), dout, N),
+            _ => Ok(()),
+        }
     }
 
     /// dn [N, C] = ∂L/∂n2; right after `backward_output`.
@@ -216,8 +258,8 @@ impl Moe {
         N: usize,
     ) -> Result<()> {
         let p = Sizes::of(s, N);
-        let Saved { logits, weights, experts, places, offsets, gate, up, .. } = saved;
-        let Scratch { linear: own, rows: x, grads, .. } = t;
+        let Saved { logits, weights, experts, places, offsets, gate, up, shared, .. } = saved;
+        let Scratch { linear: own, rows: x, shared: shared_scratch, grads, .. } = t;
         let g = grads.as_mut().expect("the scratch was made for training");
         let sorted = Rows { M: p.M(), offsets };
         b.route_gather_forward(x, n2, places, &p.gather())?;
@@ -226,8 +268,14 @@ impl Moe {
             layer.backward_weight(b, own, dout, x, &sorted)?;
         }
 
-        b.router_backward(&mut g.dlogits, &g.dweights, weights, experts, logits, &p.router())?;
-        self.router.backward_input(b, linear, dn, &[&g.dlogits], N, false)?;
+        match p.group_router() {
+            Some(groups) => b.group_router_backward(&mut g.dlogits, &g.dweights, weights, experts, logits, &groups)?,
+            None => b.router_backward(&mut g.dlogits, &g.dweights, weights, experts, logits, &p.router())?,
+        }
+        if let (Some(mlp), Some(saved), Some(t)) = (&mut self.shared, shared, shared_scratch) {
+            mlp.backward(b, s, saved, (t, linear), dn, n2, N)?;
+        }
+        self.router.backward_input(b, linear, dn, &[&g.dlogits], N, self.shared.is_some())?;
         self.router.backward_weight(b, linear, &[&g.dlogits], n2, N)?;
         b.route_gather_backward(dn, &g.dx, places, &p.gather())
     }

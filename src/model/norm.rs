@@ -1,6 +1,6 @@
 //! RMSNorm on rows of a model: of the residual stream, or of the heads of q and k.
 use super::param::{Param, Train};
-use super::spec::Spec;
+use super::spec::{NormWeight, Spec};
 use crate::backend::{Backend, Buf};
 use crate::error::Result;
 use crate::ops::rmsnorm::RmsNorm;
@@ -12,6 +12,10 @@ impl Norm {
     /// Of [N, C].
     pub fn rows(s: &Spec, N: usize) -> Norm {
         Norm(RmsNorm { N: N as u32, C: s.C as u32, eps: s.eps, shift: s.norm_weight.shift() })
+    }
+    /// Of [N, C] of any length.
+    pub fn of(N: usize, C: usize, eps: f32, weight: NormWeight) -> Norm {
+        Norm(RmsNorm { N: N as u32, C: C as u32, eps, shift: weight.shift() })
     }
     /// Of the heads [N, heads·D] of q or k.
     pub fn heads(s: &Spec, N: usize, heads: usize) -> Norm {

@@ -1,6 +1,9 @@
 //! A decoder as data: what an architecture's config says, in terms the layers understand.
 use super::rope::{Reach, Rope};
 
+mod latent;
+pub use latent::{LatentNames, LatentSpec, NarrowSpec};
+
 /// Sizes and mechanisms of a decoder. Letters are the dims of the op table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
@@ -15,7 +18,7 @@ pub struct Spec {
     pub H: usize,
     /// num_key_value_heads
     pub K: usize,
-    /// head_dim
+    /// head_dim; of latent attention the larger of q's and v's, even.
     pub D: usize,
     /// Channels of a head that RoPE turns: head_dim·partial_rotary_factor.
     pub A: usize,
@@ -33,8 +36,14 @@ pub struct Spec {
     pub o_bias: Bias,
     /// gate, up, down have a bias.
     pub mlp_bias: Bias,
-    /// Mixtures of experts in the place of MLPs; F is then an expert's.
+    /// q, k and v come out of narrow rows; K is then H.
+    pub latent: Option<LatentSpec>,
+    /// Mixtures of experts in the place of MLPs.
     pub moe: Option<MoeSpec>,
+    /// The layers that have an MLP all the same.
+    pub dense_layers: Vec<usize>,
+    /// Layers after the last, which checkpoints may hold and nothing here reads: they predict further tokens.
+    pub ignored_layers: usize,
     pub norm_weight: NormWeight,
     pub norm_place: NormPlace,
     pub qk_norm: QkNorm,
@@ -152,20 +161,59 @@ impl Activation {
     }
 }
 
+/// What follows attention in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MlpKind {
+    Dense,
+    Moe,
+}
+
 /// Which experts there are and how a token chooses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MoeSpec {
     /// Experts.
     pub E: usize,
+    /// Hidden channels of one.
+    pub F: usize,
     /// Experts of a token (num_experts_per_tok).
     pub S: usize,
+    pub scores: Scores,
     pub weights: RouterWeights,
-    /// The router's module within the layer; its weight is [E, C]. Modules of the experts are gate, up and down of the [`Names`],
-    /// where `{}` is the expert's number.
+    /// The router's module within the layer; its weight is [E, C].
     pub router: &'static str,
+    /// Modules of the experts, where `{}` is the expert's number.
+    pub gate: &'static str,
+    pub up: &'static str,
+    pub down: &'static str,
+    /// An MLP that every token goes through, besides.
+    pub shared: Option<SharedSpec>,
 }
 
-/// What the chosen experts count: their probabilities among all.
+/// What a token's choice goes by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scores {
+    Softmax,
+    /// Sigmoids, and with a bias only for the choice: the best experts of the `kept` best of `groups` groups.
+    Sigmoid {
+        groups: usize,
+        kept: usize,
+        /// What the weights are multiplied by.
+        scale: f32,
+        /// The bias's name within the layer, a frozen f32 [E].
+        bias: &'static str,
+    },
+}
+
+/// The experts that all tokens share, as one gated MLP.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedSpec {
+    pub F: usize,
+    pub gate: &'static str,
+    pub up: &'static str,
+    pub down: &'static str,
+}
+
+/// What the chosen experts count: their scores among all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouterWeights {
     Plain,
@@ -254,20 +302,39 @@ impl Spec {
         let long = |rope: &Rope, T| rope.reach(T) == Reach::Long;
         T > 0 && self.kinds.iter().filter_map(|kind| kind.rope.as_ref()).any(|rope| long(rope, T) && !long(rope, T - 1))
     }
-    /// The modules that make q, k and v: three, or one.
+    /// What follows attention in a layer.
+    pub fn mlp(&self, layer: usize) -> MlpKind {
+        if self.moe.is_some() && !self.dense_layers.contains(&layer) { MlpKind::Moe } else { MlpKind::Dense }
+    }
+    /// What follows attention in any layer.
+    pub fn mlps(&self) -> Vec<MlpKind> {
+        let all = [MlpKind::Dense, MlpKind::Moe];
+        all.into_iter().filter(|kind| (0..self.layers).any(|l| self.mlp(l) == *kind)).collect()
+    }
+    /// The modules that make q, k and v: three, or one. Not of latent attention.
     pub fn qkv(&self) -> Vec<LinearSpec> {
         let (n, kv) = (&self.names, self.K * self.D);
         fused(&[(n.q, self.H * self.D), (n.k, kv), (n.v, kv)], self.C, self.qkv_bias)
     }
     pub fn o(&self) -> LinearSpec {
-        LinearSpec { module: self.names.o, parts: vec![self.C], C: self.H * self.D, bias: self.o_bias }
+        let values = self.latent.as_ref().map_or(self.D, |latent| latent.Y);
+        LinearSpec { module: self.names.o, parts: vec![self.C], C: self.H * values, bias: self.o_bias }
     }
-    /// The modules that make gate and up: two, or one. Of an expert where there are experts.
+    /// The modules that make gate and up: two, or one.
     pub fn gate_up(&self) -> Vec<LinearSpec> {
-        fused(&[(self.names.gate, self.F), (self.names.up, self.F)], self.C, self.mlp_bias)
+        self.gated([self.names.gate, self.names.up], self.F, self.mlp_bias)
     }
     pub fn down(&self) -> LinearSpec {
         LinearSpec { module: self.names.down, parts: vec![self.C], C: self.F, bias: self.mlp_bias }
+    }
+    fn gated(&self, [gate, up]: [&'static str; 2], F: usize, bias: Bias) -> Vec<LinearSpec> {
+        fused(&[(gate, F), (up, F)], self.C, bias)
+    }
+    /// Gate and up, and down, of what all tokens share beside the experts, if there is such.
+    pub fn shared(&self) -> Option<(Vec<LinearSpec>, LinearSpec)> {
+        let shared = self.moe.as_ref()?.shared.as_ref()?;
+        let down = LinearSpec { module: shared.down, parts: vec![self.C], C: shared.F, bias: Bias::Absent };
+        Some((self.gated([shared.gate, shared.up], shared.F, Bias::Absent), down))
     }
     /// What chooses experts, if there are any.
     pub fn router(&self) -> Option<LinearSpec> {
@@ -275,22 +342,35 @@ impl Spec {
             |moe: &MoeSpec| LinearSpec { module: moe.router, parts: vec![moe.E], C: self.C, bias: Bias::Absent };
         self.moe.as_ref().map(linear)
     }
-    /// The linear modules of a block, those of experts not counted.
-    pub fn linears(&self) -> Vec<LinearSpec> {
-        let mlp = match self.router() {
-            Some(router) => vec![router],
-            None => [self.gate_up(), vec![self.down()]].concat(),
+    /// The linear modules of a layer, those of experts not counted.
+    pub fn linears(&self, layer: usize) -> Vec<LinearSpec> {
+        let attention = self.latent.as_ref().map_or_else(|| self.qkv(), |latent| latent.linears(self));
+        let mlp = match self.mlp(layer) {
+            MlpKind::Dense => [self.gate_up(), vec![self.down()]].concat(),
+            MlpKind::Moe => {
+                let shared = self.shared().into_iter().flat_map(|(gate_up, down)| [gate_up, vec![down]].concat());
+                self.router().into_iter().chain(shared).collect()
+            }
         };
-        [self.qkv(), vec![self.o()], mlp].concat()
+        [attention, vec![self.o()], mlp].concat()
     }
-    /// Gate, up and down of the experts; none where there are no experts.
-    pub fn experts(&self) -> Vec<LinearSpec> {
-        if self.moe.is_some() { [self.gate_up(), vec![self.down()]].concat() } else { Vec::new() }
+    /// Gate, up and down of a layer's experts; none where there are no experts.
+    pub fn experts(&self, layer: usize) -> Vec<LinearSpec> {
+        let Some(moe) = self.moe.as_ref().filter(|_| self.mlp(layer) == MlpKind::Moe) else { return Vec::new() };
+        let down = LinearSpec { module: moe.down, parts: vec![self.C], C: moe.F, bias: self.mlp_bias };
+        [self.gated([moe.gate, moe.up], moe.F, self.mlp_bias), vec![down]].concat()
     }
     /// A module of a layer's experts, for all of them: `model.layers.0.mlp.experts.3.gate_proj`.
     pub fn expert_names(&self, layer: usize, module: &str) -> Vec<String> {
         let E = self.moe.as_ref().map_or(0, |moe| moe.E);
         (0..E).map(|e| self.names.of(layer, &module.replace("{}", &e.to_string()))).collect()
+    }
+    /// The bias of a layer's choice among experts, if it has one: its name within the layer.
+    pub fn choice_bias(&self, layer: usize) -> Option<&'static str> {
+        match self.moe.as_ref().filter(|_| self.mlp(layer) == MlpKind::Moe)?.scores {
+            Scores::Sigmoid { bias, .. } => Some(bias),
+            Scores::Softmax => None,
+        }
     }
 
     /// The norms of a block: name within the layer and length.
@@ -307,6 +387,7 @@ impl Spec {
             let length = |heads| self.qk_norm.shape(1, heads, self.D).1;
             all.extend([(n.q_norm, length(self.H)), (n.k_norm, length(self.K))]);
         }
+        all.extend(self.latent.iter().flat_map(|latent| latent.norms(self)));
         all
     }
 
@@ -319,14 +400,17 @@ impl Spec {
             for (norm, len) in self.norms() {
                 all.push(weight(self.names.of(l, norm), &[len]));
             }
-            for linear in self.linears() {
+            for linear in self.linears(l) {
                 let module = self.names.of(l, linear.module);
                 all.push(weight(module.clone(), &[linear.O(), linear.C]));
                 if linear.bias == Bias::Present {
                     all.push(WeightSpec { name: format!("{module}.bias"), shape: vec![linear.O()] });
                 }
             }
-            for linear in self.experts() {
+            let E = self.moe.as_ref().map_or(0, |moe| moe.E);
+            let bias = self.choice_bias(l).map(|bias| WeightSpec { name: self.names.of(l, bias), shape: vec![E] });
+            all.extend(bias);
+            for linear in self.experts(l) {
                 let names = self.expert_names(l, linear.module);
                 all.extend(names.into_iter().map(|name| weight(name, &[linear.O(), linear.C])));
             }

@@ -39,11 +39,20 @@ CASES = {
   "mixtral": ("MixtralConfig", dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=None)),
   "qwen3_moe": ("Qwen3MoeConfig", dict(head_dim=12 if not SECOND else 6, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True, decoder_sparse_step=1)),
 }
+DEEPSEEK = dict(num_key_value_heads=None, q_lora_rank=24, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=20, n_routed_experts=8, num_experts_per_tok=2,
+                n_group=4, topk_group=2, first_k_dense_replace=1, moe_intermediate_size=32, n_shared_experts=1)
+if SECOND: DEEPSEEK.update(q_lora_rank=15, kv_lora_rank=13, qk_rope_head_dim=6, qk_nope_head_dim=5, v_head_dim=7, n_routed_experts=9, num_experts_per_tok=3, n_group=3, moe_intermediate_size=20, first_k_dense_replace=2)
 EXTRA = {  # only with `second`, or by name
   "olmo2": ("Olmo2Config", {}), "granite": ("GraniteConfig", dict(embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.3, logits_scaling=2.0)),
   "smollm3": ("SmolLM3Config", dict(num_hidden_layers=4)), "starcoder2": ("Starcoder2Config", dict(norm_epsilon=1e-5)), "cohere": ("CohereConfig", dict(logit_scale=0.5)),
   "glm4": ("Glm4Config", dict(head_dim=16, attention_bias=True)), "stablelm": ("StableLmConfig", dict(hidden_size=48)), "gpt_oss": ("GptOssConfig", dict(head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8)),
-  "deepseek_v3": ("DeepseekV3Config", dict(num_key_value_heads=None, q_lora_rank=24, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=16, n_routed_experts=8, num_experts_per_tok=2, n_group=2, topk_group=1, first_k_dense_replace=1, moe_intermediate_size=32, n_shared_experts=1)),
+  # in `second` odd heads and values; narrow rows that are no multiples; groups of two
+  "deepseek_v3": ("DeepseekV3Config", DEEPSEEK),
+  # q at once, halves turn together, biases, one group, weights as they are
+  "deepseek_v3_plain": ("DeepseekV3Config", DEEPSEEK | dict(q_lora_rank=None, rope_interleave=False, attention_bias=True, n_group=1, topk_group=1, norm_topk_prob=False, routed_scaling_factor=0.7)),
+  "deepseek_v3_yarn": ("DeepseekV3Config", DEEPSEEK | dict(first_k_dense_replace=0, n_shared_experts=2, rope_parameters=rp(rope_type="yarn", factor=8.0, beta_fast=32, beta_slow=1, mscale=0.9, mscale_all_dim=1.3, original_max_position_embeddings=16))),
+  "qwen2_moe": ("Qwen2MoeConfig", dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=40, norm_topk_prob=False, num_hidden_layers=3, mlp_only_layers=[0] if not SECOND else [])),
+  "qwen3_moe_mixed": ("Qwen3MoeConfig", dict(head_dim=12, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=False, num_hidden_layers=4, decoder_sparse_step=2, mlp_only_layers=[3] if not SECOND else [])),
   "gpt2": ("GPT2Config", None), "gpt_neox": ("GPTNeoXConfig", dict(hidden_size=48, num_key_value_heads=6)),
 }
 
@@ -63,6 +72,8 @@ def build(cls, kw):
         for n, p in m.named_parameters():
             if p.ndim == 1: p.copy_(torch.randn(p.shape, generator=g) * 0.2 + (0.0 if "bias" in n or cls.startswith("Gemma") else 1.0))
             else: p.copy_(torch.randn(p.shape, generator=g) * (1.5 / math.sqrt(p.shape[-1])) if p.shape[0] != cfg.vocab_size else torch.randn(p.shape, generator=g) * 0.5)
+        for n, b in m.named_buffers():
+            if n.endswith("e_score_correction_bias"): b.copy_(torch.randn(b.shape, generator=g) * 0.3)
     return m.eval()
 
 def batch(V, B=2, T=24):

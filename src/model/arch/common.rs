@@ -1,7 +1,7 @@
 //! What the decoders of the Llama family have in common.
 use super::super::config::Keys;
 use super::super::spec::{
-    Activation, Bias, Head, LayerKind, MoeSpec, Names, NormPlace, NormWeight, QkNorm, RopePairs, RouterWeights, Spec,
+    Activation, Bias, Head, LayerKind, MoeSpec, Names, NormPlace, NormWeight, QkNorm, RopePairs, RouterWeights, Scores, Spec,
 };
 use super::rope;
 use crate::error::Result;
@@ -64,7 +64,10 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
         qkv_bias: Bias::Absent,
         o_bias: Bias::Absent,
         mlp_bias: Bias::Absent,
+        latent: None,
         moe: None,
+        dense_layers: Vec::new(),
+        ignored_layers: 0,
         norm_weight: NormWeight::Factor,
         norm_place: NormPlace::Before,
         qk_norm: QkNorm::Absent,
@@ -82,13 +85,18 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
     })
 }
 
-/// A mixture whose number of experts is under the first of `experts` that is there.
+/// Names of experts' modules as most models have them: gate, up, down.
+pub(super) const EXPERTS: [&str; 3] =
+    ["mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj"];
+
+/// A mixture of experts of F hidden channels, by softmax; their number is under the first of `experts` that is there.
 pub(super) fn moe(
     keys: &Keys,
     (experts, default): (&[&str], usize),
     slots: usize,
     weights: RouterWeights,
     router: &'static str,
+    (F, [gate, up, down]): (usize, [&'static str; 3]),
 ) -> Result<MoeSpec> {
     let key = experts.iter().find(|key| keys.get(key).is_some()).unwrap_or(&experts[0]);
     let E = keys.size(key, Some(default))?;
@@ -99,7 +107,20 @@ pub(super) fn moe(
     if activation(keys, &["hidden_act"], "silu")? != Activation::Silu {
         return keys.wrong("hidden_act", "`silu` is wanted where there are experts");
     }
-    Ok(MoeSpec { E, S, weights, router })
+    Ok(MoeSpec { E, F, S, scores: Scores::Softmax, weights, router, gate, up, down, shared: None })
+}
+
+/// `norm_topk_prob`
+pub(super) fn router_weights(keys: &Keys, default: bool) -> Result<RouterWeights> {
+    let norm = keys.flag("norm_topk_prob", default)?;
+    Ok(if norm { RouterWeights::Renormalised } else { RouterWeights::Plain })
+}
+
+/// Qwen's layers without experts: those of `mlp_only_layers`, and all but every `decoder_sparse_step`th.
+pub(super) fn dense_layers(keys: &Keys, layers: usize) -> Result<Vec<usize>> {
+    let step = keys.size("decoder_sparse_step", Some(1))?;
+    let named = keys.indices("mlp_only_layers", layers)?;
+    Ok((0..layers).filter(|l| named.contains(l) || (l + 1) % step != 0).collect())
 }
 
 pub(super) fn inverse_root(x: f64) -> f32 {

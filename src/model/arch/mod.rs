@@ -5,6 +5,7 @@ use crate::error::{Result, distance};
 use std::path::Path;
 
 mod common;
+mod deepseek_v3;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -25,9 +26,11 @@ type Read = fn(&Keys) -> Result<Spec>;
 
 /// `model_type` and how its config is read.
 const ARCHITECTURES: &[(&str, Read)] = &[
+    ("deepseek_v3", deepseek_v3::spec),
     ("gemma", gemma::spec),
     ("gemma2", gemma2::spec),
     ("gemma3_text", gemma3::spec),
+    ("kimi_k2", deepseek_v3::spec),
     ("llama", llama::spec),
     ("mistral", mistral::spec),
     ("mixtral", mixtral::spec),
