@@ -89,6 +89,25 @@ fn resized(folder: &Path) -> serde_json::Value {
         keys.extend(more.map(|(key, size)| (key.to_string(), size.into())));
         let plain = keys.get("norm_topk_prob").is_some_and(|v| v == false);
         keys.insert("norm_topk_prob".into(), plain.into());
+        if keys.contains_key("mlp_only_layers") {
+            keys.insert("mlp_only_layers".into(), vec![0].into());
+        }
+    }
+    if keys.contains_key("kv_lora_rank") {
+        let more = [
+            ("num_key_value_heads", 6),
+            ("kv_lora_rank", 13),
+            ("qk_rope_head_dim", 6),
+            ("qk_nope_head_dim", 5),
+            ("v_head_dim", 7),
+            ("n_routed_experts", 6),
+            ("n_group", 3),
+            ("topk_group", 2),
+        ];
+        keys.extend(more.map(|(key, size)| (key.to_string(), size.into())));
+        if !keys["q_lora_rank"].is_null() {
+            keys.insert("q_lora_rank".into(), 15.into());
+        }
     }
     let tied = keys["tie_word_embeddings"].as_bool().unwrap();
     keys.insert("tie_word_embeddings".into(), (!tied).into());
@@ -104,7 +123,11 @@ fn moe(keys: &serde_json::Map<String, serde_json::Value>) -> bool {
 fn without_choice(mut config: serde_json::Value) -> serde_json::Value {
     let keys = config.as_object_mut().unwrap();
     if moe(keys) {
-        keys.insert("num_experts_per_tok".into(), keys["num_local_experts"].clone());
+        let experts = keys.get("n_routed_experts").unwrap_or(&keys["num_local_experts"]).clone();
+        keys.insert("num_experts_per_tok".into(), experts);
+        if keys.contains_key("n_group") {
+            keys.insert("topk_group".into(), keys["n_group"].clone());
+        }
     }
     config
 }
@@ -128,10 +151,10 @@ fn pass(b: &dyn Backend, model: &mut Model) -> Passed {
     Passed { loss, gradients }
 }
 
-/// Moves every weight along its gradient, by `step` over the gradient's norm.
+/// Moves every trained weight along its gradient, by `step` over the gradient's norm.
 fn moved(b: &dyn Backend, model: &mut Model, along: &Passed, step: f64) {
     let norm: f64 = along.gradients.values().flatten().map(|g| (*g as f64).powi(2)).sum::<f64>().sqrt();
-    for param in model.params_mut() {
+    for param in model.params_mut().filter(|p| p.train.is_some()) {
         let (old, grad) = (param.get(b).unwrap(), &along.gradients[&param.name]);
         let new: Vec<f32> = old.iter().zip(grad).map(|(w, g)| (*w as f64 + *g as f64 * step / norm) as f32).collect();
         param.set(b, &new).unwrap();

@@ -19,7 +19,11 @@ pub fn save(b: &dyn Backend, model: &Model, base: &Path, out: &Path) -> Result<(
     let params: BTreeMap<&str, (&Param, usize)> = model.params().flat_map(named).collect();
     let outlines: Vec<Outline> = params
         .iter()
-        .map(|(name, (p, _))| Outline { name: name.to_string(), dtype: dtype_of(p.value.dtype()), shape: p.shape.clone() })
+        .map(|(name, (p, _))| Outline {
+            name: name.to_string(),
+            dtype: dtype_of(p.value.dtype()),
+            shape: p.shape.clone(),
+        })
         .collect();
     let bytes = |(param, i): (&Param, usize)| Ok(param.value.dtype().encode(&param.get_part(b, i)?));
     write_shards(out, outlines, |name| bytes(params[name]))?;

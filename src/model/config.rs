@@ -104,11 +104,11 @@ impl Keys {
             |v: &Value| v.as_array()?.iter().map(number).collect::<Option<Vec<_>>>().filter(|x| x.len() == count);
         self.typed(key, None, &format!("a list of {count} numbers above 0"), read)
     }
-    /// A list of indices below `end`; a missing key is an empty one.
-    pub fn indices(&self, key: &str, end: usize) -> Result<Vec<usize>> {
-        let index = |v: &Value| v.as_u64().map(|x| x as usize).filter(|x| *x < end);
-        let read = |v: &Value| v.as_array()?.iter().map(index).collect::<Option<Vec<_>>>();
-        self.typed(key, Some(Vec::new()), &format!("a list of whole numbers below {end}"), read)
+    /// A list of whole numbers from 0; a missing key is an empty one.
+    pub fn counts(&self, key: &str) -> Result<Vec<usize>> {
+        let count = |v: &Value| v.as_u64().map(|x| x as usize);
+        let read = |v: &Value| v.as_array()?.iter().map(count).collect::<Option<Vec<_>>>();
+        self.typed(key, Some(Vec::new()), "a list of whole numbers", read)
     }
     /// A list of so many texts, if there is one.
     pub fn texts(&self, key: &str, count: usize) -> Result<Option<Vec<String>>> {

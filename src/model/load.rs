@@ -2,9 +2,9 @@
 use super::attention::{Attention, Qkv};
 use super::block::Block;
 use super::experts::Experts;
+use super::latent::{Latent, Narrow};
 use super::linear::{Linear, Projections, Weight};
 use super::lora::LoraConfig;
-use super::latent::{Latent, Narrow};
 use super::mlp::Mlp;
 use super::param::Param;
 use super::quantized::{self, Scheme, Stored};

@@ -104,7 +104,9 @@ impl Mlp {
             (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate, up }), .. }, _) => {
                 gate_up.forward(b, linear, &mut [gate, up], n2, N)
             }
-            (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => moe.forward_saved(b, s, saved, (t, linear), n2, N),
+            (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {
+                moe.forward_saved(b, s, saved, (t, linear), n2, N)
+            }
             _ => unreachable!("all three are of one spec"),
         }
     }
@@ -120,7 +122,11 @@ impl Mlp {
         N: usize,
     ) -> Result<()> {
         match (self, saved, t) {
-            (Mlp::Dense { down, .. }, Saved { dense: Some(Dense { gate, up }), .. }, Scratch { dense: Some(h), .. }) => {
+            (
+                Mlp::Dense { down, .. },
+                Saved { dense: Some(Dense { gate, up }), .. },
+                Scratch { dense: Some(h), .. },
+            ) => {
                 b.swiglu_forward(h, gate, up, &swiglu_params(s, N, down.C))?;
                 down.forward(b, linear, &mut [out], h, N)
             }
@@ -142,7 +148,11 @@ impl Mlp {
         N: usize,
     ) -> Result<()> {
         match (self, saved, t) {
-            (Mlp::Dense { down, .. }, Saved { dense: Some(Dense { gate, up }), .. }, Scratch { dense: Some(h), .. }) => {
+            (
+                Mlp::Dense { down, .. },
+                Saved { dense: Some(Dense { gate, up }), .. },
+                Scratch { dense: Some(h), .. },
+            ) => {
                 down.backward_input(b, linear, h, &[dout], N, false)?;
                 b.swiglu_backward(h, gate, up, &swiglu_params(s, N, down.C))?;
                 down.backward_weight(b, linear, &[dout], h, N)
@@ -169,7 +179,9 @@ impl Mlp {
             (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate, up }), .. }, _) => {
                 gate_up.backward(b, linear, dn, &[gate, up], n2, N)
             }
-            (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => moe.backward(b, s, saved, (t, linear), dn, n2, N),
+            (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {
+                moe.backward(b, s, saved, (t, linear), dn, n2, N)
+            }
             _ => unreachable!("all three are of one spec"),
         }
     }

@@ -161,7 +161,10 @@ fn mixtures(out: &mut Vec<(String, Case)>, float: DType) {
     for (N, E, S, groups, kept) in [(1, 1, 1, 1, 1), (9, 6, 2, 3, 1), (13, 70, 8, 7, 3), (3, 130, 6, 65, 40)] {
         for norm in [0, 1] {
             let p = group_router::GroupRouter { N, E, S, groups, kept, norm, scale: 2.5 };
-            out.push((format!("group_router_forward {p:?} {float:?}"), case(Op::group_router_forward, &p, float, None)));
+            out.push((
+                format!("group_router_forward {p:?} {float:?}"),
+                case(Op::group_router_forward, &p, float, None),
+            ));
             let distinct = (0..N * S).map(|i| (i % S + i / S) % E).collect();
             let backward = case(Op::group_router_backward, &p, float, None).u32s("experts", distinct);
             out.push((format!("group_router_backward {p:?} {float:?}"), backward));

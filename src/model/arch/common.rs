@@ -1,7 +1,8 @@
 //! What the decoders of the Llama family have in common.
 use super::super::config::Keys;
 use super::super::spec::{
-    Activation, Bias, Head, LayerKind, MoeSpec, Names, NormPlace, NormWeight, QkNorm, RopePairs, RouterWeights, Scores, Spec,
+    Activation, Bias, Head, LayerKind, MoeSpec, Names, NormPlace, NormWeight, QkNorm, RopePairs, RouterWeights, Scores,
+    Spec,
 };
 use super::rope;
 use crate::error::Result;
@@ -119,7 +120,7 @@ pub(super) fn router_weights(keys: &Keys, default: bool) -> Result<RouterWeights
 /// Qwen's layers without experts: those of `mlp_only_layers`, and all but every `decoder_sparse_step`th.
 pub(super) fn dense_layers(keys: &Keys, layers: usize) -> Result<Vec<usize>> {
     let step = keys.size("decoder_sparse_step", Some(1))?;
-    let named = keys.indices("mlp_only_layers", layers)?;
+    let named = keys.counts("mlp_only_layers")?;
     Ok((0..layers).filter(|l| named.contains(l) || (l + 1) % step != 0).collect())
 }
 

@@ -97,3 +97,85 @@ fn mixture(keys: &Keys) -> Result<MoeSpec> {
         ..moe
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::with;
+    use super::*;
+    use crate::model::rope::RopeScaling;
+    use crate::model::spec::{MlpKind, RouterWeights};
+    use serde_json::{Value, json};
+
+    /// The sizes of DeepSeek V3 under the keys of its release.
+    fn published() -> Value {
+        json!({"hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61, "num_attention_heads": 128,
+            "num_key_value_heads": 128, "vocab_size": 129280, "max_position_embeddings": 163840, "q_lora_rank": 1536,
+            "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 256,
+            "n_shared_experts": 1, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "topk_method": "noaux_tc",
+            "scoring_func": "sigmoid", "norm_topk_prob": true, "routed_scaling_factor": 2.5, "first_k_dense_replace": 3,
+            "moe_layer_freq": 1, "moe_intermediate_size": 2048, "num_nextn_predict_layers": 1, "rope_theta": 10000,
+            "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0,
+                "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096}})
+    }
+
+    fn changed(changes: Value) -> Result<Spec> {
+        let mut config = published();
+        let changes = changes.as_object().expect("keys").clone();
+        config.as_object_mut().expect("keys").extend(changes);
+        with("deepseek_v3", config)
+    }
+
+    #[test]
+    fn the_released_config_is_what_the_release_says() {
+        let spec = changed(json!({})).unwrap();
+        assert_eq!((spec.D, spec.A, spec.H, spec.K), (192, 64, 128, 128));
+        assert_eq!(spec.parameters() / 1_000_000_000, 671);
+        let factor = 0.1 * 40f64.ln() + 1.0;
+        assert!((spec.attention_scale as f64 - factor * factor / 192f64.sqrt()).abs() < 1e-8);
+        let Some(RopeScaling::Yarn(yarn)) = spec.kinds[0].rope.as_ref().map(|r| r.scaling.clone()) else {
+            panic!("yarn")
+        };
+        assert_eq!((yarn.attention_factor, yarn.original), (1.0, 4096.0));
+        assert_eq!([2, 3, 60].map(|l| spec.mlp(l)), [MlpKind::Dense, MlpKind::Moe, MlpKind::Moe]);
+        let moe = spec.moe.as_ref().unwrap();
+        assert_eq!((moe.E, moe.S, moe.F, moe.weights), (256, 8, 2048, RouterWeights::Renormalised));
+        let names: Vec<String> = spec.weights().into_iter().map(|w| w.name).collect();
+        for name in [
+            "3.mlp.gate.e_score_correction_bias",
+            "60.mlp.experts.255.down_proj.weight",
+            "0.self_attn.q_a_layernorm.weight",
+        ] {
+            assert!(names.contains(&format!("model.layers.{name}")), "{name}");
+        }
+    }
+
+    /// Moonlight: q at once, one group, no scaling; and weights of mscale that are 0.
+    #[test]
+    fn what_is_null_or_zero_is_not_there() {
+        let more = json!({"q_lora_rank": null, "n_group": 1, "topk_group": 1, "rope_scaling": null, "n_shared_experts": null,
+            "first_k_dense_replace": 0});
+        let spec = changed(more).unwrap();
+        assert_eq!(spec.latent.as_ref().unwrap().q_rank, None);
+        assert!(spec.dense_layers.is_empty() && spec.moe.as_ref().unwrap().shared.is_none());
+        assert_eq!(spec.attention_scale, inverse_root(192.0));
+        let zero = json!({"rope_scaling": {"type": "yarn", "factor": 40, "mscale": 0, "mscale_all_dim": 0}});
+        let spec = changed(zero).unwrap();
+        assert_eq!(spec.attention_scale, inverse_root(192.0));
+    }
+
+    #[test]
+    fn other_kinds_of_routing_are_refused() {
+        for (key, value) in [
+            ("scoring_func", json!("softmax")),
+            ("topk_method", json!("greedy")),
+            ("moe_layer_freq", json!(2)),
+            ("n_group", json!(7)),
+            ("topk_group", json!(9)),
+            ("num_key_value_heads", json!(8)),
+            ("qk_nope_head_dim", json!(256)),
+        ] {
+            let e = changed(json!({ key: value })).unwrap_err().to_string();
+            assert!(e.contains(key), "{key}: {e}");
+        }
+    }
+}

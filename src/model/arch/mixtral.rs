@@ -10,8 +10,7 @@ const EXPERTS: [&str; 3] =
 pub(super) fn spec(keys: &Keys) -> Result<Spec> {
     let common = common::spec(keys, None)?;
     let experts = (common.F, EXPERTS);
-    let moe =
-        moe(keys, (&["num_local_experts"], 8), 2, RouterWeights::Renormalised, "block_sparse_moe.gate", experts)?;
+    let moe = moe(keys, (&["num_local_experts"], 8), 2, RouterWeights::Renormalised, "block_sparse_moe.gate", experts)?;
     let mut spec = Spec { moe: Some(moe), ..common };
     spec.kinds[0].window = keys.optional_size("sliding_window", None)?;
     Ok(spec)
