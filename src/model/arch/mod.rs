@@ -50,6 +50,11 @@ const ARCHITECTURES: &[(&str, Read)] = &[
     ("smollm3", smollm3::spec),
 ];
 
+/// Every `model_type` that is supported.
+pub fn model_types() -> impl Iterator<Item = &'static str> {
+    ARCHITECTURES.iter().map(|(name, _)| *name)
+}
+
 /// The [`Spec`] of a model folder (or of a config file itself).
 pub fn read_spec(path: &Path) -> Result<Spec> {
     spec(&read_keys(path)?)
@@ -91,7 +96,7 @@ fn spec(keys: &Keys) -> Result<Spec> {
         if let Some(what) = unsupported::why(keys, &model_type) {
             return keys.wrong("model_type", what);
         }
-        let known: Vec<_> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
+        let known: Vec<_> = model_types().collect();
         let nearest = known.iter().min_by_key(|name| distance(&model_type, name)).expect("there are architectures");
         let what =
             format!("`{model_type}` is not supported, the nearest that is: `{nearest}`; all: {}", known.join(", "));

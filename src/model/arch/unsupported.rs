@@ -1,6 +1,6 @@
 //! What a model of a kind that is not supported has that the decoder here has not; known by its config's keys, or by its name.
 use super::super::config::Keys;
-use super::ARCHITECTURES;
+use super::model_types;
 use serde_json::Value;
 
 /// Keys of a config and what they mean for the model.
@@ -72,14 +72,14 @@ fn missing(keys: &Keys, model_type: &str) -> Option<&'static str> {
 /// The `model_type` of the decoder within, and whether it is supported.
 fn decoder(keys: &Keys) -> Option<(String, bool)> {
     let inner = keys.object("text_config").ok()??.text("model_type", None).ok()?;
-    let supported = ARCHITECTURES.iter().any(|(name, _)| *name == inner);
+    let supported = model_types().any(|name| name == inner);
     Some((inner, supported))
 }
 
 /// `auto_map`: Python code in the model's own folder.
 fn own_code(keys: &Keys, model_type: &str) -> Option<String> {
     keys.get("auto_map")?;
-    let known: Vec<_> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
+    let known: Vec<_> = model_types().collect();
     Some(format!(
         "`{model_type}` is not supported: it is defined by Python code of its own (auto_map), which is not run; take a release of it \
          in one of the supported architectures, if there is one: {}",
