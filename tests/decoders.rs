@@ -20,7 +20,7 @@ fn models() -> Vec<PathBuf> {
     let mut models: Vec<_> = folders.filter(|f| f.join("config.json").exists()).collect();
     models.retain(|f| luthier::model::arch::read_spec(f).is_ok() && quantized::scheme(f).is_ok_and(|s| s.is_none()));
     models.sort();
-    assert!(models.len() >= 17, "{models:?}");
+    assert!(models.len() >= 24, "{models:?}");
     models
 }
 
@@ -92,7 +92,7 @@ fn resized(folder: &Path) -> serde_json::Value {
         }
     }
     if moe(keys) {
-        let more = [("moe_intermediate_size", 20), ("num_local_experts", 5), ("num_experts_per_tok", 3)];
+        let more = [("moe_intermediate_size", 20), (experts(keys), 5), ("num_experts_per_tok", 3)];
         keys.extend(more.map(|(key, size)| (key.to_string(), size.into())));
         let plain = keys.get("norm_topk_prob").is_some_and(|v| v == false);
         keys.insert("norm_topk_prob".into(), plain.into());
@@ -107,11 +107,16 @@ fn moe(keys: &serde_json::Map<String, serde_json::Value>) -> bool {
     keys.contains_key("num_experts_per_tok")
 }
 
+/// The key that counts them.
+fn experts(keys: &serde_json::Map<String, serde_json::Value>) -> &'static str {
+    if keys.contains_key("num_experts") { "num_experts" } else { "num_local_experts" }
+}
+
 /// The same with every expert for every token: where a choice changes, the loss jumps, and differences say nothing.
 fn without_choice(mut config: serde_json::Value) -> serde_json::Value {
     let keys = config.as_object_mut().unwrap();
     if moe(keys) {
-        keys.insert("num_experts_per_tok".into(), keys["num_local_experts"].clone());
+        keys.insert("num_experts_per_tok".into(), keys[experts(keys)].clone());
     }
     config
 }

@@ -5,6 +5,8 @@ use crate::error::{Error, Result, distance};
 use std::path::Path;
 
 mod common;
+mod ernie4_5;
+mod exaone4;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -12,15 +14,18 @@ mod glm;
 mod glm4;
 mod granite;
 mod llama;
+mod ministral;
 mod mistral;
 mod mixtral;
 mod olmo2;
 mod olmo3;
+mod olmoe;
 mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
 mod rope;
+mod seed_oss;
 mod smollm3;
 mod unsupported;
 
@@ -32,6 +37,8 @@ type Read = fn(&Keys) -> Result<Spec>;
 
 /// `model_type` and how its config is read.
 const ARCHITECTURES: &[(&str, Read)] = &[
+    ("ernie4_5", ernie4_5::spec),
+    ("exaone4", exaone4::spec),
     ("gemma", gemma::spec),
     ("gemma2", gemma2::spec),
     ("gemma3_text", gemma3::spec),
@@ -39,14 +46,17 @@ const ARCHITECTURES: &[(&str, Read)] = &[
     ("glm4", glm4::spec),
     ("granite", granite::spec),
     ("llama", llama::spec),
+    ("ministral", ministral::spec),
     ("mistral", mistral::spec),
     ("mixtral", mixtral::spec),
     ("olmo2", olmo2::spec),
     ("olmo3", olmo3::spec),
+    ("olmoe", olmoe::spec),
     ("phi3", phi3::spec),
     ("qwen2", qwen2::spec),
     ("qwen3", qwen3::spec),
     ("qwen3_moe", qwen3_moe::spec),
+    ("seed_oss", seed_oss::spec),
     ("smollm3", smollm3::spec),
 ];
 
