@@ -20,7 +20,7 @@ fn models() -> Vec<PathBuf> {
     let mut models: Vec<_> = folders.filter(|f| f.join("config.json").exists()).collect();
     models.retain(|f| luthier::model::arch::read_spec(f).is_ok() && quantized::scheme(f).is_ok_and(|s| s.is_none()));
     models.sort();
-    assert!(models.len() >= 11, "{models:?}");
+    assert!(models.len() >= 24, "{models:?}");
     models
 }
 
@@ -79,13 +79,20 @@ fn resized(folder: &Path) -> serde_json::Value {
             if sliding { ["full_attention", "sliding_attention", "full_attention"] } else { ["full_attention"; 3] };
         keys.insert("layer_types".into(), types.to_vec().into());
     }
+    if let Some(layers) = keys.get_mut("no_rope_layers") {
+        *layers = vec![0, 1, 0].into();
+    }
+    if let Some(part) = keys.get_mut("rope_parameters").and_then(|p| p.get_mut("partial_rotary_factor")) {
+        // 4 of the 6 channels, where not all of them turn
+        *part = if part.as_f64().unwrap() < 1.0 { 0.67 } else { 1.0 }.into();
+    }
     for factor in ["short_factor", "long_factor"] {
         if let Some(list) = keys.get_mut("rope_parameters").and_then(|p| p.get_mut(factor)) {
             list.as_array_mut().unwrap().truncate(3);
         }
     }
     if moe(keys) {
-        let more = [("moe_intermediate_size", 20), ("num_local_experts", 5), ("num_experts_per_tok", 3)];
+        let more = [("moe_intermediate_size", 20), (experts(keys), 5), ("num_experts_per_tok", 3)];
         keys.extend(more.map(|(key, size)| (key.to_string(), size.into())));
         let plain = keys.get("norm_topk_prob").is_some_and(|v| v == false);
         keys.insert("norm_topk_prob".into(), plain.into());
@@ -119,12 +126,17 @@ fn moe(keys: &serde_json::Map<String, serde_json::Value>) -> bool {
     keys.contains_key("num_experts_per_tok")
 }
 
+/// The key that counts them.
+fn experts(keys: &serde_json::Map<String, serde_json::Value>) -> &'static str {
+    let known = ["num_experts", "n_routed_experts"];
+    known.into_iter().find(|key| keys.contains_key(*key)).unwrap_or("num_local_experts")
+}
+
 /// The same with every expert for every token: where a choice changes, the loss jumps, and differences say nothing.
 fn without_choice(mut config: serde_json::Value) -> serde_json::Value {
     let keys = config.as_object_mut().unwrap();
     if moe(keys) {
-        let experts = keys.get("n_routed_experts").unwrap_or(&keys["num_local_experts"]).clone();
-        keys.insert("num_experts_per_tok".into(), experts);
+        keys.insert("num_experts_per_tok".into(), keys[experts(keys)].clone());
         if keys.contains_key("n_group") {
             keys.insert("topk_group".into(), keys["n_group"].clone());
         }

@@ -43,10 +43,18 @@ CASES = {
 DEEPSEEK = dict(num_key_value_heads=None, q_lora_rank=24, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=20, n_routed_experts=8, num_experts_per_tok=2,
                 n_group=4, topk_group=2, first_k_dense_replace=1, moe_intermediate_size=32, n_shared_experts=1)
 if SECOND: DEEPSEEK.update(q_lora_rank=15, kv_lora_rank=13, qk_rope_head_dim=6, qk_nope_head_dim=5, v_head_dim=7, n_routed_experts=9, num_experts_per_tok=3, n_group=3, moe_intermediate_size=20, first_k_dense_replace=2)
+CASES |= {  # of Llama's family
+  "olmo2": ("Olmo2Config", {}), "granite": ("GraniteConfig", dict(embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.3, logits_scaling=2.0, attention_bias=True, mlp_bias=True)),
+  "olmo3": ("Olmo3Config", dict(sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"][:2 + SECOND], rope_parameters=dict(sliding_attention=rp(theta=20000.0), full_attention=rp(theta=20000.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=32)))),
+  "smollm3": ("SmolLM3Config", dict(no_rope_layer_interval=2, use_sliding_window=True, sliding_window=8, rope_parameters=rp(theta=2e6))),
+  "exaone4": ("Exaone4Config", dict(sliding_window=8, sliding_window_pattern=2)), "ernie4_5": ("Ernie4_5Config", dict(head_dim=12 if not SECOND else 6, use_bias=True)),
+  "seed_oss": ("SeedOssConfig", dict(head_dim=16 if not SECOND else 10, attention_bias=True, residual_dropout=0.0, attention_dropout=0.0)), "ministral": ("MinistralConfig", dict(sliding_window=8, head_dim=16, layer_types=["full_attention", "sliding_attention", "sliding_attention"][:2 + SECOND])),
+  "olmoe": ("OlmoeConfig", dict(num_experts=6, num_experts_per_tok=2, intermediate_size=32)),
+  "glm": ("GlmConfig", dict(head_dim=16 if not SECOND else 8)), "glm4": ("Glm4Config", dict(head_dim=16 if not SECOND else 12, attention_bias=False)),
+}
 EXTRA = {  # only with `second`, or by name
-  "olmo2": ("Olmo2Config", {}), "granite": ("GraniteConfig", dict(embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.3, logits_scaling=2.0)),
-  "smollm3": ("SmolLM3Config", dict(num_hidden_layers=4)), "starcoder2": ("Starcoder2Config", dict(norm_epsilon=1e-5)), "cohere": ("CohereConfig", dict(logit_scale=0.5)),
-  "glm4": ("Glm4Config", dict(head_dim=16, attention_bias=True)), "stablelm": ("StableLmConfig", dict(hidden_size=48)), "gpt_oss": ("GptOssConfig", dict(head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8)),
+  "starcoder2": ("Starcoder2Config", dict(norm_epsilon=1e-5)), "cohere": ("CohereConfig", dict(logit_scale=0.5)),
+  "stablelm": ("StableLmConfig", dict(hidden_size=48)), "gpt_oss": ("GptOssConfig", dict(head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8)),
   # in `second` odd heads and values; narrow rows that are no multiples; groups of two
   "deepseek_v3": ("DeepseekV3Config", DEEPSEEK),
   # q at once, halves turn together, biases, one group, weights as they are

@@ -47,7 +47,7 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
     if D % 2 == 1 || D > 256 {
         return keys.wrong("head_dim", format!("an even head size up to 256 is wanted, got {D}"));
     }
-    let A = rope::rotary(keys, D)?;
+    let A = rope::rotary(keys, D, 1.0)?;
     Ok(Spec {
         model_type: keys.text("model_type", None)?,
         layers,
@@ -166,7 +166,7 @@ pub(super) fn layer_types(keys: &Keys, layers: usize, older: impl Fn(usize) -> L
 
 impl Spec {
     /// Gives each layer its kind: `kind(type)` for the types in use, in the order of their first layers.
-    pub(super) fn set_kinds(&mut self, types: &[LayerType], kind: impl Fn(LayerType) -> LayerKind) {
+    pub(super) fn set_kinds<T: Copy + PartialEq>(&mut self, types: &[T], kind: impl Fn(T) -> LayerKind) {
         let (mut used, mut kind_of) = (Vec::new(), Vec::new());
         for layer in types {
             let seen = used.iter().position(|t| t == layer);
