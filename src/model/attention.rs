@@ -6,6 +6,7 @@
 //! q, k = norm(q), norm(k)      (where there is)  dq, dk, dv = attention⁻(datt)
 //! q, k = rope(q), rope(k)      (where there is)  rope⁻, norm⁻
 //! att, lse = attention(q, k, v)          [N,H·D] dx = qkv⁻(dq, dk, dv)
+//! att, lse = sink(att, lse)      (where there is)
 //! out = o(att)                             [N,C]
 //! ```
 use super::batch::{Inputs, KindInputs, RopeInputs};
@@ -18,12 +19,15 @@ use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::attention::Attention as Params;
+use crate::ops::attention_sink::AttentionSink;
 use crate::ops::rope::Rope;
 
 pub struct Attention {
     pub qkv: Qkv,
     /// Of q and of k.
     pub head_norms: Option<[Param; 2]>,
+    /// [H]
+    pub sinks: Option<Param>,
     pub o: Linear,
 }
 
@@ -159,7 +163,11 @@ impl Attention {
                 (&c.k.view(0, c.T * s.K * s.D), &c.v.view(0, c.T * s.K * s.D), c.T)
             }
         };
-        b.attention_forward(att, lse, q, k, v, &own.span, &params(s, N, T))
+        b.attention_forward(att, lse, q, k, v, &own.span, &params(s, N, T))?;
+        match &self.sinks {
+            Some(sinks) => b.attention_sink_forward(att, lse, &sinks.value, &sink_params(s, N)),
+            None => Ok(()),
+        }
     }
 
     /// out [N, C], from what `forward` left.
@@ -212,6 +220,10 @@ impl Attention {
         let (N, own) = (inputs.N, &inputs.kinds[kind]);
         let g = t.grads.as_mut().expect("the scratch was made for training");
         core_backward(b, s, saved, g, own, N)?;
+        if let Some(Param { value, train: Some(train), .. }) = &mut self.sinks {
+            let p = sink_params(s, N);
+            b.attention_sink_backward(&mut train.grad, &g.datt, &saved.att, &saved.lse, value, &p)?;
+        }
         if let Some(rope) = &own.rope {
             b.rope_backward(&mut g.dq, &rope.table, &rope.rows, &rope_params(s, N, s.H, rope))?;
             b.rope_backward(&mut g.dk, &rope.table, &rope.rows, &rope_params(s, N, s.K, rope))?;
@@ -244,17 +256,17 @@ impl Attention {
         };
         let linears = projections.iter().flat_map(Linear::params);
         let qkv = linears.chain(latent.into_iter().flat_map(|latent| latent.params()));
-        self.head_norms.iter().flatten().chain(qkv).chain(self.o.params())
+        self.head_norms.iter().flatten().chain(&self.sinks).chain(qkv).chain(self.o.params())
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
-        let Attention { qkv, head_norms, o } = self;
+        let Attention { qkv, head_norms, sinks, o } = self;
         let (projections, latent) = match qkv {
             Qkv::Projections(p) => (p.0.as_mut_slice(), None),
             Qkv::Latent(latent) => ([].as_mut_slice(), Some(latent)),
         };
         let linears = projections.iter_mut().flat_map(Linear::params_mut);
         let qkv = linears.chain(latent.into_iter().flat_map(|latent| latent.params_mut()));
-        head_norms.iter_mut().flatten().chain(qkv).chain(o.params_mut())
+        head_norms.iter_mut().flatten().chain(sinks).chain(qkv).chain(o.params_mut())
     }
 }
 
@@ -340,6 +352,10 @@ fn rope_params(s: &Spec, N: usize, heads: usize, rope: &RopeInputs) -> Rope {
     let (rows, ld_x) = ((rope.table.len() / s.A) as u32, (heads * s.D) as u32);
     let interleaved = (s.rope_pairs == RopePairs::Interleaved) as u32;
     Rope { N: N as u32, H: heads as u32, D: s.D as u32, A: s.A as u32, T: rows, ld_x, interleaved }
+}
+
+fn sink_params(s: &Spec, N: usize) -> AttentionSink {
+    AttentionSink { N: N as u32, H: s.H as u32, D: s.D as u32 }
 }
 
 fn params(s: &Spec, N: usize, T: usize) -> Params {

@@ -4,11 +4,11 @@ use super::block::Block;
 use super::experts::Experts;
 use super::latent::{Latent, Narrow};
 use super::linear::{Linear, Projections, Weight};
-use super::lora::LoraConfig;
+use super::lora::{LoraConfig, Targets};
 use super::mlp::Mlp;
 use super::param::Param;
 use super::quantized::{self, Scheme, Stored};
-use super::spec::{Bias, Head, LinearSpec, MlpKind, NarrowSpec, QkNorm, Spec};
+use super::spec::{Bias, ExpertFiles, Head, LinearSpec, MlpKind, NarrowSpec, QkNorm, Sinks, Spec};
 use super::{Model, arch, check, lora};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
@@ -80,8 +80,8 @@ impl LoadOptions {
             return usage(format!("{what}: use dtype = \"float32\""));
         }
         if let Some(config) = &self.lora {
-            let modules = linear_names(spec);
-            config.target_modules.check(&modules).or_else(usage)?;
+            stacked_stay(spec, &config.target_modules).or_else(usage)?;
+            config.target_modules.check(&linear_names(spec)).or_else(usage)?;
             let known = [spec.names.embed, spec.names.head];
             if let Some(name) = config.modules_to_save.iter().find(|m| !known.iter().any(|k| lora::names(m, k))) {
                 return usage(format!("lora.modules_to_save: `{name}` is none of embed_tokens, lm_head"));
@@ -99,10 +99,24 @@ impl LoadOptions {
     }
 }
 
+/// Experts that are one tensor, and their router, are no modules: PEFT has no adapter for them but by `target_parameters`.
+fn stacked_stay(spec: &Spec, targets: &Targets) -> Result<(), String> {
+    let stacked = spec.moe.as_ref().filter(|moe| moe.files == ExpertFiles::Stacked);
+    let modules = stacked.into_iter().flat_map(|moe| [moe.router, moe.gate, moe.up, moe.down]);
+    let named = modules.filter(|_| !targets.all_linear()).find(|module| targets.matches(&spec.names.of(0, module)));
+    named.map_or(Ok(()), |module| {
+        let what = format!("lora.target_modules: adapters on `{module}` of {} are not supported", spec.model_type);
+        Err(format!("{what}: it is no linear layer; name q_proj, k_proj, v_proj, o_proj, or use \"all-linear\""))
+    })
+}
+
 fn linear_names(spec: &Spec) -> Vec<String> {
+    let stacked = spec.moe.as_ref().is_some_and(|moe| moe.files == ExpertFiles::Stacked);
     let of_layer = |l: usize| {
-        let experts = spec.experts(l).into_iter().flat_map(move |linear| spec.expert_names(l, linear.module));
-        spec.linears(l).into_iter().map(move |linear| spec.names.of(l, linear.module)).chain(experts)
+        let linears = spec.linears(l).into_iter().filter(|linear| !(stacked && is_router(spec, linear.module)));
+        let experts = if stacked { Vec::new() } else { spec.experts(l) };
+        let experts = experts.into_iter().flat_map(move |linear| spec.expert_names(l, linear.module));
+        linears.map(move |linear| spec.names.of(l, linear.module)).chain(experts)
     };
     (0..spec.layers).flat_map(of_layer).collect()
 }
@@ -201,6 +215,13 @@ impl Loader<'_> {
             post_norms: self.norms(layer, [n.attention_post_norm, n.mlp_post_norm], s.norm_place.after())?,
             attention: Attention {
                 head_norms: self.norms(layer, [n.q_norm, n.k_norm], s.qk_norm != QkNorm::Absent)?,
+                sinks: match s.sinks {
+                    Sinks::PerHead => {
+                        let name = n.of(layer, n.sinks);
+                        Some(self.param(&name, &name, &[s.H], self.options.full())?)
+                    }
+                    Sinks::Absent => None,
+                },
                 qkv: self.qkv(layer)?,
                 o: self.linear(layer, s.o())?,
             },
@@ -259,7 +280,7 @@ impl Loader<'_> {
         let (full, router) = (self.options.full(), is_router(self.spec, module.module));
         let (name, O, C) = (self.spec.names.of(layer, module.module), module.O(), module.C);
         let quantize = if router { (false, false) } else { self.quantize };
-        let weight = self.weight(&format!("{name}.weight"), O, C, quantize)?;
+        let weight = self.weight(&format!("{name}.weight"), &[O, C], quantize)?;
         let bias_name = format!("{name}.bias");
         let bias = match module.bias {
             Bias::Present => Some(self.param(&bias_name, &bias_name, &[O], full)?),
@@ -275,10 +296,13 @@ impl Loader<'_> {
     }
 
     /// As the file has it, or quantized on the device from the file's own precision.
-    fn weight(&mut self, name: &str, O: usize, C: usize, quantize: (bool, bool)) -> Result<Weight> {
-        let tensor = match quantized::find(self.tensors, name, &[O, C])? {
+    fn weight(&mut self, name: &str, shape: &[usize], quantize: (bool, bool)) -> Result<Weight> {
+        let C = shape.last().copied().unwrap_or(1);
+        let O = shape.iter().product::<usize>() / C;
+        let tensor = match quantized::find(self.tensors, name, shape)? {
             Stored::Nf4(q) => return Ok(Weight::Nf4(q.upload(self.b)?)),
             Stored::Int8(q) => return Ok(Weight::Int8(q.upload(self.b)?)),
+            Stored::Mxfp4(q) => return Ok(Weight::Mxfp4(q.upload(self.b)?)),
             Stored::Float(tensor) => tensor,
         };
         match quantize {
@@ -290,7 +314,7 @@ impl Loader<'_> {
                 let inp = self.stage(&[tensor], O, C)?;
                 quantized::quantize_int8(self.b, &inp, O, C).map(Weight::Int8)
             }
-            _ => Ok(Weight::Dense(self.param(name, name, &[O, C], self.options.full())?)),
+            _ => Ok(Weight::Dense(self.param(name, name, shape, self.options.full())?)),
         }
     }
 

@@ -42,7 +42,7 @@ impl Saved {
     pub fn new(scope: &Scope, s: &Spec, kinds: &[MlpKind], N: usize, dtype: DType) -> Result<Saved> {
         let dense = if kinds.contains(&MlpKind::Dense) { Self::dense(scope, s.F, N, dtype)?.dense } else { None };
         let moe = s.moe.as_ref().filter(|_| kinds.contains(&MlpKind::Moe));
-        Ok(Saved { dense, moe: moe.map(|moe| moe::Saved::new(scope, moe, N, dtype)).transpose()? })
+        Ok(Saved { dense, moe: moe.map(|moe| moe::Saved::new(scope, s, moe, N, dtype)).transpose()? })
     }
     /// Of an MLP of F hidden channels.
     pub fn dense(scope: &Scope, F: usize, N: usize, dtype: DType) -> Result<Saved> {
@@ -196,7 +196,7 @@ impl Mlp {
     }
     pub fn experts(&self) -> impl Iterator<Item = &Experts> {
         let moe = if let Mlp::Moe(moe) = self { Some(moe) } else { None };
-        moe.into_iter().flat_map(|moe| [&moe.gate, &moe.up, &moe.down])
+        moe.into_iter().flat_map(|moe| moe.gate_up.iter().chain([&moe.down]))
     }
     pub fn params(&self) -> impl Iterator<Item = &Param> {
         let bias = if let Mlp::Moe(moe) = self { moe.bias.as_ref() } else { None };
@@ -207,9 +207,9 @@ impl Mlp {
         let (linears, bias): (Vec<&mut Linear>, _) = match self {
             Mlp::Dense { .. } => (self.linears_mut(), None),
             Mlp::Moe(moe) => {
-                let Moe { router, bias, gate, up, down, shared } = &mut **moe;
+                let Moe { router, bias, gate_up, down, shared } = &mut **moe;
                 let shared = shared.iter_mut().flat_map(|mlp| mlp.linears_mut());
-                let experts = [&mut gate.stack, &mut up.stack, &mut down.stack];
+                let experts = gate_up.iter_mut().chain([down]).map(|experts| &mut experts.stack);
                 ([router].into_iter().chain(shared).chain(experts).collect(), bias.as_mut())
             }
         };

@@ -47,6 +47,7 @@ pub struct Spec {
     pub norm_weight: NormWeight,
     pub norm_place: NormPlace,
     pub qk_norm: QkNorm,
+    pub sinks: Sinks,
     pub activation: Activation,
     /// Of q·k.
     pub attention_scale: f32,
@@ -142,6 +143,13 @@ impl QkNorm {
     }
 }
 
+/// A learned score of each head that takes its share of the softmax and gives no value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sinks {
+    Absent,
+    PerHead,
+}
+
 /// Of the MLP's gate: x·σ(x·(slope + cubic·x²)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -181,12 +189,34 @@ pub struct MoeSpec {
     pub weights: RouterWeights,
     /// The router's module within the layer; its weight is [E, C].
     pub router: &'static str,
+    pub router_bias: Bias,
+    pub unit: GatedUnit,
+    pub files: ExpertFiles,
     /// Modules of the experts, where `{}` is the expert's number.
     pub gate: &'static str,
     pub up: &'static str,
     pub down: &'static str,
     /// An MLP that every token goes through, besides.
     pub shared: Option<SharedSpec>,
+}
+
+/// What an expert makes of gate and up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum GatedUnit {
+    /// silu(gate)·up.
+    SwiGlu,
+    /// g·σ(alpha·g)·(u + 1), with g = gate up to `limit` and u = up within ± `limit`. Gate and up are one module, their channels
+    /// in turn.
+    Clamped { alpha: f32, limit: f32 },
+}
+
+/// How files hold the experts, as modules or without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertFiles {
+    /// A module each, `<module>.weight` [O, C], where `{}` is the expert's number.
+    Modules,
+    /// One tensor for all, `<module>` [E, C, O], and `<module>_bias` [E, O].
+    Stacked,
 }
 
 /// What a token's choice goes by.
@@ -251,6 +281,8 @@ pub struct Names {
     /// Not read with [`QkNorm::Absent`].
     pub q_norm: &'static str,
     pub k_norm: &'static str,
+    /// A weight's own name; read with [`Sinks::PerHead`] only.
+    pub sinks: &'static str,
     pub o: &'static str,
     pub gate: &'static str,
     pub up: &'static str,
@@ -339,7 +371,7 @@ impl Spec {
     /// What chooses experts, if there are any.
     pub fn router(&self) -> Option<LinearSpec> {
         let linear =
-            |moe: &MoeSpec| LinearSpec { module: moe.router, parts: vec![moe.E], C: self.C, bias: Bias::Absent };
+            |moe: &MoeSpec| LinearSpec { module: moe.router, parts: vec![moe.E], C: self.C, bias: moe.router_bias };
         self.moe.as_ref().map(linear)
     }
     /// The linear modules of a layer, those of experts not counted.
@@ -354,13 +386,19 @@ impl Spec {
         };
         [attention, vec![self.o()], mlp].concat()
     }
-    /// Gate, up and down of a layer's experts; none where there are no experts.
-    pub fn experts(&self, layer: usize) -> Vec<LinearSpec> {
-        let Some(moe) = self.moe.as_ref().filter(|_| self.mlp(layer) == MlpKind::Moe) else { return Vec::new() };
+    /// Gate and up, those of one name together, and down of an expert, if there are experts.
+    pub fn expert(&self) -> Option<(Vec<LinearSpec>, LinearSpec)> {
+        let moe = self.moe.as_ref()?;
         let down = LinearSpec { module: moe.down, parts: vec![self.C], C: moe.F, bias: self.mlp_bias };
-        [self.gated([moe.gate, moe.up], moe.F, self.mlp_bias), vec![down]].concat()
+        Some((self.gated([moe.gate, moe.up], moe.F, self.mlp_bias), down))
     }
-    /// A module of a layer's experts, for all of them: `model.layers.0.mlp.experts.3.gate_proj`.
+    /// Both of a layer's experts; none where it has none.
+    pub fn experts(&self, layer: usize) -> Vec<LinearSpec> {
+        let experts = self.expert().filter(|_| self.mlp(layer) == MlpKind::Moe);
+        experts.map_or(Vec::new(), |(gate_up, down)| [gate_up, vec![down]].concat())
+    }
+    /// A module of a layer's experts, for all of them: `model.layers.0.mlp.experts.3.gate_proj`. Where they are stacked, E times
+    /// the stack's name.
     pub fn expert_names(&self, layer: usize, module: &str) -> Vec<String> {
         let E = self.moe.as_ref().map_or(0, |moe| moe.E);
         (0..E).map(|e| self.names.of(layer, &module.replace("{}", &e.to_string()))).collect()
@@ -400,6 +438,9 @@ impl Spec {
             for (norm, len) in self.norms() {
                 all.push(weight(self.names.of(l, norm), &[len]));
             }
+            if self.sinks == Sinks::PerHead {
+                all.push(WeightSpec { name: self.names.of(l, self.names.sinks), shape: vec![self.H] });
+            }
             for linear in self.linears(l) {
                 let module = self.names.of(l, linear.module);
                 all.push(weight(module.clone(), &[linear.O(), linear.C]));
@@ -410,14 +451,27 @@ impl Spec {
             let E = self.moe.as_ref().map_or(0, |moe| moe.E);
             let bias = self.choice_bias(l).map(|bias| WeightSpec { name: self.names.of(l, bias), shape: vec![E] });
             all.extend(bias);
-            for linear in self.experts(l) {
-                let names = self.expert_names(l, linear.module);
-                all.extend(names.into_iter().map(|name| weight(name, &[linear.O(), linear.C])));
-            }
+            all.extend(self.experts(l).iter().flat_map(|linear| self.expert_weights(l, linear)));
         }
         all.push(weight(self.names.final_norm.into(), &[self.C]));
         if self.head == Head::Own {
             all.push(weight(self.names.head.into(), &[self.V, self.C]));
+        }
+        all
+    }
+
+    /// The weights of one module of all experts of a layer.
+    fn expert_weights(&self, layer: usize, linear: &LinearSpec) -> Vec<WeightSpec> {
+        let Some(moe) = &self.moe else { return Vec::new() };
+        let (O, C) = (linear.O(), linear.C);
+        if moe.files == ExpertFiles::Modules {
+            let weight = |name| WeightSpec { name: format!("{name}.weight"), shape: vec![O, C] };
+            return self.expert_names(layer, linear.module).into_iter().map(weight).collect();
+        }
+        let name = self.names.of(layer, linear.module);
+        let mut all = vec![WeightSpec { name: name.clone(), shape: vec![moe.E, C, O] }];
+        if linear.bias == Bias::Present {
+            all.push(WeightSpec { name: format!("{name}_bias"), shape: vec![moe.E, O] });
         }
         all
     }

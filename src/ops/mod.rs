@@ -8,10 +8,13 @@ use table::for_each_op;
 
 pub mod adamw;
 pub mod attention;
+pub mod attention_sink;
 pub mod bias;
 pub mod cast;
+pub mod clamped_swiglu;
 pub mod dyn8;
 pub mod embedding;
+pub mod expert_bias;
 pub mod fill;
 pub mod gradnorm;
 pub mod group_router;
@@ -20,6 +23,7 @@ pub mod int8;
 pub mod latent;
 pub mod logprob;
 pub mod matmul;
+pub mod mxfp4;
 pub mod nf4;
 
 pub mod residual;

@@ -54,7 +54,7 @@ CASES |= {  # of Llama's family
 }
 EXTRA = {  # only with `second`, or by name
   "starcoder2": ("Starcoder2Config", dict(norm_epsilon=1e-5)), "cohere": ("CohereConfig", dict(logit_scale=0.5)),
-  "stablelm": ("StableLmConfig", dict(hidden_size=48)), "gpt_oss": ("GptOssConfig", dict(head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8)),
+  "stablelm": ("StableLmConfig", dict(hidden_size=48)), "gpt_oss": ("GptOssConfig", dict(head_dim=16 if not SECOND else 6, num_local_experts=4, num_experts_per_tok=2, sliding_window=8, swiglu_limit=1.5 if not SECOND else 7.0)),
   # in `second` odd heads and values; narrow rows that are no multiples; groups of two
   "deepseek_v3": ("DeepseekV3Config", DEEPSEEK),
   # q at once, halves turn together, biases, one group, weights as they are
@@ -153,6 +153,31 @@ def dequant_8bit(d):
     g_.update(logits_dequant=o.logits.detach().contiguous(), loss_dequant=o.loss.detach().reshape(1)); g_.update({"grad." + n: p.grad.contiguous() for n, p in m.named_parameters() if p.ndim == 1 or "embed" in n})
     save_file(g_, f"{d}/golden.safetensors"); print("ok dequant", float(g_["loss"]), float(g_["loss_dequant"]))
 
+def mxfp4_case(name):
+    """gpt-oss with experts as they are published, in MXFP4: golden values are those of the same model with the experts dequantized by transformers. Gradients of the experts' weights are left out."""
+    from transformers.integrations.mxfp4 import FP4_VALUES, convert_moe_packed_tensors
+    d = f"{OUT}/{name}"; os.makedirs(d, exist_ok=True)
+    m = build("GptOssConfig", dict(hidden_size=64, intermediate_size=32 if not SECOND else 96, num_attention_heads=4, head_dim=16, num_local_experts=4 if not SECOND else 5, num_experts_per_tok=2, sliding_window=8))
+    packed, levels = {}, torch.tensor(FP4_VALUES[:8])
+    for n, p in m.named_parameters():
+        if not n.endswith(("gate_up_proj", "down_proj")): continue
+        w = p.detach().transpose(1, 2).reshape(p.shape[0], p.shape[2], p.shape[1] // 32, 32)
+        e = (w.abs().amax(-1, keepdim=True).log2().floor() - 2).clamp(-127, 127)
+        codes = ((w.abs() * 2.0 ** -e)[..., None] - levels).abs().argmin(-1) + 8 * (w < 0)
+        packed[n + "_blocks"] = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8).contiguous()
+        packed[n + "_scales"] = (e[..., 0] + 127).to(torch.uint8).contiguous()
+        with torch.no_grad(): p.copy_(convert_moe_packed_tensors(packed[n + "_blocks"], packed[n + "_scales"], dtype=torch.float32))
+    ids, labels = batch(m.config.vocab_size)
+    out = m(input_ids=ids, labels=labels, use_cache=False); out.loss.backward()
+    t = dict(input_ids=ids, labels=labels, logits=out.logits.detach().contiguous(), loss=out.loss.detach().reshape(1))
+    whole = {n: p for n, p in m.named_parameters() if n + "_blocks" not in packed}
+    t.update({"grad." + n: p.grad.contiguous() for n, p in whole.items()})
+    t.update({"dequant." + n: p.detach().contiguous() for n, p in m.named_parameters() if n not in whole and "layers.0" in n})
+    m.save_pretrained(d)
+    save_file(packed | {n: p.detach().contiguous() for n, p in whole.items()}, f"{d}/model.safetensors", metadata={"format": "pt"}); save_file(t, f"{d}/golden.safetensors")
+    c = json.load(open(d + "/config.json")); c["quantization_config"] = {"modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"], "quant_method": "mxfp4"}
+    json.dump(c, open(d + "/config.json", "w"), indent=2); print("ok", name, float(out.loss.detach()), flush=True)
+
 def bnb_cases():
     import bitsandbytes as bnb, bitsandbytes.functional as F
     from transformers import BitsAndBytesConfig
@@ -211,7 +236,8 @@ def attempt(f, *a, **k):
 
 if ONLY:  # just the named model cases
     for n in ONLY:
-        if n == "bnb_8bit_dequant": attempt(dequant_8bit, f"{OUT}/bnb_8bit")
+        if n == "gpt_oss_mxfp4": attempt(mxfp4_case, n)
+        elif n == "bnb_8bit_dequant": attempt(dequant_8bit, f"{OUT}/bnb_8bit")
         else: attempt(model_case, n, *(CASES | EXTRA)[n])
     sys.exit()
 for n, (c, k) in CASES.items(): attempt(model_case, n, c, k)

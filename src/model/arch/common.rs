@@ -1,8 +1,8 @@
 //! What the decoders of the Llama family have in common.
 use super::super::config::Keys;
 use super::super::spec::{
-    Activation, Bias, Head, LayerKind, MoeSpec, Names, NormPlace, NormWeight, QkNorm, RopePairs, RouterWeights, Scores,
-    Spec,
+    Activation, Bias, ExpertFiles, GatedUnit, Head, LayerKind, MoeSpec, Names, NormPlace, NormWeight, QkNorm,
+    RopePairs, RouterWeights, Scores, Sinks, Spec,
 };
 use super::rope;
 use crate::error::Result;
@@ -21,6 +21,7 @@ pub(super) const NAMES: Names = Names {
     v: "self_attn.v_proj",
     q_norm: "self_attn.q_norm",
     k_norm: "self_attn.k_norm",
+    sinks: "self_attn.sinks",
     o: "self_attn.o_proj",
     gate: "mlp.gate_proj",
     up: "mlp.up_proj",
@@ -72,6 +73,7 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
         norm_weight: NormWeight::Factor,
         norm_place: NormPlace::Before,
         qk_norm: QkNorm::Absent,
+        sinks: Sinks::Absent,
         activation,
         attention_scale: inverse_root(D as f64),
         embed_scale: 1.0,
@@ -108,7 +110,9 @@ pub(super) fn moe(
     if activation(keys, &["hidden_act"], "silu")? != Activation::Silu {
         return keys.wrong("hidden_act", "`silu` is wanted where there are experts");
     }
-    Ok(MoeSpec { E, F, S, scores: Scores::Softmax, weights, router, gate, up, down, shared: None })
+    let (scores, router_bias, unit) = (Scores::Softmax, Bias::Absent, GatedUnit::SwiGlu);
+    let files = ExpertFiles::Modules;
+    Ok(MoeSpec { E, F, S, scores, weights, router, router_bias, unit, files, gate, up, down, shared: None })
 }
 
 /// `norm_topk_prob`
