@@ -89,6 +89,13 @@ def batch(V, B=2, T=24):
     ids = torch.randint(3, V, (B, T), generator=g); labels = ids.clone(); labels[0, :5] = -100; labels[1, 11:14] = -100
     return ids, labels
 
+def older_deepseek(d, d2):
+    import shutil; shutil.copytree(d, d2, dirs_exist_ok=True); c = json.load(open(d2 + "/config.json")); r = c.pop("rope_parameters")
+    c["rope_theta"] = r.pop("rope_theta"); r["type"] = r.pop("rope_type"); c["rope_scaling"] = r; c["torch_dtype"] = c.pop("dtype"); c["transformers_version"] = "4.48.3"
+    for k in ("head_dim", "qk_head_dim", "rope_interleave"): c.pop(k, None)
+    c.update(model_type="kimi_k2", architectures=["DeepseekV3ForCausalLM"], scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1, ep_size=1, aux_loss_alpha=0.001, seq_aux=True)
+    json.dump(c, open(d2 + "/config.json", "w"), indent=2)
+
 def model_case(name, cls, kw):
     d = f"{OUT}/{name}"; os.makedirs(d, exist_ok=True)
     m = build(cls, kw)
@@ -103,6 +110,8 @@ def model_case(name, cls, kw):
     if name == "llama":  # the same model under the older config keys
         import shutil; d2 = f"{OUT}/llama_old_config"; shutil.copytree(d, d2, dirs_exist_ok=True); c = json.load(open(d2 + "/config.json")); r = c.pop("rope_parameters")
         c["rope_theta"] = r.pop("rope_theta"); c["rope_scaling"] = r; c["torch_dtype"] = c.pop("dtype"); c["transformers_version"] = "4.44.0"; c.pop("head_dim", None); json.dump(c, open(d2 + "/config.json", "w"), indent=2)
+    if name == "deepseek_v3_yarn":  # the same model as Kimi K2's config says it, which is DeepSeek V3's code under older keys
+        older_deepseek(d, f"{OUT}/kimi_k2")
     print("ok", name, m.config.model_type, sum(p.numel() for p in m.parameters()), float(out.loss), flush=True)
     return m
 
