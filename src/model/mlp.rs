@@ -40,14 +40,11 @@ pub struct Scratch {
 
 impl Saved {
     pub fn new(scope: &Scope, s: &Spec, kinds: &[MlpKind], N: usize, dtype: DType) -> Result<Saved> {
-        let dense = if kinds.contains(&MlpKind::Dense) { Self::dense(scope, s.F, N, dtype)?.dense } else { None };
+        let buf = || scope.alloc(N * s.F, dtype);
+        let dense = || Ok(Dense { gate: buf()?, up: buf()? });
+        let dense = kinds.contains(&MlpKind::Dense).then(dense).transpose()?;
         let moe = s.moe.as_ref().filter(|_| kinds.contains(&MlpKind::Moe));
         Ok(Saved { dense, moe: moe.map(|moe| moe::Saved::new(scope, s, moe, N, dtype)).transpose()? })
-    }
-    /// Of an MLP of F hidden channels.
-    pub fn dense(scope: &Scope, F: usize, N: usize, dtype: DType) -> Result<Saved> {
-        let buf = || scope.alloc(N * F, dtype);
-        Ok(Saved { dense: Some(Dense { gate: buf()?, up: buf()? }), moe: None })
     }
     /// Bytes of one for N tokens.
     pub fn bytes(s: &Spec, kinds: &[MlpKind], N: usize, dtype: DType) -> u64 {
@@ -70,14 +67,10 @@ impl Scratch {
         train: bool,
     ) -> Result<Scratch> {
         let kinds = s.mlps();
-        let dense = if kinds.contains(&MlpKind::Dense) { Self::dense(scope, s.F, N, dtype)?.dense } else { None };
+        let dense = kinds.contains(&MlpKind::Dense).then(|| scope.alloc(N * s.F, dtype)).transpose()?;
         let moe = s.moe.as_ref().filter(|_| kinds.contains(&MlpKind::Moe));
         let moe = moe.map(|moe| moe::Scratch::new(scope, s, moe, experts, N, dtype, train).map(Box::new));
         Ok(Scratch { dense, moe: moe.transpose()? })
-    }
-    /// Of an MLP of F hidden channels.
-    pub fn dense(scope: &Scope, F: usize, N: usize, dtype: DType) -> Result<Scratch> {
-        Ok(Scratch { dense: Some(scope.alloc(N * F, dtype)?), moe: None })
     }
     /// Bytes of one for N tokens, adapters and dequantized weights not counted.
     pub fn bytes(s: &Spec, N: usize, dtype: DType, train: bool) -> u64 {
@@ -190,7 +183,9 @@ impl Mlp {
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let all: Vec<&Linear> = match self {
             Mlp::Dense { gate_up, down } => gate_up.0.iter().chain([&**down]).collect(),
-            Mlp::Moe(moe) => [&moe.router].into_iter().chain(moe.shared.iter().flat_map(|mlp| mlp.linears())).collect(),
+            Mlp::Moe(moe) => {
+                [&moe.router].into_iter().chain(moe.shared.iter().flat_map(|shared| shared.linears())).collect()
+            }
         };
         all.into_iter()
     }
@@ -205,22 +200,15 @@ impl Mlp {
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
         let (linears, bias): (Vec<&mut Linear>, _) = match self {
-            Mlp::Dense { .. } => (self.linears_mut(), None),
+            Mlp::Dense { gate_up, down } => (gate_up.0.iter_mut().chain([&mut **down]).collect(), None),
             Mlp::Moe(moe) => {
                 let Moe { router, bias, gate_up, down, shared } = &mut **moe;
-                let shared = shared.iter_mut().flat_map(|mlp| mlp.linears_mut());
+                let shared = shared.iter_mut().flat_map(|shared| shared.linears_mut());
                 let experts = gate_up.iter_mut().chain([down]).map(|experts| &mut experts.stack);
                 ([router].into_iter().chain(shared).chain(experts).collect(), bias.as_mut())
             }
         };
         linears.into_iter().flat_map(Linear::params_mut).chain(bias)
-    }
-    /// Of what has no experts.
-    fn linears_mut(&mut self) -> Vec<&mut Linear> {
-        match self {
-            Mlp::Dense { gate_up, down } => gate_up.0.iter_mut().chain([&mut **down]).collect(),
-            Mlp::Moe(_) => Vec::new(),
-        }
     }
 }
 

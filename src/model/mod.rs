@@ -25,6 +25,7 @@ pub mod param;
 pub mod quantized;
 pub mod rope;
 pub mod session;
+pub mod shared;
 pub mod spec;
 pub use batch::Tokens;
 pub use check::check;

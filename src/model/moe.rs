@@ -15,8 +15,8 @@
 //! arXiv:1701.06538; Jiang et al. 2024, arXiv:2401.04088.
 use super::experts::{Experts, RowScale, Rows};
 use super::linear::{Linear, LinearScratch};
-use super::mlp::{self, Mlp};
 use super::param::Param;
+use super::shared::{self, Shared};
 use super::spec::{GatedUnit, MoeSpec, RouterWeights, Scores, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
@@ -34,8 +34,7 @@ pub struct Moe {
     /// Gate and up, or one that makes both.
     pub gate_up: Vec<Experts>,
     pub down: Experts,
-    /// Dense.
-    pub shared: Option<Box<Mlp>>,
+    pub shared: Option<Box<Shared>>,
 }
 
 /// What the backward wants of the forward, besides n2.
@@ -48,7 +47,7 @@ pub struct Saved {
     offsets: Buf,
     /// [M, F] of gate and of up, or [M, 2F] of both.
     gate_up: Vec<Buf>,
-    shared: Option<Box<mlp::Saved>>,
+    shared: Option<Box<shared::Saved>>,
 }
 
 /// What the mixtures of all layers share while they run.
@@ -59,7 +58,7 @@ pub struct Scratch {
     rows: Buf,
     /// [M, F]: the hidden state and its gradient.
     f: Buf,
-    shared: Option<Box<mlp::Scratch>>,
+    shared: Option<Box<shared::Scratch>>,
     /// Only for training.
     grads: Option<Grads>,
 }
@@ -75,7 +74,7 @@ impl Saved {
     pub fn new(scope: &Scope, s: &Spec, moe: &MoeSpec, N: usize, dtype: DType) -> Result<Saved> {
         let (gate_up, _) = s.expert().expect("a model with mixtures says so");
         let M = N * moe.S;
-        let shared = moe.shared.as_ref().map(|shared| mlp::Saved::dense(scope, shared.F, N, dtype).map(Box::new));
+        let shared = moe.shared.as_ref().map(|shared| shared::Saved::new(scope, shared, N, dtype).map(Box::new));
         let u32s = |len| scope.alloc(len, DType::U32);
         Ok(Saved {
             logits: scope.alloc(N * moe.E, dtype)?,
@@ -91,8 +90,8 @@ impl Saved {
 
     /// Bytes of one for N tokens.
     pub fn bytes(moe: &MoeSpec, N: usize, dtype: DType) -> u64 {
-        let shared = moe.shared.as_ref().map_or(0, |shared| 2 * shared.F);
-        (N * ((moe.E + 2 * moe.S * moe.F + shared) * dtype.size() + 4 * moe.S * 4) + (moe.E + 1) * 4) as u64
+        let shared = moe.shared.as_ref().map_or(0, |shared| shared::Saved::bytes(shared, N, dtype));
+        (N * ((moe.E + 2 * moe.S * moe.F) * dtype.size() + 4 * moe.S * 4) + (moe.E + 1) * 4) as u64 + shared
     }
 }
 
@@ -114,7 +113,7 @@ impl Scratch {
                 dweights: scope.alloc(M, DType::F32)?,
             })
         };
-        let shared = moe.shared.as_ref().map(|shared| mlp::Scratch::dense(scope, shared.F, N, dtype).map(Box::new));
+        let shared = moe.shared.as_ref().map(|shared| shared::Scratch::new(scope, shared, N, dtype).map(Box::new));
         Ok(Scratch {
             linear,
             rows: scope.alloc(M * s.C, dtype)?,
@@ -126,10 +125,10 @@ impl Scratch {
 
     /// Bytes of one for N tokens, adapters and dequantized weights not counted.
     pub fn bytes(s: &Spec, moe: &MoeSpec, N: usize, dtype: DType, train: bool) -> u64 {
-        let shared = moe.shared.as_ref().map_or(0, |shared| shared.F);
-        let rows = N * (moe.S * (s.C + moe.F) + shared) * dtype.size();
+        let shared = moe.shared.as_ref().map_or(0, |shared| shared::Scratch::bytes(shared, N, dtype));
+        let rows = N * moe.S * (s.C + moe.F) * dtype.size();
         let grads = N * ((moe.S * s.C + moe.E) * dtype.size() + moe.S * 4);
-        (rows + if train { grads } else { 0 }) as u64
+        (rows + if train { grads } else { 0 }) as u64 + shared
     }
 }
 
@@ -227,7 +226,7 @@ impl Moe {
             experts.forward(b, &t.linear, &mut out.view(0, out.len()), &t.rows, &sorted)?;
         }
         match (&self.shared, &mut saved.shared, &mut t.shared) {
-            (Some(mlp), Some(saved), Some(t)) => mlp.forward_saved(b, s, saved, (t, linear), n2, N),
+            (Some(mlp), Some(saved), Some(t)) => mlp.forward_saved(b, saved, (t, linear), n2, N),
             _ => Ok(()),
         }
     }
@@ -255,7 +254,7 @@ impl Moe {
         p.unit_forward(b, &mut t.f, saved)?;
         self.down.forward(b, &t.linear, &mut t.rows, &t.f, &saved.sorted(p.M(), RowScale::Routed))?;
         match (&self.shared, &saved.shared, &mut t.shared) {
-            (Some(mlp), Some(saved), Some(t)) => mlp.output(b, s, saved, (t, linear), out, N)?,
+            (Some(mlp), Some(saved), Some(t)) => mlp.output(b, saved, (t, linear), out, N)?,
             _ => b.fill(out, 0.0)?,
         }
         b.route_gather_backward(out, &t.rows, &saved.places, &p.gather())
@@ -281,7 +280,7 @@ impl Moe {
         self.down.backward_routing(b, &mut g.dweights, dy, &sorted)?;
         self.down.backward_weight(b, own, dy, h, &sorted)?;
         match (&mut self.shared, &mut saved.shared, shared) {
-            (Some(mlp), Some(saved), Some(t)) => mlp.backward_output(b, s, saved, (t, linear), dout, N),
+            (Some(mlp), Some(saved), Some(t)) => mlp.backward_output(b, saved, (t, linear), dout, N),
             _ => Ok(()),
         }
     }
@@ -313,7 +312,7 @@ impl Moe {
             None => b.router_backward(&mut g.dlogits, &g.dweights, weights, experts, logits, &p.router())?,
         }
         if let (Some(mlp), Some(saved), Some(t)) = (&mut self.shared, shared, shared_scratch) {
-            mlp.backward(b, s, saved, (t, linear), dn, n2, N)?;
+            mlp.backward(b, saved, (t, linear), dn, n2, N)?;
         }
         self.router.backward_input(b, linear, dn, &[&g.dlogits], N, self.shared.is_some())?;
         self.router.backward_weight(b, linear, &[&g.dlogits], n2, N)?;

@@ -234,10 +234,21 @@ pub enum Scores {
     },
 }
 
+/// What the output of shared experts is multiplied by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weighed {
+    Plain,
+    /// σ of this module's one output.
+    Sigmoid {
+        by: &'static str,
+    },
+}
+
 /// The experts that all tokens share, as one gated MLP.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SharedSpec {
     pub F: usize,
+    pub weighed: Weighed,
     pub gate: &'static str,
     pub up: &'static str,
     pub down: &'static str,
@@ -362,11 +373,16 @@ impl Spec {
     fn gated(&self, [gate, up]: [&'static str; 2], F: usize, bias: Bias) -> Vec<LinearSpec> {
         fused(&[(gate, F), (up, F)], self.C, bias)
     }
-    /// Gate and up, and down, of what all tokens share beside the experts, if there is such.
-    pub fn shared(&self) -> Option<(Vec<LinearSpec>, LinearSpec)> {
+    /// Gate and up, down, and what weighs them, of what all tokens share beside the experts, if there is such.
+    pub fn shared(&self) -> Option<(Vec<LinearSpec>, LinearSpec, Option<LinearSpec>)> {
         let shared = self.moe.as_ref()?.shared.as_ref()?;
-        let down = LinearSpec { module: shared.down, parts: vec![self.C], C: shared.F, bias: Bias::Absent };
-        Some((self.gated([shared.gate, shared.up], shared.F, Bias::Absent), down))
+        let linear = |module, O, C| LinearSpec { module, parts: vec![O], C, bias: Bias::Absent };
+        let weigh = match shared.weighed {
+            Weighed::Plain => None,
+            Weighed::Sigmoid { by } => Some(linear(by, 1, self.C)),
+        };
+        let gate_up = self.gated([shared.gate, shared.up], shared.F, Bias::Absent);
+        Some((gate_up, linear(shared.down, self.C, shared.F), weigh))
     }
     /// What chooses experts, if there are any.
     pub fn router(&self) -> Option<LinearSpec> {
@@ -380,8 +396,9 @@ impl Spec {
         let mlp = match self.mlp(layer) {
             MlpKind::Dense => [self.gate_up(), vec![self.down()]].concat(),
             MlpKind::Moe => {
-                let shared = self.shared().into_iter().flat_map(|(gate_up, down)| [gate_up, vec![down]].concat());
-                self.router().into_iter().chain(shared).collect()
+                let all =
+                    |(gate_up, down, weigh): (Vec<_>, _, Option<_>)| gate_up.into_iter().chain([down]).chain(weigh);
+                self.router().into_iter().chain(self.shared().into_iter().flat_map(all)).collect()
             }
         };
         [attention, vec![self.o()], mlp].concat()

@@ -1,7 +1,7 @@
 //! DeepSeek V3, V3.1, R1, Moonlight, Kimi K2: latent attention, and experts chosen by sigmoids in groups beside shared ones.
 //! DeepSeek-AI 2024, arXiv:2412.19437.
 use super::super::config::Keys;
-use super::super::spec::{LatentNames, LatentSpec, LayerKind, MoeSpec, RopePairs, Scores, SharedSpec, Spec};
+use super::super::spec::{LatentNames, LatentSpec, LayerKind, MoeSpec, RopePairs, Scores, SharedSpec, Spec, Weighed};
 use super::common::{self, EXPERTS, bias, inverse_root, moe, router_weights};
 use super::rope;
 use crate::error::Result;
@@ -87,6 +87,7 @@ fn mixture(keys: &Keys) -> Result<MoeSpec> {
     let scale = keys.positive("routed_scaling_factor", Some(2.5))? as f32;
     let shared = |n: usize| SharedSpec {
         F: n * F,
+        weighed: Weighed::Plain,
         gate: "mlp.shared_experts.gate_proj",
         up: "mlp.shared_experts.up_proj",
         down: "mlp.shared_experts.down_proj",

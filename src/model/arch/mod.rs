@@ -24,6 +24,7 @@ mod olmo3;
 mod olmoe;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 mod rope;
@@ -59,6 +60,7 @@ const ARCHITECTURES: &[(&str, Read)] = &[
     ("olmoe", olmoe::spec),
     ("phi3", phi3::spec),
     ("qwen2", qwen2::spec),
+    ("qwen2_moe", qwen2_moe::spec),
     ("qwen3", qwen3::spec),
     ("qwen3_moe", qwen3_moe::spec),
     ("seed_oss", seed_oss::spec),

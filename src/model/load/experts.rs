@@ -1,6 +1,7 @@
 //! The experts of a layer, which the file names one by one or stacks itself, as one stack.
 use super::super::experts::Layout;
 use super::super::moe::Moe;
+use super::super::shared::Shared;
 use super::super::spec::{Bias, ExpertFiles, LinearSpec};
 use super::{Buf, DType, Experts, Linear, Loader, Param, Stored, Tensor, Weight, quantized};
 use crate::error::{Error, Result};
@@ -11,7 +12,10 @@ impl<'a> Loader<'a> {
         let (Some(router), Some((gate_up, down))) = (s.router(), s.expert()) else {
             return Err(Error::Bug("experts have a router, gate, up and down".into()));
         };
-        let shared = s.shared().map(|(gate_up, down)| self.dense(layer, gate_up, down).map(Box::new));
+        let shared = s.shared().map(|(gate_up, down, weigh)| {
+            let (gate_up, down) = (self.projections(layer, gate_up)?, self.linear(layer, down)?);
+            Ok(Box::new(Shared { gate_up, down, weigh: weigh.map(|w| self.linear(layer, w)).transpose()? }))
+        });
         Ok(Moe {
             router: self.linear(layer, router)?,
             bias: s.choice_bias(layer).map(|name| self.choice_bias(layer, name)).transpose()?,
