@@ -190,11 +190,28 @@ fn a_fresh_model_learns_and_its_biases_start_at_zero() {
     }
 }
 
+/// Trained in full, packed experts are the floats that they stand for, and are saved as such.
 #[test]
-fn what_is_packed_stays_as_it_is() {
+fn full_fine_tuning_unpacks() {
+    let (b, floats): (&dyn Backend, _) = (&Cpu::new(), unpacked());
+    for dtype in [DType::F32, DType::Bf16] {
+        let load = |folder: &Path| Model::load(b, folder, &options(dtype, None)).unwrap();
+        let (mut packed, mut plain) = (load(Path::new(PACKED)), load(floats.path()));
+        assert_eq!(pass(b, &mut packed), pass(b, &mut plain));
+        let saved = |model: &Model, folder: &Path| {
+            let dir = tempfile::tempdir().unwrap();
+            full::save(b, model, folder, dir.path()).unwrap();
+            dir
+        };
+        let (from_packed, from_plain) = (saved(&packed, Path::new(PACKED)), saved(&plain, floats.path()));
+        assert!(read(from_packed.path()) == read(from_plain.path()));
+        assert_eq!(quantized::scheme(from_packed.path()).unwrap(), None);
+    }
+}
+
+#[test]
+fn what_is_packed_is_not_packed_again() {
     let b: &dyn Backend = &Cpu::new();
-    let e = Model::load(b, Path::new(PACKED), &options(DType::F32, None)).err().expect("refused");
-    assert!(e.to_string().contains("a quantized base is frozen"), "{e}");
     let again = LoadOptions { load_in_4bit: true, ..options(DType::F32, Some(lora())) };
     let e = Model::load(b, Path::new(PACKED), &again).err().expect("refused");
     assert!(e.to_string().contains("the checkpoint is 4-bit MXFP4"), "{e}");

@@ -55,7 +55,9 @@ impl LoadOptions {
             let (stored, wanted) = (stored.name(), wanted.name());
             return usage(format!("{wanted} is asked for, but the checkpoint is {stored}: set it to false"));
         }
-        if self.full() && (stored.is_some() || !wanted.is_empty()) {
+        // MXFP4 is how gpt-oss is published: to be trained in full, it is taken as the floats it stands for
+        let frozen = stored.is_some_and(|stored| stored != Scheme::Mxfp4);
+        if self.full() && (frozen || !wanted.is_empty()) {
             let what = "a quantized base is frozen, so there is nothing to train: add a [lora] table, or take an \
                         unquantized model without load_in_4bit and load_in_8bit";
             return usage(what.into());
@@ -302,7 +304,8 @@ impl Loader<'_> {
         let tensor = match quantized::find(self.tensors, name, shape)? {
             Stored::Nf4(q) => return Ok(Weight::Nf4(q.upload(self.b)?)),
             Stored::Int8(q) => return Ok(Weight::Int8(q.upload(self.b)?)),
-            Stored::Mxfp4(q) => return Ok(Weight::Mxfp4(q.upload(self.b)?)),
+            Stored::Mxfp4(q) if !self.options.full() => return Ok(Weight::Mxfp4(q.upload(self.b)?)),
+            Stored::Mxfp4(_) => return self.param(name, name, shape, true).map(Weight::Dense),
             Stored::Float(tensor) => tensor,
         };
         match quantize {

@@ -88,6 +88,9 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
     })
 }
 
+/// No real model has as many; keeps a hostile config from naming tensors without end, and products of sizes within 64 bits.
+const MAX_EXPERTS: usize = 4096;
+
 /// Names of experts' modules as most models have them: gate, up, down.
 pub(super) const EXPERTS: [&str; 3] =
     ["mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj"];
@@ -104,6 +107,9 @@ pub(super) fn moe(
     let key = experts.iter().find(|key| keys.get(key).is_some()).unwrap_or(&experts[0]);
     let E = keys.size(key, Some(default))?;
     let S = keys.size("num_experts_per_tok", Some(slots))?;
+    if E > MAX_EXPERTS {
+        return keys.wrong(key, format!("{E} experts are more than any model has"));
+    }
     if S > E {
         return keys.wrong("num_experts_per_tok", format!("at most {key} = {E} is wanted, got {S}"));
     }

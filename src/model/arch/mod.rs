@@ -236,6 +236,8 @@ mod tests {
         let moe = spec.moe.unwrap();
         assert_eq!(moe.unit, crate::model::spec::GatedUnit::Clamped { alpha: 1.702, limit: 7.0 });
         assert_eq!((spec.D, spec.kinds[0].rope.as_ref().unwrap().theta, moe.E, moe.S), (64, 150000.0, 8, 4));
+        let e = with("gpt_oss", serde_json::json!({"num_local_experts": 5000})).unwrap_err().to_string();
+        assert!(e.contains("num_local_experts: 5000 experts"), "{e}");
     }
 
     #[test]
