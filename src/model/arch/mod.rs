@@ -106,10 +106,7 @@ fn spec(keys: &Keys) -> Result<Spec> {
         if let Some(what) = unsupported::why(keys, &model_type) {
             return keys.wrong("model_type", what);
         }
-        let known: Vec<_> = model_types().collect();
-        let nearest = known.iter().min_by_key(|name| distance(&model_type, name)).expect("there are architectures");
-        let what =
-            format!("`{model_type}` is not supported, the nearest that is: `{nearest}`; all: {}", known.join(", "));
+        let what = format!("`{model_type}` is not supported, {}", nearest(&model_type));
         return keys.wrong("model_type", what);
     };
     let spec = read(keys)?;
@@ -117,6 +114,11 @@ fn spec(keys: &Keys) -> Result<Spec> {
         return keys.wrong("num_hidden_layers", format!("{} layers are more than any model has", spec.layers));
     }
     Ok(spec)
+}
+
+fn nearest(model_type: &str) -> String {
+    let nearest = model_types().min_by_key(|name| distance(model_type, name)).expect("there are architectures");
+    format!("the nearest that is: `{nearest}`; all: {}", model_types().collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
