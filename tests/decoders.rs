@@ -121,6 +121,22 @@ fn without_choice(mut config: serde_json::Value) -> serde_json::Value {
     config
 }
 
+/// Configs as the folders of published models have them: what transformers counts in them is what we count.
+#[test]
+fn published_configs_are_read() {
+    let text = std::fs::read_to_string("tests/golden/published.json").unwrap();
+    let models: BTreeMap<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, model) in &models {
+        std::fs::write(dir.path().join("config.json"), model["config"].to_string()).unwrap();
+        let spec = luthier::model::arch::read_spec(dir.path()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(spec.parameters(), model["parameters"].as_u64().unwrap(), "{name}");
+        // transformers has the experts of a layer in two tensors
+        let fused = spec.moe.as_ref().map_or(0, |moe| spec.layers * (3 * moe.E - 2));
+        assert_eq!(spec.weights().len() - fused, model["tensors"].as_u64().unwrap() as usize, "{name}");
+    }
+}
+
 struct Passed {
     loss: f64,
     gradients: BTreeMap<String, Vec<f32>>,

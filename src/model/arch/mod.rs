@@ -212,6 +212,7 @@ mod tests {
         assert_eq!(mistral(serde_json::json!({})), Some(4096));
         assert_eq!(mistral(serde_json::json!({"sliding_window": null})), None);
         assert!(with("gemma2", serde_json::json!({"layer_types": ["full_attention"]})).is_err());
+        assert!(with("gemma3_text", serde_json::json!({"use_bidirectional_attention": true})).is_err());
     }
 
     #[test]
