@@ -144,6 +144,22 @@ fn without_choice(mut config: serde_json::Value) -> serde_json::Value {
     config
 }
 
+/// Configs as the folders of published models have them: what transformers counts in them is what we count.
+#[test]
+fn published_configs_are_read() {
+    let text = std::fs::read_to_string("tests/golden/published.json").unwrap();
+    let models: BTreeMap<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, model) in &models {
+        std::fs::write(dir.path().join("config.json"), model["config"].to_string()).unwrap();
+        let spec = luthier::model::arch::read_spec(dir.path()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(spec.parameters(), model["parameters"].as_u64().unwrap(), "{name}");
+        // transformers has the experts of a layer in two tensors
+        let fused = spec.moe.as_ref().map_or(0, |moe| spec.layers * (3 * moe.E - 2));
+        assert_eq!(spec.weights().len() - fused, model["tensors"].as_u64().unwrap() as usize, "{name}");
+    }
+}
+
 struct Passed {
     loss: f64,
     gradients: BTreeMap<String, Vec<f32>>,
@@ -272,11 +288,11 @@ fn transposed(a: &[f32], rows: usize) -> Vec<f32> {
 
 /// An adapter on a module is the module with W + s·B·A: the same loss, dB = s·dW·Aᵀ, dA = s·Bᵀ·dW. Also through its file.
 #[test]
-fn an_adapter_on_a_fused_module_is_one_adapter() {
-    let folder = Path::new("tests/golden/phi3");
-    let names = ["self_attn.qkv_proj", "mlp.gate_up_proj"].map(|m| format!("model.layers.1.{m}"));
+fn an_adapter_is_its_product() {
+    // fused modules; scaled branches; norms after alone
+    let folders = ["phi3", "glm", "granite", "olmo2"].map(|name| Path::new("tests/golden").join(name));
     let lora = LoraConfig { r: 3, lora_alpha: 6.0, ..LoraConfig::default() };
-    for b in &backends() {
+    for (b, folder) in backends().iter().flat_map(|b| folders.iter().map(move |folder| (b, folder))) {
         let b = &**b;
         let options = LoadOptions { train: true, lora: Some(lora.clone()), ..LoadOptions::frozen(DType::F32) };
         let mut model = Model::load(b, folder, &options).unwrap();
@@ -286,7 +302,7 @@ fn an_adapter_on_a_fused_module_is_one_adapter() {
             param.set(b, &values).unwrap();
         }
         let dir = tempfile::tempdir().unwrap();
-        peft::save(b, &model, "phi3", dir.path()).unwrap();
+        peft::save(b, &model, "base", dir.path()).unwrap();
         let file = open(&dir.path().join("adapter_model.safetensors"));
         let adapted = pass(b, &mut model);
 
@@ -309,14 +325,13 @@ fn an_adapter_on_a_fused_module_is_one_adapter() {
         }
         let dense = pass(b, &mut merged);
         assert!((dense.loss - adapted.loss).abs() <= 1e-6 * dense.loss, "{} {}", dense.loss, adapted.loss);
-        for module in &names {
-            let (O, C) = sizes[module];
-            let (a, bb) = (floats(&file, &part(module, "A")), floats(&file, &part(module, "B")));
+        for (module, (O, C)) in sizes {
+            let (a, bb) = (floats(&file, &part(&module, "A")), floats(&file, &part(&module, "B")));
             let dW = &dense.gradients[&format!("{module}.weight")];
             let want_b = product(dW, &transposed(&a, 3), (O, C, 3), 2.0);
             let want_a = product(&transposed(&bb, O), dW, (3, O, C), 2.0);
             for (side, want) in [("A", want_a), ("B", want_b)] {
-                let err = nmse(&adapted.gradients[&part(module, side)], &want);
+                let err = nmse(&adapted.gradients[&part(&module, side)], &want);
                 assert!(err <= 1e-9, "{} {module} {side}: {err:e}", b.name());
             }
         }

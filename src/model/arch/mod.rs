@@ -113,10 +113,7 @@ fn spec(keys: &Keys) -> Result<Spec> {
         if let Some(what) = unsupported::why(keys, &model_type) {
             return keys.wrong("model_type", what);
         }
-        let known: Vec<_> = model_types().collect();
-        let nearest = known.iter().min_by_key(|name| distance(&model_type, name)).expect("there are architectures");
-        let what =
-            format!("`{model_type}` is not supported, the nearest that is: `{nearest}`; all: {}", known.join(", "));
+        let what = format!("`{model_type}` is not supported, {}", nearest(&model_type));
         return keys.wrong("model_type", what);
     };
     let spec = read(keys)?;
@@ -124,6 +121,11 @@ fn spec(keys: &Keys) -> Result<Spec> {
         return keys.wrong("num_hidden_layers", format!("{} layers are more than any model has", spec.layers));
     }
     Ok(spec)
+}
+
+fn nearest(model_type: &str) -> String {
+    let nearest = model_types().min_by_key(|name| distance(model_type, name)).expect("there are architectures");
+    format!("the nearest that is: `{nearest}`; all: {}", model_types().collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
@@ -217,6 +219,7 @@ mod tests {
         assert_eq!(mistral(serde_json::json!({})), Some(4096));
         assert_eq!(mistral(serde_json::json!({"sliding_window": null})), None);
         assert!(with("gemma2", serde_json::json!({"layer_types": ["full_attention"]})).is_err());
+        assert!(with("gemma3_text", serde_json::json!({"use_bidirectional_attention": true})).is_err());
     }
 
     /// As the published models' configs say it, and by the defaults alone.
