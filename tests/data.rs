@@ -343,7 +343,7 @@ fn errors_name_file_and_line() {
     let at = |entry: &str| data::load(&options(vec![entry.to_string()]), &tokenizer).err().unwrap();
     assert!(matches!(at("no/such.jsonl"), Error::Read { .. }));
     assert!(at("no/such*.jsonl").to_string().contains("matches no file"));
-    assert!(at(dir.path().to_str().unwrap()).to_string().contains("a folder without data"));
+    assert!(at(tempfile::tempdir().unwrap().path().to_str().unwrap()).to_string().contains("a folder without data"));
     let opts = DataOptions { chat_template: Some("vicunja".into()), ..options(vec![write(&dir, "i.jsonl", good)]) };
     assert_eq!(data::load(&opts, &tokenizer).err().unwrap().exit_code(), 2);
 }

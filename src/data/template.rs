@@ -56,7 +56,7 @@ impl Template {
                 Error::Usage(format!("chat_template must be one of {known}, or a .jinja file, got {name:?}"))
             })?),
         };
-        let what = "this model has no chat template; set chat_template = \"chatml\" or name a .jinja file";
+        let what = "this model has no chat template; set chat_template, say to \"chatml\" or a .jinja file";
         Template::new(&given.ok_or_else(|| Error::content(tokenizer.file(), "", what))?, tokenizer)
     }
 
@@ -66,7 +66,9 @@ impl Template {
             let what = format!("must have 1 to {MAX_SOURCE} bytes, got {}", source.text.len());
             return Err(Error::content(file, "chat_template", what));
         }
-        let (text, marked) = generation_as_filter(&source.text);
+        // As Jinja2's lexer does.
+        let lines = source.text.replace("\r\n", "\n").replace('\r', "\n");
+        let (text, marked) = generation_as_filter(&lines);
         let mut env = python::environment();
         env.add_filter("generation", |words: String| format!("{OPEN}{words}{CLOSE}"));
         env.add_template_owned("chat", text).map_err(|e| fault(&file, &e))?;
@@ -173,8 +175,8 @@ impl Template {
         let what = || {
             self.refuse(format!(
                 "renders a conversation such that message {i} does not follow its generation prompt, so that the assistant's \
-                words cannot be told apart; put them between {{% generation %}} and {{% endgeneration %}}, or set \
-                chat_template = \"chatml\""
+                words cannot be told apart; put them between {{% generation %}} and {{% endgeneration %}}, or choose a \
+                built-in chat_template"
             ))
         };
         let start = self.start(chat, i, whole)?.filter(|start| after.starts_with(&whole[..*start])).ok_or_else(what)?;
@@ -227,7 +229,7 @@ impl Template {
             Some((s, len)) if self.special_at(&turn[at + s..]).is_some() => Ok(s + len),
             _ => Err(self.refuse(
                 "renders an assistant's turn differently when more messages follow; put its words between {% generation %} \
-                and {% endgeneration %}, or set chat_template = \"chatml\"",
+                and {% endgeneration %}, or choose a built-in chat_template",
             )),
         }
     }
