@@ -1,4 +1,5 @@
 //! The commands, one file each. This is the only place that prints.
+mod bench;
 mod data;
 mod doctor;
 mod generate;
@@ -42,6 +43,7 @@ enum Command {
     Quantize(quantize::Quantize),
     Inspect(inspect::Inspect),
     Data(data::Data),
+    Bench(bench::Bench),
     Doctor(doctor::Doctor),
 }
 
@@ -53,6 +55,7 @@ pub fn run() -> Result<()> {
         Command::Quantize(args) => args.run(),
         Command::Inspect(args) => args.run(),
         Command::Data(args) => args.run(),
+        Command::Bench(args) => args.run(),
         Command::Doctor(args) => args.run(),
     }
 }

@@ -45,19 +45,30 @@ pub struct Template {
 impl Template {
     /// `name`: a [built-in template](super::builtin), a `.jinja` file, or None for the model's own.
     pub fn load(name: Option<&str>, tokenizer: &Tokenizer) -> Result<Template> {
-        let given = match name {
-            None => tokenizer.chat_template().cloned(),
+        Template::new(&Template::text(name, tokenizer)?, tokenizer)
+    }
+
+    fn text(name: Option<&str>, tokenizer: &Tokenizer) -> Result<TemplateText> {
+        match name {
+            None => tokenizer.chat_template().cloned().ok_or_else(|| {
+                let what = "this model has no chat template; set chat_template, say to \"chatml\" or a .jinja file";
+                Error::content(tokenizer.file(), "", what)
+            }),
             Some(file) if file.ends_with(".jinja") => {
                 let text = super::tokenizer::read(Path::new(file), MAX_SOURCE as u64)?;
-                Some(TemplateText { file: file.into(), text })
+                Ok(TemplateText { file: file.into(), text })
             }
-            Some(name) => Some(builtin::get(name, tokenizer)?.ok_or_else(|| {
+            Some(name) => builtin::get(name, tokenizer)?.ok_or_else(|| {
                 let known = builtin::names().collect::<Vec<_>>().join(", ");
                 Error::Usage(format!("chat_template must be one of {known}, or a .jinja file, got {name:?}"))
-            })?),
-        };
-        let what = "this model has no chat template; set chat_template, say to \"chatml\" or a .jinja file";
-        Template::new(&given.ok_or_else(|| Error::content(tokenizer.file(), "", what))?, tokenizer)
+            }),
+        }
+    }
+
+    /// The text of the template `name` as other programs read it, which do not know `{% generation %}`: to go with a model that
+    /// was trained on it.
+    pub fn portable(name: &str, tokenizer: &Tokenizer) -> Result<String> {
+        Ok(replace_generation(&Template::text(Some(name), tokenizer)?.text, "if true", "endif").0)
     }
 
     pub fn new(source: &TemplateText, tokenizer: &Tokenizer) -> Result<Template> {
@@ -68,7 +79,8 @@ impl Template {
         }
         // As Jinja2's lexer does.
         let lines = source.text.replace("\r\n", "\n").replace('\r', "\n");
-        let (text, marked) = generation_as_filter(&lines);
+        // A filter block has the same form and the same rules for blanks.
+        let (text, marked) = replace_generation(&lines, "filter generation", "endfilter");
         let mut env = python::environment();
         env.add_filter("generation", |words: String| format!("{OPEN}{words}{CLOSE}"));
         env.add_template_owned("chat", text).map_err(|e| fault(&file, &e))?;
@@ -249,24 +261,24 @@ impl Template {
     }
 }
 
-/// `{% generation %}` is an extension of transformers; a filter block has the same form and the same rules for blanks.
-fn generation_as_filter(source: &str) -> (String, bool) {
+/// `{% generation %}` is an extension of transformers: other tags for its two, and whether there were any.
+fn replace_generation(source: &str, open: &str, close: &str) -> (String, bool) {
     let (mut out, mut marked) = (String::new(), false);
     for (i, part) in source.split("{%").enumerate() {
         if i > 0 {
             out.push_str("{%");
         }
         let tag = part.find("%}").map_or("", |end| &part[..end]);
-        let filter = match tag.trim_matches(['-', '+']).trim() {
-            "generation" if i > 0 => "filter generation",
-            "endgeneration" if i > 0 => "endfilter",
+        let other = match tag.trim_matches(['-', '+']).trim() {
+            "generation" if i > 0 => open,
+            "endgeneration" if i > 0 => close,
             _ => {
                 out.push_str(part);
                 continue;
             }
         };
         marked = true;
-        out.push_str(&tag.replace(tag.trim_matches(['-', '+']).trim(), filter));
+        out.push_str(&tag.replace(tag.trim_matches(['-', '+']).trim(), other));
         out.push_str(&part[tag.len()..]);
     }
     (out, marked)
