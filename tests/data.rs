@@ -1,8 +1,8 @@
 //! Data files -> batches: chat templates against transformers' own renderings, masks, packing, errors, hostile files.
 use luthier::data::tokenizer::TemplateText;
 use luthier::data::{
-    self, Batch, BatchOptions, Chat, DataOptions, EpochPlan, Example, Finding, IGNORE, Packing, Source, Template, Tokenizer,
-    TrainOn,
+    self, Batch, BatchOptions, Chat, DataOptions, EpochPlan, Example, Finding, IGNORE, Packing, Source, Template,
+    Tokenizer, TrainOn,
 };
 use luthier::error::{Error, Result};
 use serde_json::{Value, json};
@@ -124,7 +124,10 @@ fn masks_cover_the_assistants_words_and_its_end_token() {
             "<|begin_of_text|><|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n\
             Hi assistant<|im_end|>\n<|im_start|>assistant\n"
         );
-        assert_eq!((data.report.findings.count(Finding::EosAdded), data.report.findings.count(Finding::Truncated)), (0, 0));
+        assert_eq!(
+            (data.report.findings.count(Finding::EosAdded), data.report.findings.count(Finding::Truncated)),
+            (0, 0)
+        );
     }
     let all = data::load(&DataOptions { train_on: TrainOn::Chat, ..options(vec![file]) }, &tokenizer).unwrap();
     assert_eq!(all.train[0].targets(), all.train[0].len() - 1);
@@ -182,8 +185,7 @@ fn the_quickstarts_data_loads() {
 fn pretraining_takes_documents() {
     let (dir, tokenizer) = (tempfile::tempdir().unwrap(), base());
     let file = write(&dir, "a.txt", format!("one\n\x0C{}\x0C\n\x0Cthree", "two ".repeat(300)));
-    let opts =
-        DataOptions { pretrain: true, max_length: 64, train_on: TrainOn::Chat, ..options(vec![file.clone()]) };
+    let opts = DataOptions { pretrain: true, max_length: 64, train_on: TrainOn::Chat, ..options(vec![file.clone()]) };
     let data = data::load(&opts, &tokenizer).unwrap();
     assert_eq!(data.train.len(), 3);
     assert!(data.train[1].len() > 300 && data.report.findings.count(Finding::Truncated) == 0);
@@ -325,7 +327,11 @@ fn errors_name_file_and_line() {
         ),
         ("b.jsonl", b"\n\n".to_vec(), "b.jsonl: has no record"),
         ("c.jsonl", b"[{}]".to_vec(), "c.jsonl: line 1: must have `messages`"),
-        ("d.jsonl", b"\x1F\x8B\x08\0".to_vec(), "d.jsonl: must be JSON Lines, JSON, CSV, Parquet or text in UTF-8, but looks like gzip"),
+        (
+            "d.jsonl",
+            b"\x1F\x8B\x08\0".to_vec(),
+            "d.jsonl: must be JSON Lines, JSON, CSV, Parquet or text in UTF-8, but looks like gzip",
+        ),
         ("e.jsonl", b"{\"text\": \"\xFF\"}".to_vec(), "e.jsonl: line 1: must be UTF-8, is not at byte 10"),
         ("f.jsonl", vec![b' '; 3], "f.jsonl: has no record"),
         (

@@ -147,7 +147,10 @@ fn weights_say_how_often_an_epoch_sees_a_record() {
     assert_eq!((of("c ").len(), of("c ").iter().sum::<usize>()), (20, 30));
     let again = data::load(&opts, &tokenizer).unwrap();
     assert_eq!(again.report, data.report);
-    assert_ne!(data::load(&DataOptions { seed: 1, ..opts.clone() }, &tokenizer).unwrap().report.fingerprint, data.report.fingerprint);
+    assert_ne!(
+        data::load(&DataOptions { seed: 1, ..opts.clone() }, &tokenizer).unwrap().report.fingerprint,
+        data.report.fingerprint
+    );
     // what is held out is never trained on, however often its source comes
     let held = data::load(&DataOptions { eval_split: 0.2, ..opts }, &tokenizer).unwrap();
     assert_eq!((held.eval.len(), held.report.findings.count(Finding::EvalInTrain)), (12, 0));
@@ -176,13 +179,17 @@ fn chats_go_on_with_others() {
             assert!(text.contains(&format!("q{turn}?<|im_end|>\n<|im_start|>assistant\na{turn}!<|im_end|>")), "{text}");
             seen[turn] += 1;
         }
-        let trained: Vec<u32> = example.ids.iter().zip(&example.trained).filter(|(_, t)| **t).map(|(id, _)| *id).collect();
+        let trained: Vec<u32> =
+            example.ids.iter().zip(&example.trained).filter(|(_, t)| **t).map(|(id, _)| *id).collect();
         assert_eq!(tokenizer.decode(&trained, false).unwrap().matches("!<|im_end|>").count(), 3);
     }
     assert!(seen.iter().all(|n| *n == 3) && moved > 40, "{seen:?}, {moved}");
     assert_eq!(load(source.clone()).report, data.report);
     let text = write(&dir, "b.jsonl", "{\"text\": \"x\"}");
-    assert!(fails(&options(vec![Source { conversation_extension: 2, ..text }])).contains("b.jsonl: line 1: conversation_extension joins chats"));
+    assert!(
+        fails(&options(vec![Source { conversation_extension: 2, ..text }]))
+            .contains("b.jsonl: line 1: conversation_extension joins chats")
+    );
     let system = |i: usize| json!({"instruction": "q", "output": "a", "system": format!("s{i}")});
     let differing = write(&dir, "c.jsonl", lines(&[system(1), system(2), system(3)]));
     assert!(fails(&options(vec![Source { conversation_extension: 3, ..differing }])).contains("one system message"));
@@ -245,7 +252,8 @@ fn the_last_turn_is_found_in_a_template_without_marks() {
 #[test]
 fn what_looks_wrong_is_found() {
     let dir = tempfile::tempdir().unwrap();
-    let say = |text: &str| json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]});
+    let say =
+        |text: &str| json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]});
     let finding = |opts: DataOptions, tokenizer: &Tokenizer| data::load(&opts, tokenizer).unwrap().report.findings;
     let rows = [say("one"), say("two"), say("one"), say(&"long ".repeat(2000))];
     let chats = write(&dir, "a.jsonl", lines(&rows));
@@ -255,7 +263,8 @@ fn what_looks_wrong_is_found() {
     let cut = found.iter().find(|f| f.finding == Finding::AnswerCut).unwrap().to_string();
     assert!(cut.contains("raise max_length") && cut.contains("a.jsonl: line 4"), "{cut}");
     // a template whose end token ends nothing, and whose tokens are spelled out
-    let opts = DataOptions { chat_template: Some("gemma".into()), ..options(vec![write(&dir, "b.jsonl", lines(&rows[..2]))]) };
+    let opts =
+        DataOptions { chat_template: Some("gemma".into()), ..options(vec![write(&dir, "b.jsonl", lines(&rows[..2]))]) };
     let found = finding(opts, &base());
     assert_eq!((found.count(Finding::TemplateTokens), found.count(Finding::EosAdded)), (2, 2));
     let tokens = found.iter().find(|f| f.finding == Finding::TemplateTokens).unwrap().to_string();

@@ -96,7 +96,10 @@ fn bad_records() -> Vec<(Vec<u8>, &'static str)> {
         (text("{\"messages\": [null]}"), "`messages[0]` must be an object, got null"),
         (text("{\"messages\": [{\"role\": \"assistant\"}]}"), "`messages[0]` has no `content`"),
         (text("{\"messages\": [{\"role\": \"\\u001b[2J\", \"content\": \"x\"}]}"), "must be one of"),
-        (text("{\"messages\": [{\"role\": \"assistant\", \"content\": {\"text\": \"x\"}}]}"), "must be a text, got an object"),
+        (
+            text("{\"messages\": [{\"role\": \"assistant\", \"content\": {\"text\": \"x\"}}]}"),
+            "must be a text, got an object",
+        ),
         (text("{\"messages\": [{\"role\": \"assistant\", \"content\": \"\u{FDD0}\"}]}"), "which Unicode reserves"),
         (text("{\"conversations\": [{\"from\": \"gpt\"}]}"), "`conversations[0]` has no `value`"),
         (text("{\"instruction\": \"x\", \"output\": null}"), "has only instruction"),
@@ -104,7 +107,8 @@ fn bad_records() -> Vec<(Vec<u8>, &'static str)> {
     ]
 }
 
-const GOOD: &[u8] = b"{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}";
+const GOOD: &[u8] =
+    b"{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}";
 
 #[test]
 fn json_lines() {
@@ -120,7 +124,10 @@ fn json_lines() {
             n += 1;
         }
     }
-    assert_eq!(load(&dir, "good.jsonl", &[GOOD, b"\n\n ", GOOD, b"\r\n\xE2\x80\xA8"].concat()[..GOOD.len()], false), None);
+    assert_eq!(
+        load(&dir, "good.jsonl", &[GOOD, b"\n\n ", GOOD, b"\r\n\xE2\x80\xA8"].concat()[..GOOD.len()], false),
+        None
+    );
     let mut rng = Rng::new(1);
     for i in 0..150 {
         load(&dir, &format!("m{i}.jsonl"), &wounded(&[GOOD, b"\n", GOOD, b"\n", GOOD].concat(), &mut rng), false);
@@ -142,7 +149,9 @@ fn json_arrays() {
             assert!(lines.contains(&true) && (got.contains(want) || got.contains("bad JSON")), "{want}: {got}");
         }
     }
-    for (i, file) in ["[", "[]", "[}", "[{}", "[1, 2]", "[[[]]]", "[{} {}]", "[{}] x", "[,]", "\u{FEFF}["].iter().enumerate() {
+    for (i, file) in
+        ["[", "[]", "[}", "[{}", "[1, 2]", "[[[]]]", "[{} {}]", "[{}] x", "[,]", "\u{FEFF}["].iter().enumerate()
+    {
         assert!(load(&dir, &format!("a{i}.json"), file.as_bytes(), false).is_some(), "{file}");
     }
     let deep = load(&dir, "deep.json", "[".repeat(1 << 20).as_bytes(), false).unwrap();
@@ -163,7 +172,11 @@ fn tables() {
         ("a.csv", b"", "has no record"),
         ("b.csv", b"instruction,output\n", "has no record"),
         ("c.csv", b"text\nx\n\ny\n\"\"\n", "line 5: must have `messages`"),
-        ("d.csv", b"instruction,output\n\"q\n1\",a\nq,a,b\n", "line 4: has 3 cells where the first line names 2 columns"),
+        (
+            "d.csv",
+            b"instruction,output\n\"q\n1\",a\nq,a,b\n",
+            "line 4: has 3 cells where the first line names 2 columns",
+        ),
         ("e.csv", b"instruction,output\nq\n", "line 2: has 1 cells"),
         ("f.csv", b"text,text\na,b\n", "line 1: names the column \"text\" twice"),
         ("g.csv", b"instruction,output\nq,a\nq,\xFF\n", "line 3: must be UTF-8, is not in cell 2"),
@@ -194,7 +207,8 @@ fn parquet_files() {
         let bytes = std::fs::read(format!("tests/golden/data/{name}.parquet")).unwrap();
         assert_eq!(load(&dir, &format!("{name}.parquet"), &bytes, false), None);
         for i in 0..40 {
-            refused += usize::from(load(&dir, &format!("{name}-{i}.parquet"), &wounded(&bytes, &mut rng), false).is_some());
+            refused +=
+                usize::from(load(&dir, &format!("{name}-{i}.parquet"), &wounded(&bytes, &mut rng), false).is_some());
         }
         // the footer holds the schema, sizes and offsets: wounds there are the worst
         let footer = bytes.len() - 8 - u32::from_le_bytes(bytes[bytes.len() - 8..][..4].try_into().unwrap()) as usize;
@@ -207,7 +221,9 @@ fn parquet_files() {
         }
     }
     assert!(refused > 200, "{refused} of 400 were refused");
-    for (i, bytes) in [&b"PAR1"[..], b"PAR1PAR1", b"PAR1\xFF\xFF\xFF\xFFPAR1", b"PAR1\0\0\0\0PAR1", b"text", b""].iter().enumerate() {
+    for (i, bytes) in
+        [&b"PAR1"[..], b"PAR1PAR1", b"PAR1\xFF\xFF\xFF\xFFPAR1", b"PAR1\0\0\0\0PAR1", b"text", b""].iter().enumerate()
+    {
         assert!(load(&dir, &format!("x{i}.parquet"), bytes, false).is_some(), "{i}");
     }
 }
@@ -245,7 +261,9 @@ fn places(value: &Value, at: &str, depth: usize, out: &mut Vec<String>) {
             let key = key.replace('~', "~0").replace('/', "~1");
             places(inner, &format!("{at}/{key}"), depth - 1, out);
         }),
-        Value::Array(list) => list.iter().take(2).enumerate().for_each(|(i, inner)| places(inner, &format!("{at}/{i}"), depth - 1, out)),
+        Value::Array(list) => {
+            list.iter().take(2).enumerate().for_each(|(i, inner)| places(inner, &format!("{at}/{i}"), depth - 1, out))
+        }
         _ => {}
     }
 }
@@ -255,7 +273,17 @@ fn tokenizers() {
     let sound: Value = serde_json::from_str(&std::fs::read_to_string("assets/base/tokenizer.json").unwrap()).unwrap();
     let mut spots = vec![];
     places(&sound, "", 4, &mut spots);
-    let values = [json!(null), json!(-1), json!(1e300), json!(u64::MAX), json!(""), json!("\u{1b}x"), json!([]), json!({}), json!(true)];
+    let values = [
+        json!(null),
+        json!(-1),
+        json!(1e300),
+        json!(u64::MAX),
+        json!(""),
+        json!("\u{1b}x"),
+        json!([]),
+        json!({}),
+        json!(true),
+    ];
     let (dir, mut rng, mut refused, mut n) = (tempfile::tempdir().unwrap(), Rng::new(5), 0, 0);
     for spot in spots {
         for _ in 0..4 {
@@ -306,11 +334,15 @@ fn templates() {
             let text = String::from_utf8_lossy(&wounded(&bytes, &mut rng)).into_owned();
             let (name, chat, tokenizer) = (format!("{} {i}", file.display()), chat.clone(), base());
             let source = TemplateText { file: file.clone(), text };
-            let result = ends(&name, move || Template::new(&source, &tokenizer).and_then(|t| t.render_assistant(&chat)));
+            let result =
+                ends(&name, move || Template::new(&source, &tokenizer).and_then(|t| t.render_assistant(&chat)));
             n += 1;
             if let Err(error) = result {
                 let said = error.to_string();
-                assert!(matches!(error, Error::Content { .. }) && said.contains(file.to_str().unwrap()), "{name}: {error:?}");
+                assert!(
+                    matches!(error, Error::Content { .. }) && said.contains(file.to_str().unwrap()),
+                    "{name}: {error:?}"
+                );
                 assert!(said.contains("chat_template") && !said.contains('\u{1b}'), "{name}: {said}");
                 refused += 1;
             }
@@ -333,7 +365,10 @@ fn templates() {
         let text = TemplateText { file: "t.jinja".into(), text: source.into() };
         let error = ends(source, move || Template::new(&text, &tokenizer).and_then(|t| t.render(&chat, false)));
         let error = error.expect_err(source);
-        assert!(matches!(error, Error::Content { .. }) && error.to_string().contains("t.jinja: chat_template"), "{source}: {error}");
+        assert!(
+            matches!(error, Error::Content { .. }) && error.to_string().contains("t.jinja: chat_template"),
+            "{source}: {error}"
+        );
     }
 }
 
@@ -347,13 +382,29 @@ fn configs() {
         let result = ends(name, move || config::load(&path, &[]));
         result.err().inspect(|error| {
             let said = error.to_string();
-            assert!(matches!(error, Error::Content { .. }) && said.contains(name) && !said.contains('\u{1b}'), "{name}: {error:?}");
+            assert!(
+                matches!(error, Error::Content { .. }) && said.contains(name) && !said.contains('\u{1b}'),
+                "{name}: {error:?}"
+            );
         })
     };
     assert!(load("sound.toml", sound.as_bytes()).is_none());
     let keys: Vec<(usize, &str)> =
         sound.lines().enumerate().filter_map(|(i, line)| Some((i, line.split_once(" = ")?.0.trim()))).collect();
-    let values = ["-1", "0", "1e400", "nan", "''", "[]", "{}", "\"\\u001b[2J\"", "[[[[]]]]", "99999999999999999999", "1979-05-27", "{a = 1}"];
+    let values = [
+        "-1",
+        "0",
+        "1e400",
+        "nan",
+        "''",
+        "[]",
+        "{}",
+        "\"\\u001b[2J\"",
+        "[[[[]]]]",
+        "99999999999999999999",
+        "1979-05-27",
+        "{a = 1}",
+    ];
     let mut refused = 0;
     for (line, key) in &keys {
         for (v, value) in values.iter().enumerate() {
@@ -374,7 +425,8 @@ fn configs() {
         let yaml = b"model: m\ndataset:\n  - path: d\n    weight: 2\noutput_dir: o\nlora:\n  r: 8\nlr: '2e-4'\n";
         load(&format!("m{i}.yaml"), &wounded(yaml, &mut rng));
     }
-    let aliases = (0..40).map(|i| format!("a{i}: &a{i} [{}]\n", format!("*a{}, ", (i as u32).saturating_sub(1)).repeat(9)));
+    let aliases =
+        (0..40).map(|i| format!("a{i}: &a{i} [{}]\n", format!("*a{}, ", (i as u32).saturating_sub(1)).repeat(9)));
     assert!(load("bomb.yaml", format!("a0: &a0 x\n{}", aliases.skip(1).collect::<String>()).as_bytes()).is_some());
     assert!(load("deep.yaml", "[".repeat(100_000).as_bytes()).is_some());
     assert!(load("deep.toml", format!("a = {}", "[".repeat(100_000)).as_bytes()).is_some());

@@ -6,14 +6,29 @@ use std::collections::BTreeMap;
 
 /// The control tokens of the families, which their tokenizers have.
 const SPECIAL: &[&str] = &[
-    "<s>", "</s>", "<|eot_id|>", "<|start_header_id|>", "<end_of_turn>", "<|end|>", "<|user|>", "<|system|>", "<|assistant|>",
-    "<|im_sep|>", "[INST]", "[/INST]", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<|start_of_role|>",
+    "<s>",
+    "</s>",
+    "<|eot_id|>",
+    "<|start_header_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<|user|>",
+    "<|system|>",
+    "<|assistant|>",
+    "<|im_sep|>",
+    "[INST]",
+    "[/INST]",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+    "<｜end▁of▁sentence｜>",
+    "<|start_of_role|>",
     "<|end_of_role|>",
 ];
 
 /// The base tokenizer under other names of BOS and EOS, with those tokens.
 fn tokenizer(names: &Value) -> Tokenizer {
-    let mut json: Value = serde_json::from_str(&std::fs::read_to_string("assets/base/tokenizer.json").unwrap()).unwrap();
+    let mut json: Value =
+        serde_json::from_str(&std::fs::read_to_string("assets/base/tokenizer.json").unwrap()).unwrap();
     for (i, token) in SPECIAL.iter().enumerate() {
         let list = json["added_tokens"].as_array_mut().unwrap();
         let mut new = list[0].clone();
@@ -91,7 +106,8 @@ fn the_assistants_words_are_found_in_published_templates() {
                 continue;
             }
         };
-        let said: Vec<&Value> = chat.messages.iter().filter(|m| m["role"] == "assistant").map(|m| &m["content"]).collect();
+        let said: Vec<&Value> =
+            chat.messages.iter().filter(|m| m["role"] == "assistant").map(|m| &m["content"]).collect();
         assert_eq!(rendered.assistant.len(), said.len(), "{name} / {which}");
         for (range, content) in rendered.assistant.iter().zip(said) {
             let words = &rendered.text[range.clone()];
@@ -108,7 +124,8 @@ fn the_assistants_words_are_found_in_published_templates() {
     assert_eq!((found, refused.len()), (91, 2));
 }
 
-const CHAT: [(&str, &str); 5] = [("system", "Be kind."), ("user", "a b"), ("assistant", "c"), ("user", "d"), ("assistant", "e f")];
+const CHAT: [(&str, &str); 5] =
+    [("system", "Be kind."), ("user", "a b"), ("assistant", "c"), ("user", "d"), ("assistant", "e f")];
 
 /// (name, text of `CHAT` but for its last message's words, one per assistant message).
 const BUILT_IN: [(&str, &str); 10] = [
@@ -190,7 +207,9 @@ fn built_in_templates_write_and_mark_a_chat() {
 fn built_in_templates_agree_with_published_ones() {
     let golden = golden();
     let tokenizer = tokenizer(&golden["names"]);
-    for (ours, theirs) in [("chatml", "chatml"), ("gemma", "gemma-3"), ("phi-3", "phi-3"), ("phi-4", "phi-4"), ("qwen", "qwen2.5")] {
+    for (ours, theirs) in
+        [("chatml", "chatml"), ("gemma", "gemma-3"), ("phi-3", "phi-3"), ("phi-4", "phi-4"), ("qwen", "qwen2.5")]
+    {
         let template = Template::load(Some(ours), &tokenizer).unwrap();
         let plain = ["one", "system", "many", "open", "question", "code"];
         for case in golden["cases"].as_array().unwrap().iter().filter(|case| case["template"] == theirs) {
@@ -211,7 +230,11 @@ fn alpaca_shows_an_input_apart() {
     let user = json!({"role": "user", "content": "add\n\n1 2", "instruction": "add", "input": "1 2"});
     let text = template.render(&chat(&json!({"messages": [user]})), true).unwrap();
     let end = "completes the request.\n\n### Instruction:\nadd\n\n### Input:\n1 2\n\n### Response:\n";
-    assert!(text.starts_with("<s>Below is an instruction that describes a task, paired with an input") && text.ends_with(end), "{text}");
+    assert!(
+        text.starts_with("<s>Below is an instruction that describes a task, paired with an input")
+            && text.ends_with(end),
+        "{text}"
+    );
 }
 
 #[test]
@@ -221,4 +244,32 @@ fn control_tokens_that_the_tokenizer_lacks_are_named() {
     assert_eq!(unknown("chatml"), [""; 0]);
     assert_eq!(unknown("llama-3"), ["<|end_header_id|>"]);
     assert_eq!(unknown("gemma"), ["<start_of_turn>"]);
+}
+
+/// The template that goes with a result: without tags that other programs do not know, and of the same words.
+#[test]
+fn a_saved_template_writes_the_same_without_marks() {
+    let tokenizer = tokenizer(&json!({"bos_token": "<s>", "eos_token": "</s>"}));
+    let dir = tempfile::tempdir().unwrap();
+    for name in luthier::data::builtin::names() {
+        luthier::export::folder::chat_template(name, &tokenizer, dir.path()).unwrap();
+        let file = dir.path().join("chat_template.jinja");
+        assert!(!std::fs::read_to_string(&file).unwrap().contains("generation %}"), "{name}");
+        let saved = Template::load(file.to_str(), &tokenizer).unwrap();
+        let own = Template::load(Some(name), &tokenizer).unwrap();
+        for (chat, prompt) in [(messages(&CHAT, Value::Null), false), (messages(&CHAT[..4], Value::Null), true)] {
+            assert_eq!(saved.render(&chat, prompt).unwrap(), own.render(&chat, prompt).unwrap(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn line_ends_of_windows_are_line_ends() {
+    let tokenizer = tokenizer(&json!({}));
+    let text = TemplateText {
+        file: "t".into(),
+        text: "{% for m in messages %}\r\n{{ m.content + '\r\n' }}\r\n{% endfor %}\r\n".into(),
+    };
+    let chat = messages(&[("user", "a"), ("assistant", "b")], Value::Null);
+    assert_eq!(Template::new(&text, &tokenizer).unwrap().render(&chat, false).unwrap(), "a\n\nb\n\n");
 }

@@ -100,7 +100,9 @@ fn lengths(examples: &[Example], max_length: usize) -> String {
 fn rows(examples: &[Example], options: &BatchOptions) -> String {
     let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
     let plan = |packing| EpochPlan::new(&lengths, &BatchOptions { packing, ..options.clone() }, 0);
-    let line = |plan: &EpochPlan| format!("{} rows of {}, {:.1} % full", plan.rows.len(), options.max_length, 100.0 * plan.fill());
+    let line = |plan: &EpochPlan| {
+        format!("{} rows of {}, {:.1} % full", plan.rows.len(), options.max_length, 100.0 * plan.fill())
+    };
     let own = plan(options.packing);
     if options.packing != Packing::Off {
         return format!("packed    {}; {} batches an epoch\n", line(&own), own.len());

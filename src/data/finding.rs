@@ -44,7 +44,9 @@ impl Finding {
                 choose a chat_template whose end token the model's generation_config.json or eos_token names"
             }
             Finding::DoubleBos => "examples begin with two BOS: take one out of the template or the text",
-            Finding::SpecialInContent => "chats hold the text of a special token in a message, which becomes that token",
+            Finding::SpecialInContent => {
+                "chats hold the text of a special token in a message, which becomes that token"
+            }
             Finding::Repeated => "examples are the same as an earlier one",
             Finding::EvalInTrain => "examples of the evaluation are trained on, too",
             Finding::TemplateTokens => {

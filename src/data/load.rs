@@ -52,7 +52,10 @@ fn check(opts: &DataOptions) -> Result<()> {
     }
     for source in opts.sources.iter().chain(&opts.eval_sources) {
         if !(source.weight > 0.0 && source.weight <= 1e6) {
-            return wrong(format!("{}: weight must be more than 0 and at most 1e6, got {}", source.path, source.weight));
+            return wrong(format!(
+                "{}: weight must be more than 0 and at most 1e6, got {}",
+                source.path, source.weight
+            ));
         }
         if source.conversation_extension == 0 {
             return wrong(format!("{}: conversation_extension must be 1 or more", source.path));

@@ -91,8 +91,9 @@ fn run(rest: &mut &str, inside: bool) -> Result<Vec<Piece>, String> {
 /// The prompt of one row.
 pub fn merge(prompt: &str, row: &Map<String, Value>) -> Result<String, String> {
     let mut out = String::new();
-    fill(&parse(prompt).map_err(|e| format!("merged_prompt {e}"))?, row, &mut out)
-        .map_err(|name| format!("merged_prompt needs `{name}`, which is empty or absent here; put it between [[ and ]]"))?;
+    fill(&parse(prompt).map_err(|e| format!("merged_prompt {e}"))?, row, &mut out).map_err(|name| {
+        format!("merged_prompt needs `{name}`, which is empty or absent here; put it between [[ and ]]")
+    })?;
     match out.trim().is_empty() {
         true => Err("merged_prompt is empty for this row".into()),
         false => Ok(out),
@@ -174,7 +175,10 @@ mod tests {
         let row = |value: Value| merge(prompt, value.as_object().unwrap());
         let all = json!({"Name": "Ada", "Age": 36, "Fare": 7.0, "Cabin": "C1"});
         assert_eq!(row(all).unwrap(), "Passenger Ada of age 36. Fare 7.0, cabin C1. {x} [y]");
-        assert_eq!(row(json!({"Age": 36.5, "Name": "", "Fare": 7, "Cabin": null})).unwrap(), "Passenger of age 36.5. {x} [y]");
+        assert_eq!(
+            row(json!({"Age": 36.5, "Name": "", "Fare": 7, "Cabin": null})).unwrap(),
+            "Passenger of age 36.5. {x} [y]"
+        );
         assert!(row(json!({"Name": "Ada"})).unwrap_err().contains("needs `Age`"));
     }
 

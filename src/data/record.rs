@@ -22,7 +22,17 @@ use std::sync::Arc;
 /// The columns that have a meaning; `columns` of a source says what they are called in its files. `role` and `content` are
 /// those of a message.
 pub const COLUMNS: &[&str] = &[
-    "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "text", "system", "tools", "role",
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+    "text",
+    "system",
+    "tools",
+    "role",
     "content",
 ];
 

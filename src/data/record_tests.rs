@@ -39,7 +39,10 @@ fn bad_records_say_what_was_wanted() {
         (r#"{"conversations": [{"from": "alien", "value": "x"}]}"#, "`conversations[0]`.from must be one of"),
         (r#"{"conversations": [{"from": "function_call", "value": "x"}]}"#, "must be a call as JSON"),
         (r#"{"conversations": [{"from": "function_call", "value": "{}"}]}"#, "it has no name"),
-        (r#"{"prompt": [{"role": "user", "content": "x"}], "completion": "y"}"#, "`completion` must be a list, got a text"),
+        (
+            r#"{"prompt": [{"role": "user", "content": "x"}], "completion": "y"}"#,
+            "`completion` must be a list, got a text",
+        ),
         (r#"{"prompt": "x", "completion": ""}"#, "`completion` is empty"),
         (r#"{"instruction": "x", "input": 1, "output": "y"}"#, "`input` must be a text, got a number"),
         (r#"{"instruction": "x", "output": ["y"]}"#, "`output` must be a text, got a list"),
@@ -72,14 +75,18 @@ fn sharegpt_is_a_chat() {
 fn alpaca_is_a_chat_of_two() {
     let line = r#"{"instruction": "add", "input": "1 2", "output": "3"}"#;
     let (got, _) = chat(plain(line).unwrap());
-    assert_eq!((&got[0]["content"], &got[0]["input"], &got[1]["content"]), (&json!("add\n\n1 2"), &json!("1 2"), &json!("3")));
+    assert_eq!(
+        (&got[0]["content"], &got[0]["input"], &got[1]["content"]),
+        (&json!("add\n\n1 2"), &json!("1 2"), &json!("3"))
+    );
     let (got, _) = chat(plain(r#"{"instruction": "add", "input": "", "output": "3"}"#).unwrap());
     assert_eq!(got[0], json!({"role": "user", "content": "add"}));
 }
 
 #[test]
 fn a_completion_of_messages_comes_after_its_prompt() {
-    let line = r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}"#;
+    let line =
+        r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}"#;
     assert_eq!(chat(plain(line).unwrap()).1, 1);
 }
 
@@ -95,7 +102,9 @@ fn columns_and_roles_can_have_other_names() {
     let want = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
     assert_eq!(chat(of(line, &source).unwrap()).0, want);
     let source = Source { columns: map(&[("prompt", "question"), ("completion", "answer")]), ..Source::new("") };
-    let Body::Completion { completion, .. } = of(r#"{"question": "q", "answer": "a"}"#, &source).unwrap() else { panic!() };
+    let Body::Completion { completion, .. } = of(r#"{"question": "q", "answer": "a"}"#, &source).unwrap() else {
+        panic!()
+    };
     assert_eq!(completion, "a");
     assert!(of(r#"{"question": "q", "answer": 1}"#, &source).unwrap_err().contains("`answer` must be a text"));
     assert!(wants(&source, "answer") && wants(&source, "text") && !wants(&source, "completion"));

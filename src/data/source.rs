@@ -181,7 +181,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
         std::fs::create_dir_all(dir.path().join("set/data")).unwrap();
-        for name in ["README.md", "dataset_info.json", "data/train-00001.parquet", "data/train-00000.parquet", ".x.json"] {
+        for name in
+            ["README.md", "dataset_info.json", "data/train-00001.parquet", "data/train-00000.parquet", ".x.json"]
+        {
             std::fs::write(path(&format!("set/{name}")), "x").unwrap();
         }
         let set = Source::new(path("set"));
@@ -192,7 +194,9 @@ mod tests {
         assert!(err.contains("holds the splits test, train: choose one"), "{err}");
         let of = |split: &str| names(&Source { split: Some(split.into()), ..set.clone() }, false);
         assert_eq!(of("test").unwrap(), ["test.jsonl"]);
-        assert!(of("validation").unwrap_err().to_string().contains("no file of the split \"validation\", only test, train"));
+        assert!(
+            of("validation").unwrap_err().to_string().contains("no file of the split \"validation\", only test, train")
+        );
         assert_eq!(names(&Source::new(path("set/*.txt")), true).unwrap(), ["notes.txt"]);
         assert!(names(&Source::new(path("set/*.csv")), true).unwrap_err().to_string().contains("matches no file"));
         std::fs::create_dir(path("empty")).unwrap();

@@ -2,8 +2,8 @@
 //!
 //! The parts come from the template's structure, never from a search for its strings: `{% generation %}` says them outright;
 //! without it, the assistant's turn i is what render(messages[..=i]) adds to render(messages[..i], add_generation_prompt).
-use super::{builtin, python};
 use super::tokenizer::{TemplateText, Tokenizer};
+use super::{builtin, python};
 use crate::error::{Error, Result};
 use minijinja::{Environment, context};
 use serde_json::{Map, Value};

@@ -86,7 +86,8 @@ fn row(text: &[u8], first: usize, in_array: bool) -> Parsed {
         let one = if in_array { "record" } else { "line" };
         return Err(at(format!("has {} bytes; a {one} may have {MAX_ROW}", text.len())));
     }
-    let text = std::str::from_utf8(text).map_err(|e| at(format!("must be UTF-8, is not at byte {}", e.valid_up_to())))?;
+    let text =
+        std::str::from_utf8(text).map_err(|e| at(format!("must be UTF-8, is not at byte {}", e.valid_up_to())))?;
     let value: Value = serde_json::from_str(text).map_err(|e| {
         let open = !in_array && e.is_eof() && text.starts_with('{');
         let hint = if open { " (one whole object a line is wanted, or one array of objects)" } else { "" };
@@ -103,7 +104,9 @@ fn row(text: &[u8], first: usize, in_array: bool) -> Parsed {
 fn array(file: &Path, take: &mut Take) -> Result<()> {
     let size = std::fs::metadata(file).map_err(Error::read(file))?.len();
     if size > MAX_ARRAY {
-        let what = format!("is a JSON array of {size} bytes, and one may have {MAX_ARRAY}: jq -c '.[]' makes JSON Lines of it");
+        let what = format!(
+            "is a JSON array of {size} bytes, and one may have {MAX_ARRAY}: jq -c '.[]' makes JSON Lines of it"
+        );
         return Err(Error::content(file, "", what));
     }
     let bytes = std::fs::read(file).map_err(Error::read(file))?;

@@ -40,7 +40,10 @@ fn source(value: &Value) -> Result<Option<Source>, Wrong> {
             "weight" => {
                 out.weight = part("weight", node)?;
                 if !(out.weight > 0.0 && out.weight <= 1e6) {
-                    return Err((node.place.clone(), format!(".weight must be more than 0, at most 1e6, got {}", node.value)));
+                    return Err((
+                        node.place.clone(),
+                        format!(".weight must be more than 0, at most 1e6, got {}", node.value),
+                    ));
                 }
             }
             "columns" => out.columns = table(key, node, |ours, _| known("columns", ours, node, COLUMNS))?,

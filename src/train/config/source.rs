@@ -145,7 +145,8 @@ impl<'a> Source<'a> {
         };
         let got = &entry.node.value;
         let must = |want: &str| self.fail(&entry.node.place, format!("`{}` must be {want}, got {got}", entry.spelled));
-        let value = T::parts_of(got).map_err(|(place, what)| self.fail(&place, format!("`{}`{what}", entry.spelled)))?;
+        let value =
+            T::parts_of(got).map_err(|(place, what)| self.fail(&place, format!("`{}`{what}", entry.spelled)))?;
         let value = value.ok_or_else(|| must(&T::wanted()))?;
         match checks.iter().find(|(holds, _)| !holds(&value)) {
             Some((_, want)) => Err(must(want)),
