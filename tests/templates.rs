@@ -188,8 +188,8 @@ fn built_in_templates_write_and_mark_a_chat() {
         let rendered = template.render_assistant(&chat).unwrap();
         let mut text = rendered.text.clone();
         for range in rendered.assistant.iter().rev() {
-            text.insert_str(range.end, "⟧");
-            text.insert_str(range.start, "⟦");
+            text.insert(range.end, '⟧');
+            text.insert(range.start, '⟦');
         }
         assert_eq!(text.strip_prefix("<|begin_of_text|>").unwrap_or(&text), want, "{name}");
         // up to the last answer, the same text is what the assistant is asked with

@@ -109,10 +109,10 @@ impl Encoder<'_> {
         let template = self.template.ok_or_else(|| Error::Bug("a chat without a template".into()))?;
         let last = chat.messages.last().is_some_and(|m| m["role"] == "assistant");
         let (text, spans, said) = match self.train_on {
-            TrainOn::Everything => (template.render(chat, false)?, vec![0..usize::MAX], true),
+            TrainOn::Everything => (template.render(chat, false)?, whole(0), true),
             TrainOn::Chat => {
                 let (text, start) = template.render_from(chat, from)?;
-                (text, vec![start..usize::MAX], true)
+                (text, whole(start), true)
             }
             TrainOn::Assistant | TrainOn::LastTurn => {
                 let words = chat.messages.iter().rposition(|m| m["role"] == "assistant").unwrap_or(0);
@@ -141,6 +141,11 @@ impl Encoder<'_> {
         found.push(Finding::EosAdded);
         Ok(())
     }
+}
+
+/// One span, from byte `start` to the end.
+fn whole(start: usize) -> Vec<Range<usize>> {
+    std::iter::once(start..usize::MAX).collect()
 }
 
 /// A token is trained if it begins within a span: one that straddles the span's start is part of the prompt.
