@@ -1,7 +1,7 @@
 //! The head: hidden states to log-probabilities of labels, and back, in chunks of tokens, so that [N, V] never exists.
 //!
-//! forward   z = softcap(h·Wᵀ) [n, V] in f32,  logp = z[label] − log Σ exp z
-//! backward  dz = coef·(1[label] − softmax z)·softcap′,  dh = dz·W,  dW += dzᵀ·h
+//! forward   z = softcap(scale·h·Wᵀ) [n, V] in f32,  logp = z[label] − log Σ exp z
+//! backward  dz = coef·(1[label] − softmax z)·softcap′,  dh = scale·dz·W,  dW += scale·dzᵀ·h
 use super::param::Param;
 use super::spec::Spec;
 use super::table::{SLICE_BYTES, Slices, Table};
@@ -17,6 +17,8 @@ const CHUNK_BYTES: usize = 128 << 20;
 pub(super) struct HeadScratch {
     V: usize,
     C: usize,
+    /// Of logits.
+    scale: f32,
     softcap: f32,
     /// Tokens of a chunk.
     rows: usize,
@@ -42,7 +44,7 @@ impl HeadScratch {
     }
 
     fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, dtype: DType, train: bool) -> Result<HeadScratch> {
-        let (V, C, softcap) = (s.V, s.C, s.logit_softcap);
+        let (V, C, scale, softcap) = (s.V, s.C, s.logit_scale, s.logit_softcap);
         let ld = V.next_multiple_of(64);
         let rows = (CHUNK_BYTES / 4 / ld).clamp(1, N);
         // columns from v on are a view that starts v later
@@ -56,6 +58,7 @@ impl HeadScratch {
         Ok(HeadScratch {
             V,
             C,
+            scale,
             softcap,
             rows,
             ld,
@@ -81,26 +84,26 @@ impl HeadScratch {
         (0..N.div_ceil(rows)).map(move |i| (i * rows, rows.min(N - i * rows)))
     }
 
-    /// h·Wᵀ of tokens `first..first + n`; `h` is [N, C].
+    /// scale·h·Wᵀ of tokens `first..first + n`; `h` is [N, C].
     fn logits(&self, b: &dyn Backend, table: &Table, h: &Buf, first: usize, n: usize) -> Result<Buf> {
         let (C, ld) = (self.C as u32, self.ld as u32);
         let h = h.view(first * self.C, n * self.C);
         for (v, count) in self.slices.each() {
             let weight = self.slices.get(b, table, v, count)?;
-            let p = MatMul { I: n as u32, J: count as u32, Q: C, ld_out: ld, ld_a: C, ld_b: C, alpha: 1.0 };
+            let p = MatMul { I: n as u32, J: count as u32, Q: C, ld_out: ld, ld_a: C, ld_b: C, alpha: self.scale };
             b.matmul_nt(&mut self.logits.view(v, n * self.ld), &h, &weight, &p)?;
         }
         Ok(self.logits.view(0, n * self.ld))
     }
 
-    /// dh [n, C] = dz·W.
+    /// dh [n, C] = scale·dz·W.
     fn input_gradient(&self, b: &dyn Backend, table: &Table, dh: &mut Buf, n: usize) -> Result<()> {
         let (C, ld) = (self.C as u32, self.ld as u32);
         let dlogits = self.dlogits.as_ref().expect("made for training");
         let mut sum = self.sum.as_ref().map_or_else(|| dh.view(0, dh.len()), |sum| sum.view(0, n * self.C));
         for (v, count) in self.slices.each() {
             let weight = self.slices.get(b, table, v, count)?;
-            let p = MatMul { I: n as u32, J: C, Q: count as u32, ld_out: C, ld_a: ld, ld_b: C, alpha: 1.0 };
+            let p = MatMul { I: n as u32, J: C, Q: count as u32, ld_out: C, ld_a: ld, ld_b: C, alpha: self.scale };
             let dz = dlogits.view(v, n * self.ld);
             match v {
                 0 => b.matmul_nn(&mut sum, &dz, &weight, &p)?,
@@ -169,7 +172,7 @@ impl HeadScratch {
             b.logprob_backward(&mut dz, &coef, &lse, &z, &labels, &self.params(n))?;
             self.input_gradient(b, table, &mut dh.view(first * C, n * C), n)?;
             if let Table::Dense(Param { train: Some(train), .. }) = table {
-                let grad = MatMul { I: v, J: c, Q: n as u32, ld_out: c, ld_a: ld, ld_b: c, alpha: 1.0 };
+                let grad = MatMul { I: v, J: c, Q: n as u32, ld_out: c, ld_a: ld, ld_b: c, alpha: self.scale };
                 b.matmul_tn_add(&mut train.grad, &dz, &h.view(first * C, n * C), &grad)?;
             }
         }

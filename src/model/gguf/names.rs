@@ -38,7 +38,7 @@ pub(super) fn places(spec: &Spec, gguf: &Gguf) -> BTreeMap<String, Place> {
             let Some(tensor) = of_module(spec, module) else { continue };
             put(format!("{}.weight", names.of(l, module)), format!("blk.{l}.{tensor}.weight"), None, norm);
         }
-        for linear in spec.linears() {
+        for linear in spec.linears(l) {
             let Some(tensor) = of_module(spec, linear.module) else { continue };
             let heads = [(names.q, spec.H), (names.k, spec.K)].into_iter().find(|(name, _)| *name == linear.module);
             let fix = match heads.filter(|_| rotary && names.q != names.k) {
@@ -51,7 +51,7 @@ pub(super) fn places(spec: &Spec, gguf: &Gguf) -> BTreeMap<String, Place> {
                 put(format!("{module}.bias"), format!("blk.{l}.{tensor}.bias"), None, fix);
             }
         }
-        for linear in spec.experts() {
+        for linear in spec.experts(l) {
             let Some(module) = of_module(spec, linear.module) else { continue };
             let stacked = format!("blk.{l}.{module}_exps.weight");
             let modules = spec.expert_names(l, linear.module);
@@ -89,7 +89,9 @@ fn of_module(spec: &Spec, module: &str) -> Option<&'static str> {
         (n.gate, if n.gate == n.up { "ffn_up" } else { "ffn_gate" }),
         (n.up, "ffn_up"),
         (n.down, "ffn_down"),
-        (spec.moe.as_ref().map_or("", |moe| moe.router), "ffn_gate_inp"),
     ];
-    known.iter().find(|(name, _)| *name == module).map(|(_, tensor)| *tensor)
+    let of_experts = spec.moe.iter().flat_map(|moe| {
+        [(moe.router, "ffn_gate_inp"), (moe.gate, "ffn_gate"), (moe.up, "ffn_up"), (moe.down, "ffn_down")]
+    });
+    known.into_iter().chain(of_experts).find(|(name, _)| *name == module).map(|(_, tensor)| tensor)
 }
