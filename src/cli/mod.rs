@@ -1,5 +1,6 @@
 //! The commands, one file each. This is the only place that prints.
 mod doctor;
+mod download;
 mod generate;
 mod init;
 mod inspect;

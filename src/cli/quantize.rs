@@ -1,15 +1,16 @@
 //! `luthier quantize`: a model of floats in, a bitsandbytes folder out.
-use super::out;
+use super::{download, out};
 use clap::Args;
 use luthier::backend::pick;
 use luthier::export::bnb::{FORMATS, Format};
+use luthier::io::hub::Kind;
 use luthier::{Error, Result, export};
 use std::path::PathBuf;
 
 /// Store a model's linear layers in 4 or 8 bits, as bitsandbytes does; transformers loads the result.
 #[derive(Args)]
 pub struct Quantize {
-    /// The model: a folder as Hugging Face writes it.
+    /// The model: a folder as Hugging Face writes it, or its name on the Hub (`org/name`, `org/name@revision`).
     #[arg(long)]
     model: PathBuf,
     /// The folder to make; it must not hold a model yet.
@@ -24,11 +25,12 @@ pub struct Quantize {
 }
 
 impl Quantize {
-    pub fn run(self) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
         if self.out.join("config.json").exists() {
             let what = format!("--out {}: holds a model already; choose another folder", self.out.display());
             return Err(Error::Usage(what));
         }
+        self.model = download::resolve(&self.model, Kind::Model)?;
         let format = Format::parse(&self.format).ok_or_else(|| Error::Bug(format!("format {}", self.format)))?;
         let (backend, which) = pick::pick(&self.backend)?;
         super::say!("{which}");

@@ -1,20 +1,7 @@
 //! The files beside the weights: tokenizer, chat template, generation config.
 use crate::error::{Error, Result};
+use crate::io::hub::COMPANIONS;
 use std::path::Path;
-
-/// What makes a model folder run elsewhere as it is.
-const COMPANIONS: &[&str] = &[
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-];
 
 /// Copies the tokenizer's files, template and generation config of `model` that exist.
 pub fn copy_companions(model: &Path, out: &Path) -> Result<()> {
