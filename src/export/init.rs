@@ -19,9 +19,6 @@ const CHUNK: usize = 1 << 16;
 /// Returns the number of parameters.
 pub fn init(config: &Path, out: &Path, dtype: DType, format: Option<Format>, seed: u64) -> Result<u64> {
     let spec = read_spec(config)?;
-    if format.is_some() {
-        bnb::check(&spec)?;
-    }
     std::fs::create_dir_all(out).map_err(Error::write(out))?;
     let shapes: std::collections::HashMap<String, Vec<usize>> =
         spec.weights().into_iter().map(|w| (w.name, w.shape)).collect();

@@ -19,7 +19,6 @@ pub fn quantize(b: &dyn Backend, model: &Path, out: &Path, format: Format) -> Re
         return Err(Error::content(model.join("config.json"), "quantization_config", what));
     }
     let spec = checked.spec()?;
-    bnb::check(&spec)?;
     let tensors = Tensors::open_folder(model, "model")?;
     let plain = |name: &str| {
         let tensor = tensors.get(name)?;
