@@ -111,10 +111,9 @@ pub(super) fn modules(spec: &Spec) -> BTreeMap<String, (usize, usize)> {
     (0..spec.layers).flat_map(of_layer).collect()
 }
 
-/// `quantization_config` as transformers writes it.
-pub(super) fn config(format: Format, dtype: DType, spec: &Spec) -> Value {
-    let linear = modules(spec);
-    // The head stays dense, and so does every matrix that is not among the linear layers.
+/// `quantization_config` as transformers writes it, where the modules in `linear` are quantized.
+pub(super) fn config(format: Format, dtype: DType, spec: &Spec, linear: &BTreeMap<String, (usize, usize)>) -> Value {
+    // The head stays dense, and so does every matrix that is not among them.
     let weights = spec.weights();
     let matrices = weights.iter().filter(|w| w.shape.len() == 2).filter_map(|w| w.name.strip_suffix(".weight"));
     let mut skip: BTreeSet<&str> = matrices.filter(|m| !linear.contains_key(*m) && *m != spec.names.embed).collect();

@@ -43,6 +43,9 @@ impl Experts {
         rows: &Rows,
     ) -> Result<()> {
         let (M, O, C) = (rows.M, self.O, self.stack.C);
+        if let Some(observer) = &scratch.observer {
+            observer.experts(b, self, inp, rows)?;
+        }
         let weight = self.stack.dense(b, scratch)?;
         b.grouped_nt(out, inp, &weight, rows.offsets, &self.product(M, O, C, 1.0))?;
         if let Some(lora) = &self.stack.lora {

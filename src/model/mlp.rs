@@ -6,7 +6,7 @@
 //! out = down(swiglu(gate, up))      [N,C]     dn = gate⁻(dgate) + up⁻(dup)
 //! ```
 use super::experts::Experts;
-use super::linear::{Linear, LinearScratch, Projections};
+use super::linear::{Linear, LinearScratch, Observer, Projections};
 use super::moe::{self, Moe};
 use super::param::Param;
 use super::spec::Spec;
@@ -14,6 +14,7 @@ use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::swiglu::SwiGlu;
+use std::rc::Rc;
 
 pub enum Mlp {
     Dense { gate_up: Projections, down: Box<Linear> },
@@ -70,6 +71,12 @@ impl Scratch {
         match &s.moe {
             Some(moe) => moe::Scratch::bytes(s, moe, N, dtype, train),
             None => (N * s.F * dtype.size()) as u64,
+        }
+    }
+    pub fn observe(&mut self, observer: Option<Rc<dyn Observer>>) {
+        match self {
+            Scratch::Dense(_) => {}
+            Scratch::Moe(own) => own.observe(observer),
         }
     }
 }

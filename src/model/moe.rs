@@ -11,7 +11,7 @@
 //! ```
 //! Everything about the routing stays on the device. Shazeer et al. 2017, arXiv:1701.06538; Jiang et al. 2024, arXiv:2401.04088.
 use super::experts::{Experts, Rows};
-use super::linear::{Linear, LinearScratch};
+use super::linear::{Linear, LinearScratch, Observer};
 use super::spec::{MoeSpec, RouterWeights, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::ops::route::{RouteGather, RouteIndex};
 use crate::ops::routed_swiglu::RoutedSwiGlu;
 use crate::ops::router::Router;
+use std::rc::Rc;
 
 pub struct Moe {
     pub router: Linear,
@@ -81,6 +82,10 @@ impl Saved {
 }
 
 impl Scratch {
+    pub fn observe(&mut self, observer: Option<Rc<dyn Observer>>) {
+        self.linear.observer = observer;
+    }
+
     pub fn new(
         scope: &Scope,
         s: &Spec,
