@@ -28,7 +28,7 @@ pub struct Quantize {
     #[arg(long, requires = "dynamic", value_name = "FILE", num_args = 1..)]
     calibration: Vec<String>,
     /// With --dynamic: how many percent larger than with NF4 alone the weights may become.
-    #[arg(long, requires = "dynamic", value_name = "PERCENT", default_value_t = 10.0)]
+    #[arg(long, requires = "dynamic", value_name = "PERCENT", default_value_t = 25.0)]
     size_budget: f64,
     /// With --dynamic: storage of weights and activations while they are measured; the model's own if not given.
     #[arg(long, requires = "dynamic", value_parser = dtype)]

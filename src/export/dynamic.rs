@@ -79,6 +79,10 @@ pub fn quantize_dynamic(b: &dyn Backend, options: &Options) -> Result<Report> {
     let mut modules = measure(&mut session, &model, &text, &source, &all)?;
     let plain = source.bytes(&all);
     choose(&mut modules, (plain as f64 * options.size_budget) as u64);
+    if modules.iter().all(|m| m.kept) {
+        let what = "the size budget holds every layer as it is, so nothing would be quantized: give a smaller one";
+        return Err(Error::Usage(what.into()));
+    }
     round(b, &mut model, &modules)?;
     let nf4 = text.loss(&mut session, &model)?;
     restore(b, &mut model, &modules, &source)?;
