@@ -173,7 +173,7 @@ fn quantized_models_generate_and_are_inspected() {
         "--calibration",
         &text,
         "--size-budget",
-        "4",
+        "1",
         "--backend",
         "cpu",
     ]);
