@@ -19,7 +19,9 @@ use std::rc::Rc;
 mod support;
 use support::*;
 
+/// Tokens of a row and of a batch.
 const T: usize = 64;
+const BATCH: usize = 4 * T;
 
 /// Weights of both kinds of spread, with the tokenizer of the model that comes with the project.
 fn made(dir: &Path, moe: bool) {
@@ -52,20 +54,21 @@ fn text(model: &Path, tokens: (usize, usize)) -> (Vec<data::Batch>, Vec<data::Ba
     let files = vec![model.join("text.jsonl").to_str().unwrap().to_string()];
     let options = DataOptions { files, max_length: T, pretrain: true, ..DataOptions::default() };
     let data = data::load(&options, &tokenizer).unwrap();
-    let options = BatchOptions { max_length: T, rows: 1, packing: Packing::Wrapped, seed: 0, shuffle: true, pad_id: 0 };
-    let mut rows: Vec<_> = data::batches(&data.train, &options, 0).take((tokens.0 + tokens.1) / T).collect();
-    let held_out = rows.split_off(tokens.0 / T);
+    let options = BatchOptions { max_length: T, rows: 4, packing: Packing::Wrapped, seed: 0, shuffle: true, pad_id: 0 };
+    let full = data::batches(&data.train, &options, 0).filter(|batch| batch.tokens == BATCH);
+    let mut rows: Vec<_> = full.take((tokens.0 + tokens.1) / BATCH).collect();
+    let held_out = rows.split_off(tokens.0 / BATCH);
     (rows, held_out)
 }
 
-fn forward(session: &mut Session, model: &Model, row: &data::Batch) {
-    let (positions, cu_seqlens) = (row.positions.clone(), row.cu_seqlens.clone());
-    session.forward(model, &Tokens { ids: row.ids.clone(), positions, cu_seqlens }).unwrap();
+fn forward(session: &mut Session, model: &Model, batch: &data::Batch) {
+    let data::Batch { ids, positions, cu_seqlens, .. } = batch.clone();
+    session.forward(model, &Tokens { ids, positions, cu_seqlens }).unwrap();
 }
 
 fn loss(b: &dyn Backend, folder: &Path, rows: &[data::Batch]) -> f64 {
     let model = Model::load(b, folder, &LoadOptions::frozen(DType::F32)).unwrap();
-    let mut session = Session::new(b, &model, T, T, Plan::Inference).unwrap();
+    let mut session = Session::new(b, &model, BATCH, T, Plan::Inference).unwrap();
     let (mut sum, mut counted) = (0.0, 0);
     for row in rows {
         forward(&mut session, &model, row);
@@ -150,14 +153,14 @@ fn errors_are_those_of_the_layers_outputs() {
         let [old, new] = [dir.path(), &out].map(|folder| Tensors::open_folder(folder, "model").unwrap());
         for name in ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"] {
             let inputs = Rc::new(Inputs(name, RefCell::default()));
-            let mut session = Session::new(b, &model, T, T, Plan::Inference).unwrap();
+            let mut session = Session::new(b, &model, BATCH, T, Plan::Inference).unwrap();
             session.observe(Some(inputs.clone()));
             rows.iter().for_each(|row| forward(&mut session, &model, row));
             session.observe(None);
             forward(&mut session, &model, &rows[0]);
             let (O, C) = model.linears().find(|l| l.name == name).map(|l| (l.O, l.C)).unwrap();
             let inputs = inputs.1.borrow();
-            assert_eq!(inputs.len(), rows.len() * T * C);
+            assert_eq!(inputs.len(), rows.len() * BATCH * C);
             let [was, is] = [&old, &new].map(|t| find(t, &format!("{name}.weight"), &[O, C]).unwrap().to_f32());
             let exact: Vec<f64> = was.iter().map(|w| *w as f64).collect();
             let change: Vec<f64> = was.iter().zip(&is).map(|(w, q)| *w as f64 - *q as f64).collect();
