@@ -274,6 +274,17 @@ fn commands_take_names() {
         (Some("org/base"), Some("main"))
     );
     assert!(result.join("tokenizer.json").exists());
+
+    // the adapter, in its turn, by name
+    let read = |name: &str| (name.to_string(), std::fs::read(result.join(name)).unwrap());
+    let files = ["adapter_config.json", "adapter_model.safetensors"].map(read).into();
+    server.state.lock().unwrap().repos.insert("org/adapter".into(), Repo { files, ..llama() });
+    let words = ["--prompt", "fn", "--raw", "--max-new-tokens", "2", "--backend", "cpu"];
+    let names = ["generate", "--model", "org/base", "--adapter", "org/adapter"];
+    let out = luthier(&server, &home, &[&names[..], &words].concat());
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let there = home.join("hub/models--org--adapter/snapshots").join(COMMIT);
+    assert!(there.join("adapter_model.safetensors").exists() && !there.join("README.md").exists());
 }
 
 /// The model that comes with the project.
