@@ -61,6 +61,7 @@ fn bytes(b: &dyn Backend, weight: &Weight) -> Vec<Vec<u8>> {
     match weight {
         Weight::Dense(_) => panic!("a dense weight"),
         Weight::Int8(q) => vec![get(&q.codes), get(&q.scb)],
+        Weight::Mxfp4(q) => vec![get(&q.codes), get(&q.scales)],
         Weight::Nf4(q) => match &q.scales {
             Nf4Scales::Single { absmax } => vec![get(&q.codes), get(absmax)],
             Nf4Scales::Double { qabsmax, nested, map, offset } => {
@@ -274,6 +275,7 @@ fn what_does_not_fit_is_named() {
             Box::new(|_, c| c["quantization_config"]["quant_method"] = json!("awq")),
             "load_in_4bit = true quantizes",
         ),
+        (NF4, Box::new(|_, c| c["compression_config"] = json!({})), "`compressed-tensors` checkpoints are not"),
         (
             NF4,
             Box::new(|_, c| c["quantization_config"]["bnb_4bit_quant_type"] = json!("fp4")),

@@ -4,7 +4,7 @@ use super::full::write_shards;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Dtype, Outline};
-use crate::model::spec::{LinearSpec, Spec};
+use crate::model::spec::{ExpertFiles, LinearSpec, Spec};
 use crate::ops::{dyn8, nf4};
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -99,14 +99,26 @@ pub(super) fn int8_parts(codes: Vec<u8>, scb: Vec<u8>) -> Parts {
     BTreeMap::from([(".weight", codes), (".SCB", scb), (".weight_format", vec![0])])
 }
 
+/// Whether a model of this spec can be stored so.
+pub(super) fn check(spec: &Spec) -> Result<()> {
+    match &spec.moe {
+        Some(moe) if moe.files == ExpertFiles::Stacked => Err(Error::Usage(
+            "experts that share a tensor are no linear modules, and bitsandbytes has no form for them: load the model with \
+             load_in_4bit"
+                .into(),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// The linear modules of a spec: name -> [O, C]. Experts are modules of their own; what chooses between them stays dense.
 pub(super) fn modules(spec: &Spec) -> BTreeMap<String, (usize, usize)> {
     let router = spec.router().map(|router| router.module);
     let of_layer = |l: usize| {
-        let linears = spec.linears().into_iter().filter(|m| Some(m.module) != router);
+        let linears = spec.linears(l).into_iter().filter(|m| Some(m.module) != router);
         let linears = linears.map(|m| (spec.names.of(l, m.module), (m.O(), m.C)));
         let names = |m: LinearSpec| spec.expert_names(l, m.module).into_iter().map(move |name| (name, (m.O(), m.C)));
-        linears.chain(spec.experts().into_iter().flat_map(names)).collect::<Vec<_>>()
+        linears.chain(spec.experts(l).into_iter().flat_map(names)).collect::<Vec<_>>()
     };
     (0..spec.layers).flat_map(of_layer).collect()
 }

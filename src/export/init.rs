@@ -13,12 +13,15 @@ use std::path::Path;
 /// Values that one random stream fills.
 const CHUNK: usize = 1 << 16;
 
-/// Writes a folder for the config: matrices normal with its `initializer_range`, norms a factor of 1, biases 0, as transformers
+/// Writes a folder for the config: matrices and sinks normal with its `initializer_range`, norms a factor of 1, biases 0, as transformers
 /// starts.
 /// With a `format`, the linear layers are random codes and scales of that spread; their floats are never made.
 /// Returns the number of parameters.
 pub fn init(config: &Path, out: &Path, dtype: DType, format: Option<Format>, seed: u64) -> Result<u64> {
     let spec = read_spec(config)?;
+    if format.is_some() {
+        bnb::check(&spec)?;
+    }
     std::fs::create_dir_all(out).map_err(Error::write(out))?;
     let shapes: std::collections::HashMap<String, Vec<usize>> =
         spec.weights().into_iter().map(|w| (w.name, w.shape)).collect();
@@ -55,8 +58,11 @@ struct Fresh {
 impl Fresh {
     fn values(&self, name: &str, shape: &[usize]) -> Vec<u8> {
         let len: usize = shape.iter().product();
-        if shape.len() == 1 {
-            return self.dtype.encode(&vec![if name.ends_with(".bias") { 0.0 } else { self.norm }; len]);
+        if name.ends_with(".bias") || name.ends_with("_bias") {
+            return self.dtype.encode(&vec![0.0; len]);
+        }
+        if shape.len() == 1 && !name.ends_with(".sinks") {
+            return self.dtype.encode(&vec![self.norm; len]);
         }
         let chunk = |c: usize| {
             let mut rng = Rng::named(self.seed, &format!("{name}/{c}"));

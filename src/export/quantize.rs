@@ -29,6 +29,7 @@ impl Source {
             return Err(Error::content(folder.join("config.json"), "quantization_config", what));
         }
         let spec = checked.spec()?;
+        bnb::check(&spec)?;
         let tensors = Tensors::open_folder(folder, "model")?;
         let dtype = tensors.get(&format!("{}.weight", spec.names.embed))?.float().unwrap_or(DType::F32);
         Ok(Source { folder: folder.to_path_buf(), spec, tensors, dtype })

@@ -5,7 +5,6 @@ use crate::error::Result;
 use crate::model::experts::{Experts, Rows};
 use crate::model::linear::{Linear, Observer, Weight};
 use crate::model::quantized::quantize_nf4;
-use crate::ops::embedding::Embedding;
 use crate::ops::gradnorm::{self, GradNorm};
 use crate::ops::grouped::Grouped;
 use crate::ops::matmul::MatMul;
@@ -81,7 +80,7 @@ impl Observer for Measure {
     }
 
     fn experts(&self, b: &dyn Backend, experts: &Experts, inp: &Buf, rows: &Rows) -> Result<()> {
-        let (E, O, C) = (experts.names.len(), experts.O, experts.stack.C);
+        let (E, O, C) = (experts.names.len(), experts.O, experts.C);
         let p = Grouped { M: rows.M as u32, E: E as u32, J: O as u32, Q: C as u32, alpha: 1.0 };
         let product = |y: &mut Buf, weight: &Buf| b.grouped_nt(y, inp, weight, rows.offsets, &p);
         self.add(b, (&experts.stack.name, &experts.stack.weight), (E, O, C), rows.M * O, product)
@@ -104,14 +103,8 @@ pub(super) fn rounded(scope: &Scope, weight: &Buf, E: usize, (O, C): (usize, usi
 /// What that takes away: weight − rounded.
 fn change(scope: &Scope, weight: &Buf, E: usize, (O, C): (usize, usize)) -> Result<Buf> {
     let (b, rounded) = (scope.backend(), rounded(scope, weight, E, (O, C))?);
-    let (mut minus, mut out) = (scope.alloc(weight.len(), weight.dtype())?, scope.alloc(weight.len(), weight.dtype())?);
-    // every row of a table, times −1
-    let n = E * O;
-    let mut ids = scope.alloc(n, DType::U32)?;
-    b.upload_u32(&mut ids, &(0..n as u32).collect::<Vec<_>>())?;
-    let p = Embedding { N: n as u32, V: n as u32, C: C as u32, scale: -1.0 };
-    b.embedding_forward(&mut minus, &ids, &rounded, &p)?;
-    b.residual_forward(&mut out, weight, &minus, &Residual { P: weight.len() as u32 })?;
+    let mut out = scope.alloc(weight.len(), weight.dtype())?;
+    b.residual_forward(&mut out, weight, &rounded, &Residual { P: weight.len() as u32, scale: -1.0 })?;
     Ok(out)
 }
 
