@@ -65,12 +65,21 @@ impl DType {
     }
     /// The reverse of [`DType::encode`]; a trailing part of an element is left out.
     pub fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        let mut out = vec![0.0; bytes.len() / self.size()];
+        self.decode_to(&mut out, bytes);
+        out
+    }
+    /// The same into `out`, as far as both reach.
+    pub fn decode_to(self, out: &mut [f32], bytes: &[u8]) {
+        fn each<const S: usize>(out: &mut [f32], bytes: &[u8], value: impl Fn([u8; S]) -> f32) {
+            out.iter_mut().zip(bytes.as_chunks::<S>().0).for_each(|(out, b)| *out = value(*b));
+        }
         match self {
-            DType::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            DType::Bf16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            DType::U32 => bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect(),
-            DType::U8 => bytes.iter().map(|b| *b as f32).collect(),
+            DType::F16 => each(out, bytes, |b| half::f16::from_le_bytes(b).to_f32()),
+            DType::Bf16 => each(out, bytes, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+            DType::F32 => each(out, bytes, f32::from_le_bytes),
+            DType::U32 => each(out, bytes, |b| u32::from_le_bytes(b) as f32),
+            DType::U8 => each(out, bytes, |[b]| b as f32),
         }
     }
 }

@@ -42,7 +42,7 @@ pub fn init(config: &Path, out: &Path, dtype: DType, format: Option<Format>, see
         }
     }
     let file = if config.is_dir() { config.join("config.json") } else { config.to_path_buf() };
-    let quantization = format.map(|format| bnb::config(format, dtype, &spec));
+    let quantization = format.map(|format| bnb::config(format, dtype, &spec, &bnb::modules(&spec)));
     write_config(&file, dtype, quantization, &out.join("config.json"))?;
     Ok(spec.parameters())
 }

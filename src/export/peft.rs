@@ -3,6 +3,7 @@ use super::folder::write_json;
 use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::io::hub;
 use crate::io::safetensors::{Dtype, Outline, Tensors, Writer};
 use crate::model::Model;
 use crate::model::lora::{LoraConfig, Targets};
@@ -68,12 +69,14 @@ pub fn save(b: &dyn Backend, model: &Model, base: &str, out: &Path) -> Result<()
         writer.write(&DType::F32.encode(&param.get_part(b, i)?))?;
     }
     writer.finish()?;
+    let (base, revision) = hub::split(base);
     let alpha = config.lora_alpha;
     let whole = alpha.fract() == 0.0 && alpha.abs() < 1e9;
     let json = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        "revision": revision,
         "r": config.r,
         "lora_alpha": if whole { json!(alpha as i64) } else { json!(alpha) },
         "lora_dropout": 0.0,

@@ -13,7 +13,7 @@ pub use super::attention::Cache;
 use super::attention::{self, Attention};
 use super::batch::Inputs;
 use super::experts::Experts;
-use super::linear::{Linear, LinearScratch};
+use super::linear::{Linear, LinearScratch, Observer};
 use super::mlp::{self, Mlp};
 use super::norm::Norm;
 use super::param::Param;
@@ -22,6 +22,7 @@ use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::residual::Residual;
+use std::rc::Rc;
 
 pub struct Block {
     /// Which of the model's kinds of layers it is.
@@ -94,6 +95,11 @@ impl Saved {
 }
 
 impl BlockScratch {
+    pub fn observe(&mut self, observer: Option<Rc<dyn Observer>>) {
+        self.linear.observer = observer.clone();
+        self.mlp.observe(observer);
+    }
+
     /// For up to `N` tokens; `experts` is for the rows of experts.
     pub fn new(
         scope: &Scope,

@@ -6,7 +6,7 @@
 //! out = down(swiglu(gate, up))      [N,C]     dn = gate⁻(dgate) + up⁻(dup)
 //! ```
 use super::experts::Experts;
-use super::linear::{Linear, LinearScratch, Projections};
+use super::linear::{Linear, LinearScratch, Observer, Projections};
 use super::moe::{self, Moe};
 use super::param::Param;
 use super::spec::{MlpKind, Spec};
@@ -14,6 +14,7 @@ use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::swiglu::SwiGlu;
+use std::rc::Rc;
 
 pub enum Mlp {
     Dense { gate_up: Projections, down: Box<Linear> },
@@ -79,6 +80,11 @@ impl Scratch {
             _ => (N * s.F * dtype.size()) as u64,
         };
         s.mlps().into_iter().map(of).sum()
+    }
+    pub fn observe(&mut self, observer: Option<Rc<dyn Observer>>) {
+        if let Some(moe) = &mut self.moe {
+            moe.observe(observer);
+        }
     }
 }
 

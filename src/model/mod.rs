@@ -4,6 +4,7 @@
 //! ids [N] -> embed -> block × L -> final norm -> head, in chunks of tokens -> logp [N]
 //! ```
 //! A training method is a function of logp: it gives coef = ∂loss/∂logp, and [`Session::backward`] turns that into gradients.
+use crate::backend::Backend;
 use crate::dtype::DType;
 
 pub mod arch;
@@ -63,6 +64,13 @@ impl Model {
     /// Trained values, counted as PEFT's `print_trainable_parameters` does.
     pub fn trainable_parameters(&self) -> usize {
         self.trained().map(param::Param::elements).sum()
+    }
+    /// Gives back the memory of what is not trained; trained weights may have moved to an optimizer's buffers.
+    pub fn free(self, b: &dyn Backend) {
+        let frozen = self.params().filter(|p| p.train.is_none()).map(|p| &p.value);
+        let linears = self.linears().chain(self.experts().map(|experts| &experts.stack));
+        let bufs = frozen.chain(linears.flat_map(|linear| linear.weight.quantized()));
+        bufs.for_each(|buf| b.free(buf.view(0, buf.len())));
     }
     pub fn linears(&self) -> impl Iterator<Item = &linear::Linear> {
         self.blocks.iter().flat_map(block::Block::linears)

@@ -3,7 +3,7 @@ use super::Model;
 use super::batch::{Inputs, Tokens};
 use super::block::{BlockScratch, Cache, Saved};
 use super::head::HeadScratch;
-use super::linear::LinearScratch;
+use super::linear::{LinearScratch, Observer};
 use super::norm::Norm;
 use super::spec::Spec;
 use super::{attention, mlp};
@@ -11,6 +11,7 @@ use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::embedding::Embedding;
+use std::rc::Rc;
 
 /// What is kept of the forward pass for the backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,11 @@ impl<'b> Session<'b> {
             head: HeadScratch::new(&scope, s, N, dtype, train)?,
             _scope: scope,
         })
+    }
+
+    /// From now on `observer` sees what each linear layer is given in a forward pass; `None`: nobody does.
+    pub fn observe(&mut self, observer: Option<Rc<dyn Observer>>) {
+        self.scratch.observe(observer);
     }
 
     /// Embedding, blocks, final norm.

@@ -13,8 +13,9 @@ use crate::data::{self, Batch, BatchOptions, Dataset, Tokenizer};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::infer::{self, Sampling};
-use crate::io::safetensors::Tensors;
+use crate::io::{hub, safetensors::Tensors};
 use crate::model::{self, Model, Session, Tokens};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Tokens of the sample that shows the model before and after.
@@ -22,7 +23,8 @@ const SAMPLE_TOKENS: usize = 64;
 
 /// Runs a config to its end, from wherever an earlier run of it got to. Returns the last evaluation's loss.
 pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
-    let (spec, tokenizer) = model::check(&config.model_name_or_path)?.sound()?;
+    let base = base_folder(config, reporter)?;
+    let (spec, tokenizer) = model::check(&base)?.sound()?;
     if config.dtype == DType::F16 {
         let what = "training in float16 needs loss scaling, which is not there yet: set dtype to bfloat16 (any backend has it) or float32";
         return Err(Error::Usage(what.into()));
@@ -34,7 +36,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let total = config.total_steps(cursor.micro_batches());
     let run_dir = RunDir::open(&config.output_dir)?;
     let real = |path: &std::path::Path| path.canonicalize().map_err(Error::read(path));
-    if real(run_dir.path())? == real(&config.model_name_or_path)? {
+    if real(run_dir.path())? == real(&base)? {
         return Err(Error::Usage(
             "output_dir is the model's own folder, and a result would overwrite the model: choose another".into(),
         ));
@@ -44,7 +46,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         num_input_tokens_seen: 0,
         dataset: data.report.fingerprint.clone(),
         course: state::course(config)?,
-        model: Tensors::open_folder(&config.model_name_or_path, "model")?.fingerprint(),
+        model: Tensors::open_folder(&base, "model")?.fingerprint(),
     };
     let resume = state::find(config, reporter)?;
     if let Some((folder, found)) = &resume {
@@ -58,7 +60,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
             return Ok(None);
         }
     }
-    let mut model = Model::load(b, &config.model_name_or_path, &setup::load_options(config))?;
+    let mut model = Model::load(b, &base, &setup::load_options(config))?;
     let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
     let mut state = fresh;
     if let Some((folder, found)) = resume {
@@ -89,6 +91,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let clock = Clock { since: Instant::now(), tokens: 0, epoch: 0.0 };
     Run {
         config,
+        base,
         b,
         tokenizer: &tokenizer,
         data: &data,
@@ -104,6 +107,14 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         clock,
     }
     .run(reporter)
+}
+
+/// Where the base model's files are.
+fn base_folder(config: &TrainConfig, reporter: &mut dyn Reporter) -> Result<PathBuf> {
+    hub::resolve(&config.model_name_or_path, hub::Kind::Model, &mut |event| {
+        reporter.download(event);
+        !reporter.is_interrupted()
+    })
 }
 
 fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {
@@ -127,6 +138,8 @@ struct Clock {
 
 struct Run<'a> {
     config: &'a TrainConfig,
+    /// The base model's folder.
+    base: PathBuf,
     b: &'a dyn Backend,
     tokenizer: &'a Tokenizer,
     data: &'a Dataset,
@@ -170,7 +183,7 @@ impl Run<'_> {
         if saved != self.total {
             self.save(reporter)?;
         }
-        state::publish(self.b, &self.model, self.config, &self.state, self.run_dir.path())?;
+        state::publish(self.b, &self.model, self.config, &self.base, &self.state, self.run_dir.path())?;
         reporter.saved(self.run_dir.path());
         self.sample(reporter)?;
         Ok(eval)
@@ -229,7 +242,8 @@ impl Run<'_> {
     fn save(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
         let started = Instant::now();
         self.metrics.sync()?;
-        let folder = state::save(self.b, &self.run_dir, &self.model, &self.optimizer, self.config, &self.state)?;
+        let folder =
+            state::save(self.b, &self.run_dir, &self.model, &self.optimizer, self.config, &self.base, &self.state)?;
         reporter.saved(&folder);
         self.clock.since += started.elapsed();
         Ok(())

@@ -50,7 +50,7 @@ impl<'a> Loader<'a> {
                 let inp = self.staged_stack(&files, O, C)?;
                 quantized::quantize_int8(self.b, &inp, files.len() * O, C).map(Weight::Int8)?
             }
-            _ => Weight::Dense(self.stack(files, O, C)?),
+            _ => self.stored(files, O, C)?,
         };
         let name = names.first().cloned().unwrap_or_default();
         let stack =
@@ -83,17 +83,30 @@ impl<'a> Loader<'a> {
         Ok(Experts { names, O, C, layout, stack })
     }
 
-    fn stack(&self, files: Vec<String>, O: usize, C: usize) -> Result<Param> {
-        let tensors = self.tensors_of(&files, O, C)?;
-        let mut param = Param::stack(self.b, files, &[O, C], [O, C], self.options.dtype)?;
-        let exact = tensors.iter().all(|tensor| tensor.float() == Some(self.options.dtype));
-        if self.options.full() && !exact {
+    /// As the files have them.
+    fn stored(&self, files: Vec<String>, O: usize, C: usize) -> Result<Weight> {
+        let stored = |file: &String| quantized::find(self.tensors, file, &[O, C]);
+        let all = files.iter().map(stored).collect::<Result<Vec<_>>>()?;
+        match quantized::stack(self.b, &all)? {
+            Some(weight) => Ok(weight),
+            None => self.floats(files, &all, O, C).map(Weight::Dense),
+        }
+    }
+
+    /// Floats, or the exact values of what has no quantized form as a stack.
+    fn floats(&self, files: Vec<String>, all: &[Stored], O: usize, C: usize) -> Result<Param> {
+        let dtype = self.options.dtype;
+        let mut param = Param::stack(self.b, files, &[O, C], [O, C], dtype)?;
+        let exact = |stored: &Stored| matches!(stored, Stored::Float(tensor) if tensor.float() == Some(dtype));
+        if self.options.full() && !all.iter().all(exact) {
             param.unfreeze(self.b)?;
         }
-        for (i, tensor) in tensors.iter().enumerate() {
-            match exact {
-                true => param.set_bytes(self.b, i, tensor.bytes)?,
-                false => param.set_part(self.b, i, &tensor.to_f32().expect("floats() gives floats"))?,
+        for (i, stored) in all.iter().enumerate() {
+            match stored {
+                Stored::Float(tensor) if param.train.is_none() && exact(stored) => {
+                    param.set_bytes(self.b, i, tensor.bytes)?;
+                }
+                _ => param.set_part(self.b, i, &stored.to_f32())?,
             }
         }
         if self.options.full() {
@@ -113,19 +126,6 @@ impl<'a> Loader<'a> {
     }
 
     fn tensors_of(&self, files: &[String], O: usize, C: usize) -> Result<Vec<Tensor<'a>>> {
-        let floats = |file: &String| match quantized::find(self.tensors, file, &[O, C])? {
-            Stored::Float(tensor) => Ok(tensor),
-            Stored::Nf4(_) => Err(self.unsupported(file, 4)),
-            Stored::Int8(_) => Err(self.unsupported(file, 8)),
-            Stored::Mxfp4(_) => Err(Error::Bug(format!("{file}: only stacked experts come in MXFP4"))),
-        };
-        files.iter().map(floats).collect()
-    }
-
-    fn unsupported(&self, file: &str, bits: u32) -> Error {
-        let what = format!(
-            "expert weights stored in {bits} bits are not supported yet; load the unquantized model with load_in_{bits}bit"
-        );
-        Error::content(self.tensors.path(), file, what)
+        files.iter().map(|file| self.tensors.floats(file, &[O, C])).collect()
     }
 }
