@@ -183,6 +183,6 @@ impl Mlp {
 }
 
 fn swiglu_params(s: &Spec, N: usize) -> SwiGlu {
-    let (slope, cubic) = s.activation.coefficients();
-    SwiGlu { N: N as u32, F: s.F as u32, ld_gate: s.F as u32, ld_up: s.F as u32, slope, cubic }
+    let (act, slope, cubic) = s.activation.coefficients();
+    SwiGlu { N: N as u32, F: s.F as u32, ld_gate: s.F as u32, ld_up: s.F as u32, act, slope, cubic }
 }

@@ -1,5 +1,6 @@
 //! A decoder as data: what an architecture's config says, in terms the layers understand.
 use super::rope::{Reach, Rope};
+use crate::ops::activation;
 
 /// Sizes and mechanisms of a decoder. Letters are the dims of the op table.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,21 +98,32 @@ pub enum QkNorm {
     PerHead,
 }
 
-/// Of the MLP's gate: x·σ(x·(slope + cubic·x²)).
+/// Of the MLP, or of its gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     Silu,
-    /// `gelu_pytorch_tanh`
+    /// `gelu_pytorch_tanh`, `gelu_new`
     GeluTanh,
+    /// Exact: `gelu`
+    Gelu,
+    /// x·σ(1.702·x)
+    QuickGelu,
+    Relu,
+    /// relu(x)²
+    Relu2,
 }
 
 impl Activation {
-    /// (slope, cubic)
-    pub fn coefficients(self) -> (f32, f32) {
+    /// (act, slope, cubic) of the ops.
+    pub fn coefficients(self) -> (u32, f32, f32) {
         let gelu = (8.0 / std::f64::consts::PI).sqrt();
         match self {
-            Activation::Silu => (1.0, 0.0),
-            Activation::GeluTanh => (gelu as f32, (gelu * 0.044715) as f32),
+            Activation::Silu => (activation::SIGMOID, 1.0, 0.0),
+            Activation::GeluTanh => (activation::SIGMOID, gelu as f32, (gelu * 0.044715) as f32),
+            Activation::QuickGelu => (activation::SIGMOID, 1.702, 0.0),
+            Activation::Gelu => (activation::GELU, 0.0, 0.0),
+            Activation::Relu => (activation::RELU, 0.0, 0.0),
+            Activation::Relu2 => (activation::RELU2, 0.0, 0.0),
         }
     }
 }

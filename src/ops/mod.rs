@@ -6,6 +6,7 @@ pub(crate) mod table;
 use crate::dtype::{DType, Real};
 use table::for_each_op;
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod bias;
@@ -16,6 +17,7 @@ pub mod fill;
 pub mod gradnorm;
 pub mod grouped;
 pub mod int8;
+pub mod layernorm;
 pub mod logprob;
 pub mod matmul;
 pub mod nf4;

@@ -116,8 +116,17 @@ pub(super) fn activation(keys: &Keys, names: &[&str], default: &str) -> Result<A
     let name = names.iter().find(|name| keys.get(name).is_some()).unwrap_or(&names[0]);
     match keys.text(name, Some(default))?.as_str() {
         "silu" | "swish" => Ok(Activation::Silu),
-        "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
-        other => keys.wrong(name, format!("`silu` or `gelu_pytorch_tanh` is wanted, got `{other}`")),
+        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => {
+            Ok(Activation::GeluTanh)
+        }
+        "gelu" | "gelu_python" => Ok(Activation::Gelu),
+        "quick_gelu" => Ok(Activation::QuickGelu),
+        "relu" => Ok(Activation::Relu),
+        "relu2" => Ok(Activation::Relu2),
+        other => {
+            let known = "silu, gelu, gelu_pytorch_tanh, gelu_new, gelu_fast, quick_gelu, relu, relu2";
+            keys.wrong(name, format!("one of {known} is wanted, got `{other}`"))
+        }
     }
 }
 
