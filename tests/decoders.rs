@@ -20,7 +20,7 @@ fn models() -> Vec<PathBuf> {
     let mut models: Vec<_> = folders.filter(|f| f.join("config.json").exists()).collect();
     models.retain(|f| luthier::model::arch::read_spec(f).is_ok() && quantized::scheme(f).is_ok_and(|s| s.is_none()));
     models.sort();
-    assert!(models.len() >= 11, "{models:?}");
+    assert!(models.len() >= 17, "{models:?}");
     models
 }
 
@@ -78,6 +78,13 @@ fn resized(folder: &Path) -> serde_json::Value {
         let types =
             if sliding { ["full_attention", "sliding_attention", "full_attention"] } else { ["full_attention"; 3] };
         keys.insert("layer_types".into(), types.to_vec().into());
+    }
+    if let Some(layers) = keys.get_mut("no_rope_layers") {
+        *layers = vec![0, 1, 0].into();
+    }
+    if let Some(part) = keys.get_mut("rope_parameters").and_then(|p| p.get_mut("partial_rotary_factor")) {
+        // 4 of the 6 channels, where not all of them turn
+        *part = if part.as_f64().unwrap() < 1.0 { 0.67 } else { 1.0 }.into();
     }
     for factor in ["short_factor", "long_factor"] {
         if let Some(list) = keys.get_mut("rope_parameters").and_then(|p| p.get_mut(factor)) {

@@ -46,7 +46,10 @@ fn shapes(s: &Spec) -> String {
     let head = if s.head == Head::Tied { "the embedding's" } else { "its own" };
     let kind = |k: &LayerKind| {
         let window = k.window.map_or("full attention".into(), |w| format!("a window of {w}"));
-        format!("{window}, RoPE of theta {} {:?}", k.rope.theta, k.rope.scaling)
+        match &k.rope {
+            Some(rope) => format!("{window}, RoPE of theta {} {:?}", rope.theta, rope.scaling),
+            None => format!("{window}, no RoPE"),
+        }
     };
     let kinds = s.kinds.iter().map(kind).collect::<Vec<_>>().join("; ");
     format!(

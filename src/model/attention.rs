@@ -3,16 +3,16 @@
 //! ```text
 //! forward                                        backward
 //! q, k, v = qkv(x)             [N, H·D] [N, K·D] datt = o⁻(dout)
-//! q, k = norm of each head     (where there is)  dq, dk, dv = attention⁻(datt)
-//! q, k = rope(q), rope(k)                        rope⁻, norm⁻
+//! q, k = norm(q), norm(k)      (where there is)  dq, dk, dv = attention⁻(datt)
+//! q, k = rope(q), rope(k)      (where there is)  rope⁻, norm⁻
 //! att, lse = attention(q, k, v)          [N,H·D] dx = qkv⁻(dq, dk, dv)
 //! out = o(att)                             [N,C]
 //! ```
-use super::batch::{Inputs, KindInputs};
+use super::batch::{Inputs, KindInputs, RopeInputs};
 use super::linear::{Linear, LinearScratch, Projections};
 use super::norm::Norm;
 use super::param::Param;
-use super::spec::{QkNorm, Spec};
+use super::spec::{QkNorm, RopePairs, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -21,7 +21,7 @@ use crate::ops::rope::Rope;
 
 pub struct Attention {
     pub qkv: Projections,
-    /// Of each head of q and of k.
+    /// Of q and of k.
     pub head_norms: Option<[Param; 2]>,
     pub o: Linear,
 }
@@ -67,18 +67,22 @@ pub struct Cache<'a> {
 impl Saved {
     pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType) -> Result<Saved> {
         let heads = |heads: usize| scope.alloc(N * heads * s.D, dtype);
-        let stat = |heads: usize| scope.alloc(N * heads, DType::F32);
-        let normed = |n: usize| Ok(Normed { inp: heads(n)?, rstd: stat(n)? });
+        let stat = |rows: usize| scope.alloc(rows, DType::F32);
+        let normed = |n: usize| Ok(Normed { inp: heads(n)?, rstd: stat(s.qk_norm.shape(N, n, s.D).0)? });
         let head_norms = match s.qk_norm {
-            QkNorm::PerHead => Some([normed(s.H)?, normed(s.K)?]),
             QkNorm::Absent => None,
+            QkNorm::PerHead | QkNorm::Whole => Some([normed(s.H)?, normed(s.K)?]),
         };
-        Ok(Saved { q: heads(s.H)?, k: heads(s.K)?, v: heads(s.K)?, att: heads(s.H)?, lse: stat(s.H)?, head_norms })
+        Ok(Saved { q: heads(s.H)?, k: heads(s.K)?, v: heads(s.K)?, att: heads(s.H)?, lse: stat(N * s.H)?, head_norms })
     }
 
     /// Bytes of one for N tokens.
     pub fn bytes(s: &Spec, N: usize, dtype: DType) -> u64 {
-        let (normed, stats) = if s.qk_norm == QkNorm::PerHead { (s.H + s.K, s.H + s.K) } else { (0, 0) };
+        let (normed, stats) = match s.qk_norm {
+            QkNorm::Absent => (0, 0),
+            QkNorm::PerHead => (s.H + s.K, s.H + s.K),
+            QkNorm::Whole => (s.H + s.K, 2),
+        };
         (N * ((2 * (s.H + s.K) + normed) * s.D * dtype.size() + (s.H + stats) * 4)) as u64
     }
 }
@@ -123,8 +127,10 @@ impl Attention {
             _ => self.qkv.forward(b, linear, &mut [&mut *q, &mut *k, v], x, N)?,
         }
         let own = &inputs.kinds[kind];
-        b.rope_forward(q, &own.rope, &own.rope_rows, &rope_params(s, N, s.H, own))?;
-        b.rope_forward(k, &own.rope, &own.rope_rows, &rope_params(s, N, s.K, own))?;
+        if let Some(rope) = &own.rope {
+            b.rope_forward(q, &rope.table, &rope.rows, &rope_params(s, N, s.H, rope))?;
+            b.rope_forward(k, &rope.table, &rope.rows, &rope_params(s, N, s.K, rope))?;
+        }
         let (k, v, T) = match &cache {
             None => (&*k, &*v, N),
             Some(c) => {
@@ -178,8 +184,10 @@ impl Attention {
         let (N, own) = (inputs.N, &inputs.kinds[kind]);
         let g = t.grads.as_mut().expect("the scratch was made for training");
         core_backward(b, s, saved, g, own, N)?;
-        b.rope_backward(&mut g.dq, &own.rope, &own.rope_rows, &rope_params(s, N, s.H, own))?;
-        b.rope_backward(&mut g.dk, &own.rope, &own.rope_rows, &rope_params(s, N, s.K, own))?;
+        if let Some(rope) = &own.rope {
+            b.rope_backward(&mut g.dq, &rope.table, &rope.rows, &rope_params(s, N, s.H, rope))?;
+            b.rope_backward(&mut g.dk, &rope.table, &rope.rows, &rope_params(s, N, s.K, rope))?;
+        }
         let Saved { q, k, head_norms, .. } = saved;
         let (mut dq, mut dk) = (&g.dq, &g.dk);
         if let (Some(weights), Some(normed)) = (&mut self.head_norms, head_norms) {
@@ -226,9 +234,10 @@ fn core_backward(b: &dyn Backend, s: &Spec, saved: &Saved, g: &mut Grads, own: &
     )
 }
 
-fn rope_params(s: &Spec, N: usize, heads: usize, own: &KindInputs) -> Rope {
-    let rows = own.rope.len() / s.A;
-    Rope { N: N as u32, H: heads as u32, D: s.D as u32, A: s.A as u32, T: rows as u32, ld_x: (heads * s.D) as u32 }
+fn rope_params(s: &Spec, N: usize, heads: usize, rope: &RopeInputs) -> Rope {
+    let (rows, ld_x) = ((rope.table.len() / s.A) as u32, (heads * s.D) as u32);
+    let interleaved = (s.rope_pairs == RopePairs::Interleaved) as u32;
+    Rope { N: N as u32, H: heads as u32, D: s.D as u32, A: s.A as u32, T: rows, ld_x, interleaved }
 }
 
 fn params(s: &Spec, N: usize, T: usize) -> Params {

@@ -108,6 +108,15 @@ impl Keys {
         }
         self.typed(key, None, &format!("a list of {count} texts"), read).map(Some)
     }
+    /// A list of at least so many truths (true, false, 1, 0), if there is one; more than that are not read.
+    pub fn flags(&self, key: &str, count: usize) -> Result<Option<Vec<bool>>> {
+        let truth = |v: &Value| v.as_bool().or(v.as_u64().filter(|x| *x < 2).map(|x| x == 1));
+        let read = |v: &Value| v.as_array()?.get(..count)?.iter().map(truth).collect::<Option<Vec<_>>>();
+        if self.get(key).is_none() {
+            return Ok(None);
+        }
+        self.typed(key, None, &format!("a list of {count} ones and zeros"), read).map(Some)
+    }
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
         self.typed(key, Some(default), "true or false", Value::as_bool)
     }

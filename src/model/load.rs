@@ -8,7 +8,7 @@ use super::mlp::Mlp;
 use super::moe::Moe;
 use super::param::Param;
 use super::quantized::{self, Scheme, Stored};
-use super::spec::{Bias, Head, LinearSpec, NormPlace, QkNorm, Spec};
+use super::spec::{Bias, Head, LinearSpec, QkNorm, Spec};
 use super::{Model, arch, check, lora};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
@@ -189,19 +189,10 @@ impl Loader<'_> {
         let (s, n) = (self.spec, &self.spec.names);
         Ok(Block {
             kind: s.kind_of[layer],
-            attention_norm: self.norm(layer, n.attention_norm, s.C)?,
-            mlp_norm: self.norm(layer, n.mlp_norm, s.C)?,
-            post_norms: match s.norm_place {
-                NormPlace::BeforeAndAfter => {
-                    Some([self.norm(layer, n.attention_post_norm, s.C)?, self.norm(layer, n.mlp_post_norm, s.C)?])
-                }
-                NormPlace::Before => None,
-            },
+            pre_norms: self.norms(layer, [n.attention_norm, n.mlp_norm], s.norm_place.before())?,
+            post_norms: self.norms(layer, [n.attention_post_norm, n.mlp_post_norm], s.norm_place.after())?,
             attention: Attention {
-                head_norms: match s.qk_norm {
-                    QkNorm::PerHead => Some([self.norm(layer, n.q_norm, s.D)?, self.norm(layer, n.k_norm, s.D)?]),
-                    QkNorm::Absent => None,
-                },
+                head_norms: self.norms(layer, [n.q_norm, n.k_norm], s.qk_norm != QkNorm::Absent)?,
                 qkv: self.projections(layer, s.qkv())?,
                 o: self.linear(layer, s.o())?,
             },
@@ -228,9 +219,18 @@ impl Loader<'_> {
         })))
     }
 
-    fn norm(&self, layer: usize, module: &str, len: usize) -> Result<Param> {
-        let name = format!("{}.weight", self.spec.names.of(layer, module));
-        self.param(&name, &name, &[len], self.options.full())
+    /// Two norms, if they are there; their lengths are as the spec has them.
+    fn norms(&self, layer: usize, modules: [&str; 2], there: bool) -> Result<Option<[Param; 2]>> {
+        if !there {
+            return Ok(None);
+        }
+        let norm = |module: &str| {
+            let len = self.spec.norms().iter().find(|(name, _)| *name == module).map(|(_, len)| *len);
+            let len = len.ok_or_else(|| Error::Bug(format!("the spec has no norm `{module}`")))?;
+            let name = format!("{}.weight", self.spec.names.of(layer, module));
+            self.param(&name, &name, &[len], self.options.full())
+        };
+        Ok(Some([norm(modules[0])?, norm(modules[1])?]))
     }
 
     fn projections(&mut self, layer: usize, modules: Vec<LinearSpec>) -> Result<Projections> {

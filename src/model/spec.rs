@@ -20,6 +20,7 @@ pub struct Spec {
     pub D: usize,
     /// Channels of a head that RoPE turns: head_dim·partial_rotary_factor.
     pub A: usize,
+    pub rope_pairs: RopePairs,
     /// vocab_size
     pub V: usize,
     /// rms_norm_eps
@@ -43,6 +44,10 @@ pub struct Spec {
     pub attention_scale: f32,
     /// The embedding's output is multiplied by it, rounded to the model's dtype.
     pub embed_scale: f32,
+    /// What attention and MLP add to the residual stream is multiplied by it.
+    pub residual_scale: f32,
+    /// Logits are multiplied by it, before the cap.
+    pub logit_scale: f32,
     /// Scores and logits stay within ± it; 0: no cap.
     pub attention_softcap: f32,
     pub logit_softcap: f32,
@@ -58,7 +63,17 @@ pub struct Spec {
 pub struct LayerKind {
     /// A token sees so many tokens back, itself included; `None`: all.
     pub window: Option<usize>,
-    pub rope: Rope,
+    /// `None`: no positions.
+    pub rope: Option<Rope>,
+}
+
+/// Which two channels of a head RoPE turns together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairs {
+    /// d and d + A/2.
+    Halves,
+    /// 2d and 2d + 1.
+    Interleaved,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,13 +104,34 @@ pub enum NormPlace {
     Before,
     /// And on their output, before it is added to the residual stream.
     BeforeAndAfter,
+    /// On their output alone.
+    After,
 }
 
-/// A norm of each head's q and k, before RoPE.
+impl NormPlace {
+    pub fn before(self) -> bool {
+        self != NormPlace::After
+    }
+    pub fn after(self) -> bool {
+        self != NormPlace::Before
+    }
+}
+
+/// A norm of q and of k, before RoPE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkNorm {
     Absent,
+    /// Each head by itself, all with one weight [D].
     PerHead,
+    /// All heads as one row.
+    Whole,
+}
+
+impl QkNorm {
+    /// (rows, length of a row) of a norm of N tokens' `heads`.
+    pub fn shape(self, N: usize, heads: usize, D: usize) -> (usize, usize) {
+        if self == QkNorm::Whole { (N, heads * D) } else { (N * heads, D) }
+    }
 }
 
 /// Of the MLP, or of its gate.
@@ -167,15 +203,16 @@ pub struct Names {
     pub layer: &'static str,
     pub final_norm: &'static str,
     pub head: &'static str,
+    /// Norms of inputs; not read with [`NormPlace::After`].
     pub attention_norm: &'static str,
-    /// Norms of outputs; read with [`NormPlace::BeforeAndAfter`] only.
-    pub attention_post_norm: &'static str,
     pub mlp_norm: &'static str,
+    /// Norms of outputs; not read with [`NormPlace::Before`].
+    pub attention_post_norm: &'static str,
     pub mlp_post_norm: &'static str,
     pub q: &'static str,
     pub k: &'static str,
     pub v: &'static str,
-    /// Read with [`QkNorm::PerHead`] only.
+    /// Not read with [`QkNorm::Absent`].
     pub q_norm: &'static str,
     pub k_norm: &'static str,
     pub o: &'static str,
@@ -226,9 +263,8 @@ fn fused(projections: &[(&'static str, usize)], C: usize, bias: Bias) -> Vec<Lin
 impl Spec {
     /// Whether a sequence of T tokens is the first to be too long for the angles of shorter ones.
     pub fn rope_turns_at(&self, T: usize) -> bool {
-        self.kinds
-            .iter()
-            .any(|kind| T > 0 && kind.rope.reach(T) == Reach::Long && kind.rope.reach(T - 1) != Reach::Long)
+        let long = |rope: &Rope, T| rope.reach(T) == Reach::Long;
+        T > 0 && self.kinds.iter().filter_map(|kind| kind.rope.as_ref()).any(|rope| long(rope, T) && !long(rope, T - 1))
     }
     /// The modules that make q, k and v: three, or one.
     pub fn qkv(&self) -> Vec<LinearSpec> {
@@ -272,12 +308,16 @@ impl Spec {
     /// The norms of a block: name within the layer and length.
     pub fn norms(&self) -> Vec<(&'static str, usize)> {
         let (n, C) = (&self.names, self.C);
-        let mut all = vec![(n.attention_norm, C), (n.mlp_norm, C)];
-        if self.norm_place == NormPlace::BeforeAndAfter {
+        let mut all = Vec::new();
+        if self.norm_place.before() {
+            all.extend([(n.attention_norm, C), (n.mlp_norm, C)]);
+        }
+        if self.norm_place.after() {
             all.extend([(n.attention_post_norm, C), (n.mlp_post_norm, C)]);
         }
-        if self.qk_norm == QkNorm::PerHead {
-            all.extend([(n.q_norm, self.D), (n.k_norm, self.D)]);
+        if self.qk_norm != QkNorm::Absent {
+            let length = |heads| self.qk_norm.shape(1, heads, self.D).1;
+            all.extend([(n.q_norm, length(self.H)), (n.k_norm, length(self.K))]);
         }
         all
     }

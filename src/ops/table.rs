@@ -46,7 +46,7 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// dbias += Σ_N dout[n,:].
     bias::bias_backward{N, O}(dbias: add f32 [O], dout: read [N, O; ld_dout]; BiasBackward);
 
-    /// Rotates the first A channels of each head of x in place by its token's position; `table` holds cos then sin per position.
+    /// Rotates the first A channels of each head of x in place by its token's position, in pairs of halves or interleaved; `table` holds cos then sin per position.
     rope::rope_forward{N, H, D, A, T}(x: update [N, H*D; ld_x], table: read f32 [T, A], positions: read u32 [N]; Rope);
     /// The inverse rotation, in place: dx becomes the gradient of the unrotated x.
     rope::rope_backward{N, H, D, A, T}(dx: update [N, H*D; ld_x], table: read f32 [T, A], positions: read u32 [N]; Rope);
@@ -99,9 +99,9 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// out[e] += alpha·Σ_m a[m,:]ᵀ·b[m,:] over the expert's rows: its weight gradient.
     grouped::grouped_tn_add{M, E, J, Q}(out: add [E, J, Q], a: read [M, J], b: read [M, Q], offsets: read u32 [E+1]; Grouped);
 
-    /// out = a + b.
+    /// out = a + scale·b.
     residual::residual_forward{P}(out: write [P], a: read [P], b: read [P]; Residual);
-    /// dinp += dout: the gradient of either branch.
+    /// dinp += scale·dout: the gradient of b, or with a scale of 1 that of a.
     residual::residual_backward{P}(dinp: add [P], dout: read [P]; Residual);
 
     /// logp[n] = logits[n, labels[n]] − lse[n]; 0 where the label is ignored (2³² − 1). lse[n] = log Σ_V exp(logits[n,:]).

@@ -182,8 +182,8 @@ pub fn all() -> Vec<(String, Case)> {
         for P in [1, 7, 64, 255, 4099, 8200, 20_002] {
             add!(fill_forward, fill::Fill { P, value: 0.3 });
             add!(cast_forward, cast::Cast { P });
-            add!(residual_forward, residual::Residual { P });
-            add!(residual_backward, residual::Residual { P });
+            add!(residual_forward, residual::Residual { P, scale: 0.5 });
+            add!(residual_backward, residual::Residual { P, scale: 0.5 });
             add!(nf4_quantize, nf4::Nf4 { P });
             add!(nf4_dequantize, nf4::Nf4 { P });
             add!(nf4_dequantize_double, nf4::Nf4Double { P, offset: 0.1 });
@@ -259,8 +259,9 @@ pub fn all() -> Vec<(String, Case)> {
             add!(embedding_forward, p, |c: Case| c.u32s("ids", ids.clone()));
             add!(embedding_backward, p, |c: Case| c.u32s("ids", ids.clone()).u32s("order", order.clone()));
         }
-        for (N, H, D, A, pad) in [(3, 2, 128, 128, 0), (5, 3, 6, 6, 2), (2, 40, 64, 32, 8), (3, 5, 80, 80, 16)] {
-            let p = rope::Rope { N, H, D, A, T: 11, ld_x: H * D + pad };
+        let heads = [(3, 2, 128, 128, 0), (5, 3, 6, 6, 2), (2, 40, 64, 32, 8), (3, 5, 80, 80, 16)];
+        for ((N, H, D, A, pad), interleaved) in heads.into_iter().flat_map(|heads| [(heads, 0), (heads, 1)]) {
+            let p = rope::Rope { N, H, D, A, T: 11, ld_x: H * D + pad, interleaved };
             let positions = |c: Case| c.u32s("positions", (0..N).map(|n| (n * 5 + 1) % 11).collect());
             add!(rope_forward, p, positions);
             add!(rope_backward, p, positions);

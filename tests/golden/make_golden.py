@@ -39,10 +39,15 @@ CASES = {
   "mixtral": ("MixtralConfig", dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=None)),
   "qwen3_moe": ("Qwen3MoeConfig", dict(head_dim=12 if not SECOND else 6, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True, decoder_sparse_step=1)),
 }
+CASES |= {  # of Llama's family
+  "olmo2": ("Olmo2Config", {}), "granite": ("GraniteConfig", dict(embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.3, logits_scaling=2.0, attention_bias=True, mlp_bias=True)),
+  "olmo3": ("Olmo3Config", dict(sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"][:2 + SECOND], rope_parameters=dict(sliding_attention=rp(theta=20000.0), full_attention=rp(theta=20000.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=32)))),
+  "smollm3": ("SmolLM3Config", dict(no_rope_layer_interval=2, use_sliding_window=True, sliding_window=8, rope_parameters=rp(theta=2e6))),
+  "glm": ("GlmConfig", dict(head_dim=16 if not SECOND else 8)), "glm4": ("Glm4Config", dict(head_dim=16 if not SECOND else 12, attention_bias=False)),
+}
 EXTRA = {  # only with `second`, or by name
-  "olmo2": ("Olmo2Config", {}), "granite": ("GraniteConfig", dict(embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.3, logits_scaling=2.0)),
-  "smollm3": ("SmolLM3Config", dict(num_hidden_layers=4)), "starcoder2": ("Starcoder2Config", dict(norm_epsilon=1e-5)), "cohere": ("CohereConfig", dict(logit_scale=0.5)),
-  "glm4": ("Glm4Config", dict(head_dim=16, attention_bias=True)), "stablelm": ("StableLmConfig", dict(hidden_size=48)), "gpt_oss": ("GptOssConfig", dict(head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8)),
+  "starcoder2": ("Starcoder2Config", dict(norm_epsilon=1e-5)), "cohere": ("CohereConfig", dict(logit_scale=0.5)),
+  "stablelm": ("StableLmConfig", dict(hidden_size=48)), "gpt_oss": ("GptOssConfig", dict(head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8)),
   "deepseek_v3": ("DeepseekV3Config", dict(num_key_value_heads=None, q_lora_rank=24, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=16, n_routed_experts=8, num_experts_per_tok=2, n_group=2, topk_group=1, first_k_dense_replace=1, moe_intermediate_size=32, n_shared_experts=1)),
   "gpt2": ("GPT2Config", None), "gpt_neox": ("GPTNeoXConfig", dict(hidden_size=48, num_key_value_heads=6)),
 }

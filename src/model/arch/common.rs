@@ -1,7 +1,7 @@
 //! What the decoders of the Llama family have in common.
 use super::super::config::Keys;
 use super::super::spec::{
-    Activation, Bias, Head, LayerKind, MoeSpec, Names, NormPlace, NormWeight, QkNorm, RouterWeights, Spec,
+    Activation, Bias, Head, LayerKind, MoeSpec, Names, NormPlace, NormWeight, QkNorm, RopePairs, RouterWeights, Spec,
 };
 use super::rope;
 use crate::error::Result;
@@ -12,8 +12,8 @@ pub(super) const NAMES: Names = Names {
     final_norm: "model.norm",
     head: "lm_head",
     attention_norm: "input_layernorm",
-    attention_post_norm: "",
     mlp_norm: "post_attention_layernorm",
+    attention_post_norm: "",
     mlp_post_norm: "",
     q: "self_attn.q_proj",
     k: "self_attn.k_proj",
@@ -46,7 +46,7 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
     if D % 2 == 1 || D > 256 {
         return keys.wrong("head_dim", format!("an even head size up to 256 is wanted, got {D}"));
     }
-    let A = rope::rotary(keys, D)?;
+    let A = rope::rotary(keys, D, 1.0)?;
     Ok(Spec {
         model_type: keys.text("model_type", None)?,
         layers,
@@ -56,9 +56,10 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
         K,
         D,
         A,
+        rope_pairs: RopePairs::Halves,
         V: keys.size("vocab_size", None)?,
         eps: keys.positive("rms_norm_eps", Some(1e-6))? as f32,
-        kinds: vec![LayerKind { window: None, rope: rope::read(keys, None, A, 10000.0)? }],
+        kinds: vec![LayerKind { window: None, rope: Some(rope::read(keys, None, A, 10000.0)?) }],
         kind_of: vec![0; layers],
         qkv_bias: Bias::Absent,
         o_bias: Bias::Absent,
@@ -70,6 +71,8 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
         activation,
         attention_scale: inverse_root(D as f64),
         embed_scale: 1.0,
+        residual_scale: 1.0,
+        logit_scale: 1.0,
         attention_softcap: 0.0,
         logit_softcap: 0.0,
         head: tied(keys, false)?,
@@ -150,7 +153,7 @@ pub(super) fn layer_types(keys: &Keys, layers: usize, older: impl Fn(usize) -> L
 
 impl Spec {
     /// Gives each layer its kind: `kind(type)` for the types in use, in the order of their first layers.
-    pub(super) fn set_kinds(&mut self, types: &[LayerType], kind: impl Fn(LayerType) -> LayerKind) {
+    pub(super) fn set_kinds<T: Copy + PartialEq>(&mut self, types: &[T], kind: impl Fn(T) -> LayerKind) {
         let (mut used, mut kind_of) = (Vec::new(), Vec::new());
         for layer in types {
             let seen = used.iter().position(|t| t == layer);

@@ -15,9 +15,9 @@ fn parameters(keys: &Keys, layer_type: Option<&str>) -> Result<Option<Keys>> {
     }
 }
 
-/// Channels of a head of D that turn: `partial_rotary_factor` of them.
-pub(super) fn rotary(keys: &Keys, D: usize) -> Result<usize> {
-    let top = keys.positive("partial_rotary_factor", Some(1.0))?;
+/// Channels of a head of D that turn: `partial_rotary_factor` of them, or `part` where the config has no such key.
+pub(super) fn rotary(keys: &Keys, D: usize, part: f64) -> Result<usize> {
+    let top = keys.positive("partial_rotary_factor", Some(part))?;
     let inner = parameters(keys, None)?;
     let factor = inner.map_or(Ok(top), |p| p.positive("partial_rotary_factor", Some(top)))?;
     let A = (D as f64 * factor) as usize;
@@ -47,6 +47,17 @@ pub(super) fn read(keys: &Keys, layer_type: Option<&str>, A: usize, theta: f64) 
         }
     };
     Ok(Rope { theta, scaling })
+}
+
+/// The RoPE of layers with a window where those have their own: `rope_parameters.sliding_attention`, or in older configs one with
+/// the theta under this key, which nothing scales.
+pub(super) fn read_sliding(keys: &Keys, A: usize, (key, theta): (&str, f64)) -> Result<Rope> {
+    if let Some(all) = keys.object("rope_parameters")?
+        && all.get("sliding_attention").is_some()
+    {
+        return read(keys, Some("sliding_attention"), A, theta);
+    }
+    Ok(Rope { theta: keys.positive(key, Some(theta))?, scaling: RopeScaling::Default })
 }
 
 fn trained(keys: &Keys) -> Result<usize> {
