@@ -20,7 +20,7 @@ fn models() -> Vec<PathBuf> {
     let mut models: Vec<_> = folders.filter(|f| f.join("config.json").exists()).collect();
     models.retain(|f| luthier::model::arch::read_spec(f).is_ok() && quantized::scheme(f).is_ok_and(|s| s.is_none()));
     models.sort();
-    assert!(models.len() >= 17, "{models:?}");
+    assert!(models.len() >= 26, "{models:?}");
     models
 }
 
@@ -96,6 +96,11 @@ fn resized(folder: &Path) -> serde_json::Value {
         keys.extend(more.map(|(key, size)| (key.to_string(), size.into())));
         let plain = keys.get("norm_topk_prob").is_some_and(|v| v == false);
         keys.insert("norm_topk_prob".into(), plain.into());
+    }
+    if keys.contains_key("n_embd") {
+        keys.extend(
+            [("n_embd", 36), ("n_inner", 52), ("n_head", 6), ("n_layer", 3)].map(|(k, v)| (k.to_string(), v.into())),
+        );
     }
     let tied = keys["tie_word_embeddings"].as_bool().unwrap();
     keys.insert("tie_word_embeddings".into(), (!tied).into());
@@ -242,11 +247,20 @@ fn transposed(a: &[f32], rows: usize) -> Vec<f32> {
     (0..a.len()).map(|x| a[x % rows * cols + x / rows]).collect()
 }
 
-/// An adapter on a module is the module with W + s·B·A: the same loss, dB = s·dW·Aᵀ, dA = s·Bᵀ·dW. Also through its file.
+/// Also where the file has other orders than the device: input by output, q, k and v head after head.
 #[test]
 fn an_adapter_on_a_fused_module_is_one_adapter() {
-    let folder = Path::new("tests/golden/phi3");
-    let names = ["self_attn.qkv_proj", "mlp.gate_up_proj"].map(|m| format!("model.layers.1.{m}"));
+    check_fused("phi3", ["model.layers.1.self_attn.qkv_proj", "model.layers.1.mlp.gate_up_proj"], |w, _| w);
+    check_fused("gpt2", ["transformer.h.1.attn.c_attn", "transformer.h.1.mlp.c_proj"], |w, rows| transposed(&w, rows));
+    let neox = ["gpt_neox.layers.1.attention.query_key_value", "gpt_neox.layers.1.mlp.dense_h_to_4h"];
+    check_fused("gpt_neox", neox, |w, _| w);
+}
+
+/// An adapter on a module is the module with W + s·B·A: the same loss, dB = s·dW·Aᵀ, dA = s·Bᵀ·dW. Also through its file.
+/// `turned` makes W of what the file has of so many rows, and the reverse.
+fn check_fused(model: &str, names: [&str; 2], turned: impl Fn(Vec<f32>, usize) -> Vec<f32>) {
+    let folder = &Path::new("tests/golden").join(model);
+    let names = names.map(str::to_string);
     let lora = LoraConfig { r: 3, lora_alpha: 6.0, ..LoraConfig::default() };
     for b in &backends() {
         let b = &**b;
@@ -274,7 +288,7 @@ fn an_adapter_on_a_fused_module_is_one_adapter() {
         for (module, (O, C)) in &sizes {
             let (a, bb) = (floats(&file, &part(module, "A")), floats(&file, &part(module, "B")));
             assert_eq!((a.len(), bb.len()), (3 * C, O * 3), "{module}");
-            let delta = product(&bb, &a, (*O, 3, *C), 2.0);
+            let delta = turned(product(&bb, &a, (*O, 3, *C), 2.0), *O);
             let weight = merged.params_mut().find(|p| p.name == format!("{module}.weight")).unwrap();
             let sum: Vec<f32> = weight.get(b).unwrap().iter().zip(delta).map(|(w, d)| w + d).collect();
             weight.set(b, &sum).unwrap();
@@ -284,7 +298,7 @@ fn an_adapter_on_a_fused_module_is_one_adapter() {
         for module in &names {
             let (O, C) = sizes[module];
             let (a, bb) = (floats(&file, &part(module, "A")), floats(&file, &part(module, "B")));
-            let dW = &dense.gradients[&format!("{module}.weight")];
+            let dW = &turned(dense.gradients[&format!("{module}.weight")].clone(), C);
             let want_b = product(dW, &transposed(&a, 3), (O, C, 3), 2.0);
             let want_a = product(&transposed(&bb, O), dW, (3, O, C), 2.0);
             for (side, want) in [("A", want_a), ("B", want_b)] {
@@ -293,4 +307,48 @@ fn an_adapter_on_a_fused_module_is_one_adapter() {
             }
         }
     }
+}
+
+/// The files of older transformers: GPT-2 without the prefix of the part below the head, both with masks as tensors.
+#[test]
+fn older_files_are_the_same_model() {
+    use luthier::io::safetensors::{Dtype, Outline, Writer};
+    let b: &dyn Backend = &Cpu::new();
+    for (model, prefix, masks) in [
+        ("gpt2", "transformer.", ["h.0.attn.bias", "h.1.attn.masked_bias"]),
+        ("gpt_neox", "", ["gpt_neox.layers.0.attention.bias", "gpt_neox.layers.0.attention.rotary_emb.inv_freq"]),
+    ] {
+        let (folder, dir) = (Path::new("tests/golden").join(model), tempfile::tempdir().unwrap());
+        let file = open(&folder.join("model.safetensors"));
+        let short = |name: &str| name.strip_prefix(prefix).unwrap_or(name).to_string();
+        let weight = |name: &str| Outline {
+            name: short(name),
+            dtype: Dtype::F32,
+            shape: file.get(name).unwrap().shape.to_vec(),
+        };
+        let mask = |name: &str| Outline { name: name.into(), dtype: Dtype::F32, shape: vec![1, 1, 2, 2] };
+        let outlines = file.names().map(weight).chain(masks.map(mask)).collect();
+        let mut writer = Writer::create(&dir.path().join("model.safetensors"), outlines).unwrap();
+        file.names().for_each(|name| writer.write(file.get(name).unwrap().bytes).unwrap());
+        masks.iter().for_each(|_| writer.write(&[0; 16]).unwrap());
+        writer.finish().unwrap();
+        std::fs::copy(folder.join("config.json"), dir.path().join("config.json")).unwrap();
+        let loss = |folder: &Path| {
+            let options = LoadOptions { train: true, ..LoadOptions::frozen(DType::F32) };
+            pass(b, &mut Model::load(b, folder, &options).unwrap_or_else(|e| panic!("{e}"))).loss
+        };
+        assert_eq!(loss(dir.path()), loss(&folder), "{model}");
+    }
+}
+
+/// Positions are learned up to a length, and beyond it there are none.
+#[test]
+fn learned_positions_end() {
+    let b: &dyn Backend = &Cpu::new();
+    let model = frozen(b, Path::new("tests/golden/gpt2"));
+    let mut session = Session::new(b, &model, 65, 65, Plan::Inference).unwrap();
+    let e = session.forward(&model, &Tokens::single(&[1; 65])).unwrap_err().to_string();
+    assert!(e.contains("position 64") && e.contains("64 positions"), "{e}");
+    let sampling = Sampling { max_new_tokens: 20, temperature: 0.0, seed: 0 };
+    assert_eq!(generate(b, &model, &[1; 60], &sampling, &[], |_| true).unwrap().len(), 4);
 }

@@ -20,7 +20,7 @@ pub fn quantize(b: &dyn Backend, model: &Path, out: &Path, format: Format) -> Re
     }
     let spec = checked.spec()?;
     bnb::check(&spec)?;
-    let tensors = Tensors::open_folder(model, "model")?;
+    let tensors = model::check::open(model, &spec)?;
     let plain = |name: &str| {
         let tensor = tensors.get(name)?;
         Ok(Outline { name: name.to_string(), dtype: tensor.dtype, shape: tensor.shape.to_vec() })

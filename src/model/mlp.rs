@@ -1,28 +1,34 @@
-//! What follows attention in a block: a gated MLP, or a mixture of them (`moe.rs`).
+//! What follows attention in a block: an MLP with a gate or without one, or a mixture of experts (`moe.rs`).
 //!
 //! ```text
 //! forward                                     backward (dout: ∂L/∂out)
 //! gate, up = gate(n2), up(n2)       [N,F]     dh = down⁻(dout);  h, dgate, dup = swiglu⁻(dh, gate, up)
 //! out = down(swiglu(gate, up))      [N,C]     dn = gate⁻(dgate) + up⁻(dup)
+//!
+//! up = up(n2)                       [N,F]     dh = down⁻(dout);  h, dup = activation⁻(dh, up)
+//! out = down(activation(up))        [N,C]     dn = up⁻(dup)
 //! ```
 use super::experts::Experts;
 use super::linear::{Linear, LinearScratch, Projections};
 use super::moe::{self, Moe};
 use super::param::Param;
-use super::spec::Spec;
+use super::spec::{MlpKind, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::ops::activation::Activation;
 use crate::ops::swiglu::SwiGlu;
 
 pub enum Mlp {
     Dense { gate_up: Projections, down: Box<Linear> },
+    Plain { up: Box<Linear>, down: Box<Linear> },
     Moe(Box<Moe>),
 }
 
 /// What the backward wants of the forward, besides n2.
 pub enum Saved {
     Dense { gate: Buf, up: Buf },
+    Plain { up: Buf },
     Moe(moe::Saved),
 }
 
@@ -38,6 +44,7 @@ impl Saved {
         let buf = || scope.alloc(N * s.F, dtype);
         Ok(match &s.moe {
             Some(moe) => Saved::Moe(moe::Saved::new(scope, s, moe, N, dtype)?),
+            None if s.mlp == MlpKind::Plain => Saved::Plain { up: buf()? },
             None => Saved::Dense { gate: buf()?, up: buf()? },
         })
     }
@@ -45,6 +52,7 @@ impl Saved {
     pub fn bytes(s: &Spec, N: usize, dtype: DType) -> u64 {
         match &s.moe {
             Some(moe) => moe::Saved::bytes(s, moe, N, dtype),
+            None if s.mlp == MlpKind::Plain => (N * s.F * dtype.size()) as u64,
             None => (2 * N * s.F * dtype.size()) as u64,
         }
     }
@@ -89,6 +97,9 @@ impl Mlp {
             (Mlp::Dense { gate_up, .. }, Saved::Dense { gate, up }, _) => {
                 gate_up.forward(b, linear, &mut [gate, up], n2, N)
             }
+            (Mlp::Plain { up: linear_up, .. }, Saved::Plain { up }, _) => {
+                linear_up.forward(b, linear, &mut [up], n2, N)
+            }
             (Mlp::Moe(moe), Saved::Moe(saved), Scratch::Moe(t)) => moe.forward_saved(b, s, saved, (t, linear), n2, N),
             _ => unreachable!("all three are of one spec"),
         }
@@ -107,6 +118,10 @@ impl Mlp {
         match (self, saved, t) {
             (Mlp::Dense { down, .. }, Saved::Dense { gate, up }, Scratch::Dense(h)) => {
                 b.swiglu_forward(h, gate, up, &swiglu_params(s, N))?;
+                down.forward(b, linear, &mut [out], h, N)
+            }
+            (Mlp::Plain { down, .. }, Saved::Plain { up }, Scratch::Dense(h)) => {
+                b.activation_forward(h, up, &activation_params(s, N))?;
                 down.forward(b, linear, &mut [out], h, N)
             }
             (Mlp::Moe(moe), Saved::Moe(saved), Scratch::Moe(t)) => moe.output(b, s, saved, t, out, N),
@@ -130,6 +145,11 @@ impl Mlp {
                 b.swiglu_backward(h, gate, up, &swiglu_params(s, N))?;
                 down.backward_weight(b, linear, &[dout], h, N)
             }
+            (Mlp::Plain { down, .. }, Saved::Plain { up }, Scratch::Dense(h)) => {
+                down.backward_input(b, linear, h, &[dout], N, false)?;
+                b.activation_backward(h, up, &activation_params(s, N))?;
+                down.backward_weight(b, linear, &[dout], h, N)
+            }
             (Mlp::Moe(moe), Saved::Moe(saved), Scratch::Moe(t)) => moe.backward_output(b, s, saved, t, dout, N),
             _ => unreachable!("all three are of one spec"),
         }
@@ -150,6 +170,10 @@ impl Mlp {
             (Mlp::Dense { gate_up, .. }, Saved::Dense { gate, up }, _) => {
                 gate_up.backward(b, linear, dn, &[gate, up], n2, N)
             }
+            (Mlp::Plain { up: linear_up, .. }, Saved::Plain { up }, _) => {
+                linear_up.backward_input(b, linear, dn, &[up], N, false)?;
+                linear_up.backward_weight(b, linear, &[up], n2, N)
+            }
             (Mlp::Moe(moe), Saved::Moe(saved), Scratch::Moe(t)) => moe.backward(b, s, saved, (t, linear), dn, n2, N),
             _ => unreachable!("all three are of one spec"),
         }
@@ -159,6 +183,7 @@ impl Mlp {
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let (many, one) = match self {
             Mlp::Dense { gate_up, down } => (gate_up.0.as_slice(), &**down),
+            Mlp::Plain { up, down } => (std::slice::from_ref(&**up), &**down),
             Mlp::Moe(moe) => ([].as_slice(), &moe.router),
         };
         many.iter().chain([one])
@@ -173,6 +198,7 @@ impl Mlp {
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
         let all: Vec<&mut Linear> = match self {
             Mlp::Dense { gate_up, down } => gate_up.0.iter_mut().chain([&mut **down]).collect(),
+            Mlp::Plain { up, down } => vec![up, down],
             Mlp::Moe(moe) => {
                 let Moe { router, gate, up, down } = &mut **moe;
                 vec![router, &mut gate.stack, &mut up.stack, &mut down.stack]
@@ -180,6 +206,11 @@ impl Mlp {
         };
         all.into_iter().flat_map(Linear::params_mut)
     }
+}
+
+fn activation_params(s: &Spec, N: usize) -> Activation {
+    let (act, slope, cubic) = s.activation.coefficients();
+    Activation { N: N as u32, F: s.F as u32, act, slope, cubic }
 }
 
 fn swiglu_params(s: &Spec, N: usize) -> SwiGlu {

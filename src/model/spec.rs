@@ -1,4 +1,5 @@
 //! A decoder as data: what an architecture's config says, in terms the layers understand.
+use super::layout::Layout;
 use super::rope::{Reach, Rope};
 use crate::ops::activation;
 
@@ -36,9 +37,12 @@ pub struct Spec {
     pub mlp_bias: Bias,
     /// Mixtures of experts in the place of MLPs; F is then an expert's.
     pub moe: Option<MoeSpec>,
+    pub norm: NormKind,
     pub norm_weight: NormWeight,
     pub norm_place: NormPlace,
     pub qk_norm: QkNorm,
+    pub residual: ResidualKind,
+    pub mlp: MlpKind,
     pub activation: Activation,
     /// Of q·k.
     pub attention_scale: f32,
@@ -52,7 +56,11 @@ pub struct Spec {
     pub attention_softcap: f32,
     pub logit_softcap: f32,
     pub head: Head,
+    /// The head has a bias.
+    pub head_bias: Bias,
     pub max_positions: usize,
+    pub positions: Positions,
+    pub layout: WeightLayout,
     /// Standard deviation of freshly made weights.
     pub initializer_range: f32,
     pub names: Names,
@@ -80,6 +88,53 @@ pub enum RopePairs {
 pub enum Bias {
     Absent,
     Present,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// RMSNorm.
+    Rms,
+    /// LayerNorm, with or without a bias.
+    Layer(Bias),
+}
+
+/// What the MLP reads and what its output is added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResidualKind {
+    /// The stream after attention.
+    Sequential,
+    /// The stream before attention, through a norm of its own.
+    Parallel,
+    /// The same through attention's norm.
+    ParallelShared,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MlpKind {
+    /// down(act(gate(x))·up(x))
+    Gated,
+    /// down(act(up(x)))
+    Plain,
+}
+
+/// How tokens know where they are, RoPE aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Positions {
+    /// Not otherwise.
+    Implicit,
+    /// A weight [max_positions, C] is added to the embedding.
+    Learned,
+}
+
+/// How the file orders the weights of linear layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightLayout {
+    /// [O, C], parts of a fused module one after the other.
+    Rows,
+    /// [C, O]: transformers' `Conv1D`.
+    Conv1d,
+    /// Rows; those of the fused q, k, v head after head.
+    PerHead,
 }
 
 /// How a norm's factor is stored.
@@ -125,6 +180,8 @@ pub enum QkNorm {
     PerHead,
     /// All heads as one row.
     Whole,
+    /// Each head with a weight of its own: [H, D] in all. Where `{}` in its name is the head's number, each is a tensor.
+    EachHead,
 }
 
 impl QkNorm {
@@ -201,6 +258,8 @@ pub struct Names {
     pub embed: &'static str,
     /// `{}` is the layer's number.
     pub layer: &'static str,
+    /// Read with [`Positions::Learned`] only.
+    pub positions: &'static str,
     pub final_norm: &'static str,
     pub head: &'static str,
     /// Norms of inputs; not read with [`NormPlace::After`].
@@ -247,6 +306,25 @@ pub struct LinearSpec {
     pub bias: Bias,
 }
 
+/// A norm of a block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NormSpec {
+    /// Its name within the layer.
+    pub module: &'static str,
+    pub shape: Vec<usize>,
+    pub bias: Bias,
+}
+
+impl NormSpec {
+    /// The modules it is in files, and the shape of each.
+    pub fn files(&self) -> (Vec<String>, &[usize]) {
+        match self.module.contains("{}") {
+            true => ((0..self.shape[0]).map(|h| self.module.replace("{}", &h.to_string())).collect(), &self.shape[1..]),
+            false => (vec![self.module.into()], &self.shape),
+        }
+    }
+}
+
 impl LinearSpec {
     /// Output channels in all.
     pub fn O(&self) -> usize {
@@ -274,9 +352,13 @@ impl Spec {
     pub fn o(&self) -> LinearSpec {
         LinearSpec { module: self.names.o, parts: vec![self.C], C: self.H * self.D, bias: self.o_bias }
     }
-    /// The modules that make gate and up: two, or one. Of an expert where there are experts.
+    /// The modules that make gate and up: two, or one; without a gate, up alone. Of an expert where there are experts.
     pub fn gate_up(&self) -> Vec<LinearSpec> {
-        fused(&[(self.names.gate, self.F), (self.names.up, self.F)], self.C, self.mlp_bias)
+        let (gate, up) = ((self.names.gate, self.F), (self.names.up, self.F));
+        match self.mlp {
+            MlpKind::Gated => fused(&[gate, up], self.C, self.mlp_bias),
+            MlpKind::Plain => fused(&[up], self.C, self.mlp_bias),
+        }
     }
     pub fn down(&self) -> LinearSpec {
         LinearSpec { module: self.names.down, parts: vec![self.C], C: self.F, bias: self.mlp_bias }
@@ -305,37 +387,74 @@ impl Spec {
         (0..E).map(|e| self.names.of(layer, &module.replace("{}", &e.to_string()))).collect()
     }
 
-    /// The norms of a block: name within the layer and length.
-    pub fn norms(&self) -> Vec<(&'static str, usize)> {
-        let (n, C) = (&self.names, self.C);
+    /// That of the heads of q and k; theirs have no bias where each has a weight of its own.
+    pub fn head_norm(&self) -> NormKind {
+        match (self.qk_norm, self.norm) {
+            (QkNorm::EachHead, _) => NormKind::Layer(Bias::Absent),
+            (_, kind) => kind,
+        }
+    }
+
+    /// The norms of a block.
+    pub fn norms(&self) -> Vec<NormSpec> {
+        let n = &self.names;
+        let norm = |module, shape: &[usize], kind| {
+            let bias = if kind == NormKind::Layer(Bias::Present) { Bias::Present } else { Bias::Absent };
+            NormSpec { module, shape: shape.to_vec(), bias }
+        };
+        let row = |module| norm(module, &[self.C], self.norm);
         let mut all = Vec::new();
         if self.norm_place.before() {
-            all.extend([(n.attention_norm, C), (n.mlp_norm, C)]);
+            all.push(row(n.attention_norm));
+            if self.residual != ResidualKind::ParallelShared {
+                all.push(row(n.mlp_norm));
+            }
         }
         if self.norm_place.after() {
-            all.extend([(n.attention_post_norm, C), (n.mlp_post_norm, C)]);
+            all.extend([row(n.attention_post_norm), row(n.mlp_post_norm)]);
         }
-        if self.qk_norm != QkNorm::Absent {
-            let length = |heads| self.qk_norm.shape(1, heads, self.D).1;
-            all.extend([(n.q_norm, length(self.H)), (n.k_norm, length(self.K))]);
+        for (module, heads) in [(n.q_norm, self.H), (n.k_norm, self.K)] {
+            match self.qk_norm {
+                QkNorm::Absent => {}
+                QkNorm::EachHead => all.push(norm(module, &[heads, self.D], self.head_norm())),
+                _ => all.push(norm(module, &[self.qk_norm.shape(1, heads, self.D).1], self.head_norm())),
+            }
         }
         all
+    }
+
+    /// How the file orders a linear layer's weight.
+    pub fn layout_of(&self, module: &str) -> Layout {
+        match self.layout {
+            WeightLayout::Conv1d => Layout::Transposed,
+            WeightLayout::PerHead if module == self.names.q => Layout::Heads { H: self.H, D: self.D },
+            _ => Layout::Rows,
+        }
     }
 
     /// Every weight a checkpoint of this model has, in the order of the forward pass.
     pub fn weights(&self) -> Vec<WeightSpec> {
         let weight =
             |module: String, shape: &[usize]| WeightSpec { name: format!("{module}.weight"), shape: shape.to_vec() };
+        let bias = |module: &str, len| WeightSpec { name: format!("{module}.bias"), shape: vec![len] };
         let mut all = vec![weight(self.names.embed.into(), &[self.V, self.C])];
+        if self.positions == Positions::Learned {
+            all.push(weight(self.names.positions.into(), &[self.max_positions, self.C]));
+        }
         for l in 0..self.layers {
-            for (norm, len) in self.norms() {
-                all.push(weight(self.names.of(l, norm), &[len]));
+            for norm in self.norms() {
+                let (modules, shape) = norm.files();
+                all.extend(modules.iter().map(|module| weight(self.names.of(l, module), shape)));
+                if norm.bias == Bias::Present {
+                    all.push(bias(&self.names.of(l, norm.module), shape[0]));
+                }
             }
             for linear in self.linears() {
                 let module = self.names.of(l, linear.module);
-                all.push(weight(module.clone(), &[linear.O(), linear.C]));
+                let shape = self.layout_of(linear.module).turned([linear.O(), linear.C]);
+                all.push(weight(module.clone(), &shape));
                 if linear.bias == Bias::Present {
-                    all.push(WeightSpec { name: format!("{module}.bias"), shape: vec![linear.O()] });
+                    all.push(bias(&module, linear.O()));
                 }
             }
             for linear in self.experts() {
@@ -344,8 +463,14 @@ impl Spec {
             }
         }
         all.push(weight(self.names.final_norm.into(), &[self.C]));
+        if self.norm == NormKind::Layer(Bias::Present) {
+            all.push(bias(self.names.final_norm, self.C));
+        }
         if self.head == Head::Own {
             all.push(weight(self.names.head.into(), &[self.V, self.C]));
+        }
+        if self.head_bias == Bias::Present {
+            all.push(bias(self.names.head, self.V));
         }
         all
     }

@@ -47,14 +47,20 @@ CASES |= {  # of Llama's family
 }
 EXTRA = {  # only with `second`, or by name
   "starcoder2": ("Starcoder2Config", dict(norm_epsilon=1e-5)), "cohere": ("CohereConfig", dict(logit_scale=0.5)),
-  "stablelm": ("StableLmConfig", dict(hidden_size=48)), "gpt_oss": ("GptOssConfig", dict(head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8)),
+  "cohere_qk_norm": ("CohereConfig", dict(logit_scale=0.5, use_qk_norm=True, tie_word_embeddings=True)),
+  "cohere2": ("Cohere2Config", dict(logit_scale=0.5, sliding_window=8, num_hidden_layers=4, tie_word_embeddings=True)),
+  "stablelm_parallel": ("StableLmConfig", dict(use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True, rope_parameters=rp(partial_rotary_factor=0.67))),
+  "gpt_neox_sequential": ("GPTNeoXConfig", dict(use_parallel_residual=False, hidden_act="gelu_fast", attention_bias=False, tie_word_embeddings=True, rope_parameters=rp(partial_rotary_factor=1.0))),
+  "phi": ("PhiConfig", dict(num_key_value_heads=None, qk_layernorm=True, rope_parameters=rp(partial_rotary_factor=0.67))),
+  "stablelm": ("StableLmConfig", dict(hidden_size=48) if SECOND else dict(rope_parameters=rp(partial_rotary_factor=0.34))), "gpt_oss": ("GptOssConfig", dict(head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8)),
   "deepseek_v3": ("DeepseekV3Config", dict(num_key_value_heads=None, q_lora_rank=24, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=16, n_routed_experts=8, num_experts_per_tok=2, n_group=2, topk_group=1, first_k_dense_replace=1, moe_intermediate_size=32, n_shared_experts=1)),
-  "gpt2": ("GPT2Config", None), "gpt_neox": ("GPTNeoXConfig", dict(hidden_size=48, num_key_value_heads=6)),
+  "gpt2": ("GPT2Config", None), "gpt_neox": ("GPTNeoXConfig", dict(hidden_size=48, num_key_value_heads=6) if SECOND else dict(rope_parameters=rp(partial_rotary_factor=0.34))),
 }
 
 def build(cls, kw):
     if cls == "GPT2Config":
-        cfg = transformers.GPT2Config(vocab_size=BASE["vocab_size"], n_embd=48, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1)
+        sizes = dict(n_embd=36, n_layer=3, n_head=6, n_inner=52) if SECOND else dict(n_embd=48, n_layer=2, n_head=4)
+        cfg = transformers.GPT2Config(vocab_size=BASE["vocab_size"], n_positions=64, bos_token_id=0, eos_token_id=1, **sizes)
     else:
         k = dict(BASE); k.update(kw)
         if k.get("num_key_value_heads") is None: k["num_key_value_heads"] = k["num_attention_heads"]

@@ -1,7 +1,8 @@
 //! What the decoders of the Llama family have in common.
 use super::super::config::Keys;
 use super::super::spec::{
-    Activation, Bias, Head, LayerKind, MoeSpec, Names, NormPlace, NormWeight, QkNorm, RopePairs, RouterWeights, Spec,
+    Activation, Bias, Head, LayerKind, MlpKind, MoeSpec, Names, NormKind, NormPlace, NormWeight, Positions, QkNorm,
+    ResidualKind, RopePairs, RouterWeights, Spec, WeightLayout,
 };
 use super::rope;
 use crate::error::Result;
@@ -9,6 +10,7 @@ use crate::error::Result;
 pub(super) const NAMES: Names = Names {
     embed: "model.embed_tokens",
     layer: "model.layers.{}",
+    positions: "",
     final_norm: "model.norm",
     head: "lm_head",
     attention_norm: "input_layernorm",
@@ -65,9 +67,12 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
         o_bias: Bias::Absent,
         mlp_bias: Bias::Absent,
         moe: None,
+        norm: NormKind::Rms,
         norm_weight: NormWeight::Factor,
         norm_place: NormPlace::Before,
         qk_norm: QkNorm::Absent,
+        residual: ResidualKind::Sequential,
+        mlp: MlpKind::Gated,
         activation,
         attention_scale: inverse_root(D as f64),
         embed_scale: 1.0,
@@ -76,7 +81,10 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
         attention_softcap: 0.0,
         logit_softcap: 0.0,
         head: tied(keys, false)?,
+        head_bias: Bias::Absent,
         max_positions: keys.size("max_position_embeddings", Some(2048))?,
+        positions: Positions::Implicit,
+        layout: WeightLayout::Rows,
         initializer_range: keys.positive("initializer_range", Some(0.02))? as f32,
         names: NAMES,
     })

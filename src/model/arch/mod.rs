@@ -4,24 +4,31 @@ use super::spec::Spec;
 use crate::error::{Result, distance};
 use std::path::Path;
 
+mod cohere;
+mod cohere2;
 mod common;
 mod gemma;
 mod gemma2;
 mod gemma3;
 mod glm;
 mod glm4;
+mod gpt2;
+mod gpt_neox;
 mod granite;
 mod llama;
 mod mistral;
 mod mixtral;
 mod olmo2;
 mod olmo3;
+mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
 mod rope;
 mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 /// No real model has as many; keeps a hostile config from naming tensors without end.
 const MAX_LAYERS: usize = 4096;
@@ -31,22 +38,29 @@ type Read = fn(&Keys) -> Result<Spec>;
 
 /// `model_type` and how its config is read.
 const ARCHITECTURES: &[(&str, Read)] = &[
+    ("cohere", cohere::spec),
+    ("cohere2", cohere2::spec),
     ("gemma", gemma::spec),
     ("gemma2", gemma2::spec),
     ("gemma3_text", gemma3::spec),
     ("glm", glm::spec),
     ("glm4", glm4::spec),
+    ("gpt2", gpt2::spec),
+    ("gpt_neox", gpt_neox::spec),
     ("granite", granite::spec),
     ("llama", llama::spec),
     ("mistral", mistral::spec),
     ("mixtral", mixtral::spec),
     ("olmo2", olmo2::spec),
     ("olmo3", olmo3::spec),
+    ("phi", phi::spec),
     ("phi3", phi3::spec),
     ("qwen2", qwen2::spec),
     ("qwen3", qwen3::spec),
     ("qwen3_moe", qwen3_moe::spec),
     ("smollm3", smollm3::spec),
+    ("stablelm", stablelm::spec),
+    ("starcoder2", starcoder2::spec),
 ];
 
 /// The [`Spec`] of a model folder (or of a config file itself).

@@ -1,4 +1,5 @@
 //! The experts of a layer, which the file names one by one, as one stack.
+use super::super::layout::Layout;
 use super::super::spec::LinearSpec;
 use super::{Buf, Experts, Linear, Loader, Param, Stored, Tensor, Weight, quantized};
 use crate::error::{Error, Result};
@@ -58,7 +59,7 @@ impl<'a> Loader<'a> {
             let what = "experts of one layer are stored in different types: save the model in one";
             return Err(Error::content(self.tensors.path(), &files[other], what));
         }
-        self.stage(&tensors, O, C)
+        self.stage(&tensors, (O, C, Layout::Rows))
     }
 
     fn tensors_of(&self, files: &[String], O: usize, C: usize) -> Result<Vec<Tensor<'a>>> {
