@@ -60,7 +60,7 @@ EXTRA = {  # only with `second`, or by name
 def build(cls, kw):
     if cls == "GPT2Config":
         sizes = dict(n_embd=36, n_layer=3, n_head=6, n_inner=52) if SECOND else dict(n_embd=48, n_layer=2, n_head=4)
-        cfg = transformers.GPT2Config(vocab_size=BASE["vocab_size"], n_positions=64, bos_token_id=0, eos_token_id=1, **sizes)
+        cfg = transformers.GPT2Config(vocab_size=BASE["vocab_size"], n_positions=64, bos_token_id=0, eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **sizes)
     else:
         k = dict(BASE); k.update(kw)
         if k.get("num_key_value_heads") is None: k["num_key_value_heads"] = k["num_attention_heads"]
@@ -200,9 +200,14 @@ def attempt(f, *a, **k):
     except Exception as e:
         import traceback; traceback.print_exc(); print("FAILED", a[:1], repr(e)[:300], flush=True)
 
-if ONLY:  # just the named model cases
+TRAIN = {  # by name only
+  "train_lora_gpt2": (*EXTRA["gpt2"], dict(r=4, lora_alpha=8, fan_in_fan_out=True, target_modules=["c_attn", "c_proj", "c_fc"])),
+  "train_lora_gpt_neox": (*EXTRA["gpt_neox"], dict(r=5, lora_alpha=10, target_modules=["query_key_value", "dense", "dense_4h_to_h"])),
+}
+if ONLY:  # just the named cases
     for n in ONLY:
         if n == "bnb_8bit_dequant": attempt(dequant_8bit, f"{OUT}/bnb_8bit")
+        elif n in TRAIN: attempt(train_case, n, *TRAIN[n])
         else: attempt(model_case, n, *(CASES | EXTRA)[n])
     sys.exit()
 for n, (c, k) in CASES.items(): attempt(model_case, n, c, k)
