@@ -4,7 +4,7 @@ use super::full::write_config;
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::io::safetensors::{Outline, Tensor, Tensors};
+use crate::io::safetensors::{Outline, Tensor};
 use crate::model;
 use crate::model::linear::{Int8Weight, Nf4Scales, Nf4Weight};
 use crate::model::quantized::{quantize_int8, quantize_nf4, staged};
