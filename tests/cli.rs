@@ -171,7 +171,7 @@ fn inspect_lists_what_does_not_fit() {
     says(&["init", "--config", &shape, "--out", out]);
     let file = Path::new(out).join("config.json");
     let sound = std::fs::read_to_string(&file).unwrap();
-    let cases: [(&str, &str, &[&str]); 6] = [
+    let cases: [(&str, &str, &[&str]); 9] = [
         (r#""llama""#, r#""lama""#, &["`lama` is not supported, the nearest that is: `llama`"]),
         (r#""num_attention_heads": 4"#, r#""num_attention_heads": 5"#, &["num_attention_heads: hidden_size 32"]),
         (
@@ -190,6 +190,27 @@ fn inspect_lists_what_does_not_fit() {
             &["layers.1.mlp.up_proj.weight: the tensor is missing"],
         ),
         (r#""vocab_size""#, r#""rope_scaling": {"type": "spiral"}, "vocab_size""#, &["RoPE of type `spiral`"]),
+        // a wrong RoPE hides no wrong tensor
+        (
+            r#""intermediate_size": 64"#,
+            r#""intermediate_size": 65, "rope_scaling": {"rope_type": "linear"}"#,
+            &["rope_scaling.factor", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
+        ),
+        // nor a wrong key another
+        (
+            r#""intermediate_size": 64"#,
+            r#""intermediate_size": 64, "num_key_value_heads": 3, "rms_norm_eps": -1, "rope_scaling": {"type": "spiral"}"#,
+            &[
+                "4 query heads do not divide among 3 kv heads",
+                "rms_norm_eps: a number above 0",
+                "RoPE of type `spiral`",
+            ],
+        ),
+        (
+            r#""llama""#,
+            r#""qwen3_next", "linear_num_value_heads": 2"#,
+            &["`qwen3_next` is not supported yet", "linear attention"],
+        ),
     ];
     for (from, to, wanted) in cases {
         assert!(sound.contains(from), "{sound}");
@@ -199,7 +220,16 @@ fn inspect_lists_what_does_not_fit() {
         assert_eq!(code(&output), 65, "{said}");
         assert!(wanted.iter().all(|part| said.contains(part)), "{said}\nwanted {wanted:?}");
         assert!(said.contains("tokenizer     4096 tokens"), "{said}");
-        fails(&["generate", "--model", out, "--prompt", "x", "--backend", "cpu"], 65, &["error: "]);
+        // every command that takes a model begins with the same check
+        let first =
+            said.lines().find_map(|line| line.strip_prefix("mismatch      ")).unwrap_or_else(|| panic!("{said}"));
+        let again = dir.path().join("again").to_str().unwrap().to_string();
+        let run = dir.path().join("run.toml").to_str().unwrap().to_string();
+        std::fs::write(&run, format!("model_name_or_path = {out:?}\ndataset = \"d.jsonl\"\noutput_dir = {again:?}\n"))
+            .unwrap();
+        fails(&["train", &run], 65, &["error: ", first]);
+        fails(&["quantize", "--model", out, "--out", &again, "--backend", "cpu"], 65, &["error: ", first]);
+        fails(&["generate", "--model", out, "--prompt", "x", "--backend", "cpu"], 65, &["error: ", first]);
     }
 }
 

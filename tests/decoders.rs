@@ -20,7 +20,7 @@ fn models() -> Vec<PathBuf> {
     let mut models: Vec<_> = folders.filter(|f| f.join("config.json").exists()).collect();
     models.retain(|f| luthier::model::arch::read_spec(f).is_ok() && quantized::scheme(f).is_ok_and(|s| s.is_none()));
     models.sort();
-    assert!(models.len() >= 26, "{models:?}");
+    assert!(models.len() >= 33, "{models:?}");
     models
 }
 
@@ -92,7 +92,7 @@ fn resized(folder: &Path) -> serde_json::Value {
         }
     }
     if moe(keys) {
-        let more = [("moe_intermediate_size", 20), ("num_local_experts", 5), ("num_experts_per_tok", 3)];
+        let more = [("moe_intermediate_size", 20), (experts(keys), 5), ("num_experts_per_tok", 3)];
         keys.extend(more.map(|(key, size)| (key.to_string(), size.into())));
         let plain = keys.get("norm_topk_prob").is_some_and(|v| v == false);
         keys.insert("norm_topk_prob".into(), plain.into());
@@ -112,11 +112,16 @@ fn moe(keys: &serde_json::Map<String, serde_json::Value>) -> bool {
     keys.contains_key("num_experts_per_tok")
 }
 
+/// The key that counts them.
+fn experts(keys: &serde_json::Map<String, serde_json::Value>) -> &'static str {
+    if keys.contains_key("num_experts") { "num_experts" } else { "num_local_experts" }
+}
+
 /// The same with every expert for every token: where a choice changes, the loss jumps, and differences say nothing.
 fn without_choice(mut config: serde_json::Value) -> serde_json::Value {
     let keys = config.as_object_mut().unwrap();
     if moe(keys) {
-        keys.insert("num_experts_per_tok".into(), keys["num_local_experts"].clone());
+        keys.insert("num_experts_per_tok".into(), keys[experts(keys)].clone());
     }
     config
 }
@@ -247,23 +252,18 @@ fn transposed(a: &[f32], rows: usize) -> Vec<f32> {
     (0..a.len()).map(|x| a[x % rows * cols + x / rows]).collect()
 }
 
-/// Also where the file has other orders than the device: input by output, q, k and v head after head.
-#[test]
-fn an_adapter_on_a_fused_module_is_one_adapter() {
-    check_fused("phi3", ["model.layers.1.self_attn.qkv_proj", "model.layers.1.mlp.gate_up_proj"], |w, _| w);
-    check_fused("gpt2", ["transformer.h.1.attn.c_attn", "transformer.h.1.mlp.c_proj"], |w, rows| transposed(&w, rows));
-    let neox = ["gpt_neox.layers.1.attention.query_key_value", "gpt_neox.layers.1.mlp.dense_h_to_4h"];
-    check_fused("gpt_neox", neox, |w, _| w);
-}
-
 /// An adapter on a module is the module with W + s·B·A: the same loss, dB = s·dW·Aᵀ, dA = s·Bᵀ·dW. Also through its file.
-/// `turned` makes W of what the file has of so many rows, and the reverse.
-fn check_fused(model: &str, names: [&str; 2], turned: impl Fn(Vec<f32>, usize) -> Vec<f32>) {
-    let folder = &Path::new("tests/golden").join(model);
-    let names = names.map(str::to_string);
+#[test]
+fn an_adapter_is_its_product() {
+    // fused modules; scaled branches; norms after alone; parallel branches behind one norm; files with other orders than the
+    // device: q, k and v head after head, input by output
+    let folders = ["phi3", "glm", "granite", "olmo2", "cohere_qk_norm", "gpt_neox", "gpt2"];
+    let folders = folders.map(|name| Path::new("tests/golden").join(name));
     let lora = LoraConfig { r: 3, lora_alpha: 6.0, ..LoraConfig::default() };
-    for b in &backends() {
+    for (b, folder) in backends().iter().flat_map(|b| folders.iter().map(move |folder| (b, folder))) {
         let b = &**b;
+        // W of what the file has of so many rows, and the reverse
+        let turned = |w: Vec<f32>, rows| if folder.ends_with("gpt2") { transposed(&w, rows) } else { w };
         let options = LoadOptions { train: true, lora: Some(lora.clone()), ..LoadOptions::frozen(DType::F32) };
         let mut model = Model::load(b, folder, &options).unwrap();
         let mut rng = luthier::rng::Rng::new(4);
@@ -272,7 +272,7 @@ fn check_fused(model: &str, names: [&str; 2], turned: impl Fn(Vec<f32>, usize) -
             param.set(b, &values).unwrap();
         }
         let dir = tempfile::tempdir().unwrap();
-        peft::save(b, &model, "phi3", dir.path()).unwrap();
+        peft::save(b, &model, "base", dir.path()).unwrap();
         let file = open(&dir.path().join("adapter_model.safetensors"));
         let adapted = pass(b, &mut model);
 
@@ -295,14 +295,13 @@ fn check_fused(model: &str, names: [&str; 2], turned: impl Fn(Vec<f32>, usize) -
         }
         let dense = pass(b, &mut merged);
         assert!((dense.loss - adapted.loss).abs() <= 1e-6 * dense.loss, "{} {}", dense.loss, adapted.loss);
-        for module in &names {
-            let (O, C) = sizes[module];
-            let (a, bb) = (floats(&file, &part(module, "A")), floats(&file, &part(module, "B")));
+        for (module, (O, C)) in sizes {
+            let (a, bb) = (floats(&file, &part(&module, "A")), floats(&file, &part(&module, "B")));
             let dW = &turned(dense.gradients[&format!("{module}.weight")].clone(), C);
             let want_b = product(dW, &transposed(&a, 3), (O, C, 3), 2.0);
             let want_a = product(&transposed(&bb, O), dW, (3, O, C), 2.0);
             for (side, want) in [("A", want_a), ("B", want_b)] {
-                let err = nmse(&adapted.gradients[&part(module, side)], &want);
+                let err = nmse(&adapted.gradients[&part(&module, side)], &want);
                 assert!(err <= 1e-9, "{} {module} {side}: {err:e}", b.name());
             }
         }

@@ -5,7 +5,8 @@ use luthier::data::{Template, Tokenizer};
 use luthier::io::safetensors::Tensors;
 use luthier::model::check::{Checked, check};
 use luthier::model::quantized::Scheme;
-use luthier::model::spec::{Head, LayerKind, Spec};
+use luthier::model::rope::{Rope, RopeScaling};
+use luthier::model::spec::{Head, LayerKind, RopePairs, Spec};
 use luthier::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -44,20 +45,35 @@ impl Inspect {
 
 fn shapes(s: &Spec) -> String {
     let head = if s.head == Head::Tied { "the embedding's" } else { "its own" };
-    let kind = |k: &LayerKind| {
+    let kind = |(i, k): (usize, &LayerKind)| {
+        let layers = s.kind_of.iter().filter(|kind| **kind == i).count();
         let window = k.window.map_or("full attention".into(), |w| format!("a window of {w}"));
-        match &k.rope {
-            Some(rope) => format!("{window}, RoPE of theta {} {:?}", rope.theta, rope.scaling),
-            None => format!("{window}, no RoPE"),
-        }
+        let positions = k.rope.as_ref().map_or("no RoPE".into(), |rope| self::rope(s, rope));
+        format!("              {layers} of {}: {window}, {positions}\n", s.layers)
     };
-    let kinds = s.kinds.iter().map(kind).collect::<Vec<_>>().join("; ");
+    let kinds = s.kinds.iter().enumerate().map(kind).collect::<String>();
+    let experts =
+        s.moe.as_ref().map_or(String::new(), |moe| format!(" in each of {} experts, {} of them a token", moe.E, moe.S));
     format!(
-        "architecture  {}\nlayers        {}\nhidden        {}\nffn           {}\n\
+        "architecture  {}\nlayers        {}\nhidden        {}\nffn           {}{experts}\n\
          heads         {} query, {} key-value, of {}\nvocabulary    {}\nhead          {head}\n\
-         positions     {}, {kinds}\n",
+         positions     {}, in layers\n{kinds}",
         s.model_type, s.layers, s.C, s.F, s.H, s.K, s.D, s.V, s.max_positions
     )
+}
+
+fn rope(s: &Spec, rope: &Rope) -> String {
+    let scaling = match &rope.scaling {
+        RopeScaling::Default => "default".into(),
+        RopeScaling::Linear { factor } => format!("linear, factor {factor}"),
+        RopeScaling::Dynamic { factor, trained } => format!("dynamic, factor {factor} beyond {trained} tokens"),
+        RopeScaling::Llama3 { factor, original, .. } => format!("llama3, factor {factor} from {original} tokens"),
+        RopeScaling::Yarn(yarn) => format!("yarn, factor {} from {} tokens", yarn.factor, yarn.original),
+        RopeScaling::LongRope { original, .. } => format!("longrope from {original} tokens"),
+    };
+    let part = if s.A < s.D { format!("{} of {} channels, ", s.A, s.D) } else { String::new() };
+    let pairs = if s.rope_pairs == RopePairs::Interleaved { "interleaved, " } else { "" };
+    format!("RoPE: {part}{pairs}theta {}, {scaling}", rope.theta)
 }
 
 /// Parameters by part: layers (and experts) together, in the order of the forward pass.
@@ -93,7 +109,7 @@ fn stored(tensors: &Tensors) -> Result<String> {
         (*count, *bytes) = (*count + 1, *bytes + tensor.bytes.len() as u64);
     }
     let one = |(dtype, (count, bytes)): (String, (u64, u64))| format!("{dtype} ({count} tensors, {bytes} bytes)");
-    Ok(format!("stored as     {}\n", types.into_iter().map(one).collect::<Vec<_>>().join(", ")))
+    Ok(format!("dtype         {}\n", types.into_iter().map(one).collect::<Vec<_>>().join(", ")))
 }
 
 fn words(checked: &Checked) -> String {

@@ -31,7 +31,9 @@ pub fn open(folder: &Path, spec: &Spec) -> Result<Tensors> {
 /// read, are an error; what they say wrongly is listed in [`Checked::mismatches`].
 pub fn check(folder: &Path) -> Result<Checked> {
     let mut mismatches = Vec::new();
-    let spec = listed(arch::read_spec(folder), &mut mismatches)?;
+    let (spec, faults) = listed(arch::read_spec_and_faults(folder), &mut mismatches)?.unwrap_or_default();
+    let whole = faults.is_empty();
+    mismatches.extend(faults);
     let scheme = listed(quantized::scheme(folder), &mut mismatches)?;
     let open = || match &spec {
         Some(spec) => open(folder, spec),
@@ -51,6 +53,7 @@ pub fn check(folder: &Path) -> Result<Checked> {
         mismatches.push(Error::content(tokenizer.file(), "", what));
     }
     let folder = folder.to_path_buf();
+    let spec = spec.filter(|_| whole);
     Ok(Checked { folder, spec, scheme: scheme.flatten(), tensors, tokenizer, mismatches })
 }
 

@@ -67,6 +67,16 @@ impl Keys {
         self.value.get(self.own(key)).is_some()
     }
 
+    /// Takes a key away, by its path as errors have it (`rope_scaling.factor`), or what it is missing from; whether there was any.
+    pub fn remove(&mut self, path: &str) -> bool {
+        let Some((parents, key)) = path.rsplit_once('.') else {
+            return self.value.as_object_mut().is_some_and(|keys| keys.remove(path).is_some());
+        };
+        let object = parents.split('.').try_fold(&mut self.value, |value, name| value.get_mut(name));
+        let removed = object.and_then(Value::as_object_mut).and_then(|keys| keys.remove(key)).is_some();
+        removed || self.remove(parents)
+    }
+
     /// The object under a key, if there is one.
     pub fn object(&self, key: &str) -> Result<Option<Keys>> {
         match self.get(key) {

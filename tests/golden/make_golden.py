@@ -44,6 +44,9 @@ CASES |= {  # of Llama's family
   "olmo2": ("Olmo2Config", {}), "granite": ("GraniteConfig", dict(embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.3, logits_scaling=2.0, attention_bias=True, mlp_bias=True)),
   "olmo3": ("Olmo3Config", dict(sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"][:2 + SECOND], rope_parameters=dict(sliding_attention=rp(theta=20000.0), full_attention=rp(theta=20000.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=32)))),
   "smollm3": ("SmolLM3Config", dict(no_rope_layer_interval=2, use_sliding_window=True, sliding_window=8, rope_parameters=rp(theta=2e6))),
+  "exaone4": ("Exaone4Config", dict(sliding_window=8, sliding_window_pattern=2)), "ernie4_5": ("Ernie4_5Config", dict(head_dim=12 if not SECOND else 6, use_bias=True)),
+  "seed_oss": ("SeedOssConfig", dict(head_dim=16 if not SECOND else 10, attention_bias=True, residual_dropout=0.0, attention_dropout=0.0)), "ministral": ("MinistralConfig", dict(sliding_window=8, head_dim=16, layer_types=["full_attention", "sliding_attention", "sliding_attention"][:2 + SECOND])),
+  "olmoe": ("OlmoeConfig", dict(num_experts=6, num_experts_per_tok=2, intermediate_size=32)),
   "glm": ("GlmConfig", dict(head_dim=16 if not SECOND else 8)), "glm4": ("Glm4Config", dict(head_dim=16 if not SECOND else 12, attention_bias=False)),
 }
 EXTRA = {  # only with `second`, or by name
