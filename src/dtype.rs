@@ -126,12 +126,14 @@ fn normal_cdf(x: f32) -> f32 {
 fn normal_cdf_f64(x: f64) -> f64 {
     let density = (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt();
     let (mut term, mut sum, mut odd) = (x, 0.0, 1.0);
-    while density > 0.0 && sum + term != sum {
+    // beyond it the sum would overflow, and Φ is 0 or 1
+    let near = x.abs() < 30.0;
+    while near && sum + term != sum {
         sum += term;
         odd += 2.0;
         term *= x * x / odd;
     }
-    if density > 0.0 { 0.5 + density * sum } else { (x > 0.0) as u8 as f64 }
+    if near { 0.5 + density * sum } else { (x > 0.0) as u8 as f64 }
 }
 
 macro_rules! real {

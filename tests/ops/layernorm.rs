@@ -16,9 +16,9 @@ pub fn cases() -> Vec<Case> {
         cases.push(forward.mixed(Bf16, &[("inp", F32), ("weight", F32)]));
         // rows far from zero: the variance is that of what is left
         let far = Case::new(Op::layernorm_forward, LayerNorm { bias: 1 - p.bias, ..p });
-        cases.push(far.with("far", |values| {
+        cases.extend((C > 2).then(|| far.with("far", |values| {
             values.get_mut("inp").unwrap().floats_mut().iter_mut().for_each(|x| *x = *x * 4.0 + 9.0);
-        }));
+        })));
         let backward = Case::new(Op::layernorm_backward, p).mixed(F16, &[("weight", F32)]);
         cases.push(backward.mixed(F32, &[("dout", Bf16)]).mixed(Bf16, &[("dinp", F32), ("weight", F32)]));
         cases.push(Case::new(Op::layernorm_backward_weight, p).mixed(Bf16, &[("inp", F32)]));
