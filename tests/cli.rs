@@ -34,7 +34,7 @@ fn config(dir: &Path, lines: &str) -> String {
 #[test]
 fn help_and_version() {
     let page = text(&luthier(&["--help"]).stdout);
-    for command in ["train", "generate", "init", "quantize", "inspect", "doctor"] {
+    for command in ["train", "generate", "init", "quantize", "inspect", "data", "doctor"] {
         assert!(page.contains(command));
         let output = luthier(&[command, "--help"]);
         assert_eq!(code(&output), 0, "{command}");
@@ -243,4 +243,45 @@ fn doctor_says_what_there_is() {
     assert!(said.contains("\ncuda\n") && said.contains("\nwgpu\n"), "{said}");
     assert!(said.contains("\nauto chooses "), "{said}");
     assert!(!said.contains("WRONG"), "{said}");
+}
+
+#[test]
+fn data_preview_shows_what_is_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run.toml");
+    let write = |data: &str, more: &str| {
+        let text = format!("model_name_or_path = \"assets/base\"\ndataset = {data}\noutput_dir = \"o\"\n{more}");
+        std::fs::write(&run, text).unwrap();
+    };
+    let preview = |args: &[&str]| luthier(&[&["data", "preview", run.to_str().unwrap()], args].concat());
+    write("\"assets/rustc_explain.jsonl\"", "max_length = 512");
+    let output = preview(&["--samples", "2"]);
+    let page = text(&output.stdout);
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    for part in [
+        "records   516 of 1 files: 516 examples to train on, 0 to evaluate on",
+        "longest 512 (max_length 512)",
+        "unpacked  516 rows of 512, ",
+        "is padding: with packing = true there are ",
+        "examples lost the end of what is trained: raise max_length (first: assets/rustc_explain.jsonl: line ",
+        "── example 0: ",
+        "<|im_start|>assistant\n⟦#### Note: this error code is no longer emitted by the compiler.",
+        "<|im_end|>⟧\n",
+        "── example 258: ",
+    ] {
+        assert!(page.contains(part), "{page}\nlacks {part}");
+    }
+    assert_eq!(page.matches("── example").count(), 2);
+    let packed = text(&preview(&["packing=true", "--samples", "0"]).stdout);
+    assert!(packed.contains("packed ") && packed.contains("% full") && !packed.contains("padding"), "{packed}");
+    let wrong = text(&preview(&["chat_template=gemma", "--samples", "1"]).stdout);
+    assert!(wrong.contains("warning   2 control tokens of the chat template are unknown to the tokenizer"), "{wrong}");
+    // a text of the data cannot command the terminal
+    let escape = dir.path().join("a.jsonl");
+    std::fs::write(&escape, "{\"text\": \"\\u001b[2Jx\"}").unwrap();
+    write(&format!("{:?}", escape.to_str().unwrap()), "");
+    let output = preview(&[]);
+    assert!(code(&output) == 0 && !output.stdout.contains(&0x1b));
+    std::fs::write(&escape, "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}").unwrap();
+    fails(&["data", "preview", run.to_str().unwrap()], 65, &["the loss counts no token of any of the 1 records"]);
 }

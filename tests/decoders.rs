@@ -96,6 +96,25 @@ fn resized(folder: &Path) -> serde_json::Value {
         keys.extend(more.map(|(key, size)| (key.to_string(), size.into())));
         let plain = keys.get("norm_topk_prob").is_some_and(|v| v == false);
         keys.insert("norm_topk_prob".into(), plain.into());
+        if keys.contains_key("mlp_only_layers") {
+            keys.insert("mlp_only_layers".into(), vec![0].into());
+        }
+    }
+    if keys.contains_key("kv_lora_rank") {
+        let more = [
+            ("num_key_value_heads", 6),
+            ("kv_lora_rank", 13),
+            ("qk_rope_head_dim", 6),
+            ("qk_nope_head_dim", 5),
+            ("v_head_dim", 7),
+            ("n_routed_experts", 6),
+            ("n_group", 3),
+            ("topk_group", 2),
+        ];
+        keys.extend(more.map(|(key, size)| (key.to_string(), size.into())));
+        if !keys["q_lora_rank"].is_null() {
+            keys.insert("q_lora_rank".into(), 15.into());
+        }
     }
     if keys.contains_key("n_embd") {
         keys.extend(
@@ -114,7 +133,8 @@ fn moe(keys: &serde_json::Map<String, serde_json::Value>) -> bool {
 
 /// The key that counts them.
 fn experts(keys: &serde_json::Map<String, serde_json::Value>) -> &'static str {
-    if keys.contains_key("num_experts") { "num_experts" } else { "num_local_experts" }
+    let known = ["num_experts", "n_routed_experts"];
+    known.into_iter().find(|key| keys.contains_key(*key)).unwrap_or("num_local_experts")
 }
 
 /// The same with every expert for every token: where a choice changes, the loss jumps, and differences say nothing.
@@ -122,8 +142,27 @@ fn without_choice(mut config: serde_json::Value) -> serde_json::Value {
     let keys = config.as_object_mut().unwrap();
     if moe(keys) {
         keys.insert("num_experts_per_tok".into(), keys[experts(keys)].clone());
+        if keys.contains_key("n_group") {
+            keys.insert("topk_group".into(), keys["n_group"].clone());
+        }
     }
     config
+}
+
+/// Configs as the folders of published models have them: what transformers counts in them is what we count.
+#[test]
+fn published_configs_are_read() {
+    let text = std::fs::read_to_string("tests/golden/published.json").unwrap();
+    let models: BTreeMap<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, model) in &models {
+        std::fs::write(dir.path().join("config.json"), model["config"].to_string()).unwrap();
+        let spec = luthier::model::arch::read_spec(dir.path()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(spec.parameters(), model["parameters"].as_u64().unwrap(), "{name}");
+        // transformers has the experts of a layer in two tensors
+        let fused = spec.moe.as_ref().map_or(0, |moe| spec.layers * (3 * moe.E - 2));
+        assert_eq!(spec.weights().len() - fused, model["tensors"].as_u64().unwrap() as usize, "{name}");
+    }
 }
 
 struct Passed {
@@ -145,10 +184,10 @@ fn pass(b: &dyn Backend, model: &mut Model) -> Passed {
     Passed { loss, gradients }
 }
 
-/// Moves every weight along its gradient, by `step` over the gradient's norm.
+/// Moves every trained weight along its gradient, by `step` over the gradient's norm.
 fn moved(b: &dyn Backend, model: &mut Model, along: &Passed, step: f64) {
     let norm: f64 = along.gradients.values().flatten().map(|g| (*g as f64).powi(2)).sum::<f64>().sqrt();
-    for param in model.params_mut() {
+    for param in model.params_mut().filter(|p| p.train.is_some()) {
         let (old, grad) = (param.get(b).unwrap(), &along.gradients[&param.name]);
         let new: Vec<f32> = old.iter().zip(grad).map(|(w, g)| (*w as f64 + *g as f64 * step / norm) as f32).collect();
         param.set(b, &new).unwrap();

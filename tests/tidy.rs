@@ -377,7 +377,7 @@ fn readme_lists_the_models() {
             continue;
         }
         let of = |golden: &String| {
-            let config = read(&format!("tests/golden/{golden}/config.json"));
+            let config = read(format!("tests/golden/{golden}/config.json"));
             let config: serde_json::Value = serde_json::from_str(&config).expect("a golden's config");
             config["model_type"].as_str().expect("a model_type").to_string()
         };

@@ -3,10 +3,10 @@ use super::out;
 use clap::Args;
 use luthier::data::{Template, Tokenizer};
 use luthier::io::safetensors::Tensors;
-use luthier::model::check::{Checked, check};
+use luthier::model::check::{Checked, check, ignored};
 use luthier::model::quantized::Scheme;
 use luthier::model::rope::{Rope, RopeScaling};
-use luthier::model::spec::{Head, LayerKind, RopePairs, Spec};
+use luthier::model::spec::{Head, LayerKind, MlpKind, RopePairs, Spec};
 use luthier::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,6 +29,7 @@ impl Inspect {
         text += &format!("quantization  {}\n", checked.scheme.map_or("none", Scheme::name));
         if let Some(tensors) = &checked.tensors {
             text += &stored(tensors)?;
+            text += &checked.spec.as_ref().map_or_else(String::new, |spec| unread(spec, tensors));
         }
         text += &words(&checked);
         out(&text)?;
@@ -52,14 +53,30 @@ fn shapes(s: &Spec) -> String {
         format!("              {layers} of {}: {window}, {positions}\n", s.layers)
     };
     let kinds = s.kinds.iter().enumerate().map(kind).collect::<String>();
-    let experts =
-        s.moe.as_ref().map_or(String::new(), |moe| format!(" in each of {} experts, {} of them a token", moe.E, moe.S));
     format!(
-        "architecture  {}\nlayers        {}\nhidden        {}\nffn           {}{experts}\n\
+        "architecture  {}\nlayers        {}\nhidden        {}\nffn           {}\n\
          heads         {} query, {} key-value, of {}\nvocabulary    {}\nhead          {head}\n\
          positions     {}, in layers\n{kinds}",
         s.model_type, s.layers, s.C, s.F, s.H, s.K, s.D, s.V, s.max_positions
+    ) + &latent(s)
+        + &mixture(s)
+}
+
+/// The sizes of latent attention.
+fn latent(s: &Spec) -> String {
+    let Some(l) = &s.latent else { return String::new() };
+    let q = l.q_rank.map_or("no rank".into(), |rank| format!("a rank of {rank}"));
+    format!(
+        "latent        {q} for q, one of {} for k and v; heads of {} + {} turning channels, values of {}\n",
+        l.kv_rank, l.U, s.A, l.Y
     )
+}
+
+fn mixture(s: &Spec) -> String {
+    let Some(moe) = &s.moe else { return String::new() };
+    let shared = moe.shared.as_ref().map_or(String::new(), |shared| format!(", shared ones of {}", shared.F));
+    let layers = (0..s.layers).filter(|l| s.mlp(*l) == MlpKind::Moe).count();
+    format!("experts       {} of {} in {layers} layers, ffn {}{shared}\n", moe.S, moe.E, moe.F)
 }
 
 fn rope(s: &Spec, rope: &Rope) -> String {
@@ -110,6 +127,14 @@ fn stored(tensors: &Tensors) -> Result<String> {
     }
     let one = |(dtype, (count, bytes)): (String, (u64, u64))| format!("{dtype} ({count} tensors, {bytes} bytes)");
     Ok(format!("dtype         {}\n", types.into_iter().map(one).collect::<Vec<_>>().join(", ")))
+}
+
+/// What the files hold and nothing reads.
+fn unread(spec: &Spec, tensors: &Tensors) -> String {
+    match tensors.names().filter(|name| ignored(spec, name)).count() {
+        0 => String::new(),
+        n => format!("ignored       {n} tensors of layers after the last (multi-token prediction)\n"),
+    }
 }
 
 fn words(checked: &Checked) -> String {

@@ -114,6 +114,9 @@ struct Json {
     alora_invocation_tokens: serde_json::Value,
     #[serde(default)]
     layer_replication: serde_json::Value,
+    /// Adapters of weights that are no module's, as those of stacked experts.
+    #[serde(default)]
+    target_parameters: serde_json::Value,
     bias: Option<String>,
 }
 
@@ -130,6 +133,7 @@ pub fn read_config(folder: &Path) -> Result<LoraConfig> {
         ("alpha_pattern", !json.alpha_pattern.is_empty()),
         ("alora_invocation_tokens", !json.alora_invocation_tokens.is_null()),
         ("layer_replication", !json.layer_replication.is_null()),
+        ("target_parameters", json.target_parameters.as_array().is_some_and(|names| !names.is_empty())),
         // pissa, olora and the like change the base when PEFT loads them
         ("init_lora_weights", json.init_lora_weights.as_str().is_some_and(|how| how != "gaussian")),
         ("bias", json.bias.as_deref().unwrap_or("none") != "none"),

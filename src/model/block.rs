@@ -18,7 +18,7 @@ use super::linear::{Linear, LinearScratch};
 use super::mlp::{self, Mlp};
 use super::norm::{Norm, NormParams};
 use super::param::Param;
-use super::spec::{ResidualKind, Spec};
+use super::spec::{MlpKind, ResidualKind, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -68,7 +68,8 @@ pub struct BlockScratch {
 }
 
 impl Saved {
-    pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType) -> Result<Saved> {
+    /// For layers whose MLPs are of these kinds.
+    pub fn new(scope: &Scope, s: &Spec, mlps: &[MlpKind], N: usize, dtype: DType) -> Result<Saved> {
         let buf = |cols: usize| scope.alloc(N * cols, dtype);
         let stats = || scope.alloc(Norm::rows(s, N).stats(), DType::F32);
         let pre = |_| Ok(Pre { out: buf(s.C)?, stats: stats()? });
@@ -84,17 +85,17 @@ impl Saved {
             pre: (0..pre_norms(s)).map(pre).collect::<Result<_>>()?,
             attention: attention::Saved::new(scope, s, N, dtype)?,
             x2: if sequential { Some(buf(s.C)?) } else { None },
-            mlp: mlp::Saved::new(scope, s, N, dtype)?,
+            mlp: mlp::Saved::new(scope, s, mlps, N, dtype)?,
             post: if after { Some([post()?, post()?]) } else { None },
         })
     }
 
     /// Bytes of one for N tokens.
-    pub fn bytes(s: &Spec, N: usize, dtype: DType) -> u64 {
+    pub fn bytes(s: &Spec, mlps: &[MlpKind], N: usize, dtype: DType) -> u64 {
         let norms = pre_norms(s) + 2 * usize::from(s.norm_place.after());
         let streams = norms + usize::from(s.residual == ResidualKind::Sequential);
         let own = N * streams * s.C * dtype.size() + norms * Norm::rows(s, N).stats() * 4;
-        own as u64 + mlp::Saved::bytes(s, N, dtype) + attention::Saved::bytes(s, N, dtype)
+        own as u64 + mlp::Saved::bytes(s, mlps, N, dtype) + attention::Saved::bytes(s, N, dtype)
     }
 }
 
@@ -131,17 +132,17 @@ impl Block {
         cache: Option<Cache>,
     ) -> Result<()> {
         let (N, norm) = (inputs.N, Norm::rows(s, inputs.N));
-        let BlockScratch { linear, c, mlp, .. } = t;
+        let BlockScratch { linear, attention: tools, c, mlp } = t;
         let Saved { pre, attention, x2, mlp: saved_mlp, post } = saved;
         let n1 = self.normed(b, &norm, 0, pre, x)?;
-        self.attention.forward(b, s, self.kind, attention, linear, n1, inputs, cache)?;
+        self.attention.forward(b, s, self.kind, attention, (&mut *tools, linear), n1, inputs, cache)?;
         if let Some(x2) = x2 {
             match (&self.post_norms, post.as_mut()) {
                 (Some([weight, _]), Some([post, _])) => {
-                    self.attention.output(b, linear, &mut post.inp, attention, N)?;
+                    self.attention.output(b, s, (tools, linear), &mut post.inp, attention, N)?;
                     norm.forward(b, c, &mut post.stats, &post.inp, weight)?;
                 }
-                _ => self.attention.output(b, linear, c, attention, N)?,
+                _ => self.attention.output(b, s, (tools, linear), c, attention, N)?,
             }
             b.residual_forward(x2, x, c, &branch(s, N))?;
         }
@@ -183,9 +184,9 @@ impl Block {
     ) -> Result<()> {
         self.forward_saved(b, s, saved, t, x, inputs, cache)?;
         let N = inputs.N;
-        let BlockScratch { linear, c, mlp, .. } = t;
+        let BlockScratch { linear, attention: tools, c, mlp } = t;
         let Some(x2) = &saved.x2 else {
-            self.attention.output(b, linear, c, &saved.attention, N)?;
+            self.attention.output(b, s, (tools, linear), c, &saved.attention, N)?;
             b.residual_forward(out, x, c, &branch(s, N))?;
             self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, N)?;
             return b.residual_backward(out, c, &branch(s, N));
@@ -214,7 +215,7 @@ impl Block {
         let dm = if dm { &*c } else { &*dx };
         self.mlp.backward_output(b, s, &mut saved.mlp, (mlp, linear), dm, N)?;
         if saved.x2.is_none() {
-            self.attention.backward_output(b, &saved.attention, (&mut *attention, linear), dm, N)?;
+            self.attention.backward_output(b, s, &saved.attention, (&mut *attention, linear), dm, N)?;
         }
         let x2 = saved.x2.as_ref().unwrap_or(x);
         self.mlp.backward(b, s, &saved.mlp, (mlp, linear), c, read(&saved.pre, 1, x2), N)?;
@@ -223,7 +224,7 @@ impl Block {
         if saved.x2.is_some() {
             let da = self.backward_out(b, s, &norm, 0, saved, c, dx)?;
             let da = if da { &*c } else { &*dx };
-            self.attention.backward_output(b, &saved.attention, (&mut *attention, linear), da, N)?;
+            self.attention.backward_output(b, s, &saved.attention, (&mut *attention, linear), da, N)?;
         }
         let tools = (attention, &*linear);
         let n1 = read(&saved.pre, 0, x);

@@ -1,6 +1,6 @@
 //! A model folder looked at before anything is allocated: what does not fit together, all of it.
 use super::arch;
-use super::quantized::{self, INT8_PARTS, NF4_PARTS, Scheme};
+use super::quantized::{self, INT8_PARTS, MXFP4_PARTS, NF4_PARTS, Scheme};
 use super::spec::{Head, Spec};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
@@ -100,6 +100,11 @@ pub(super) fn first(mismatches: Vec<Error>, folder: &Path) -> Result<()> {
 /// Tensors that older transformers stored beside the weights, and newer ones leave alone: frequencies and causal masks.
 const BUFFERS: &[&str] =
     &["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"];
+/// Whether a tensor is of a layer after the last, which predicts further tokens and which nothing here reads.
+pub fn ignored(spec: &Spec, tensor: &str) -> bool {
+    let after = spec.layers..spec.layers + spec.ignored_layers;
+    after.into_iter().any(|layer| tensor.starts_with(&spec.names.of(layer, "")))
+}
 
 /// Missing, misshapen, wrongly stored and unexpected tensors.
 pub(super) fn weights(spec: &Spec, scheme: Option<Scheme>, tensors: &Tensors) -> Vec<Error> {
@@ -110,6 +115,7 @@ pub(super) fn weights(spec: &Spec, scheme: Option<Scheme>, tensors: &Tensors) ->
         let stored = quantized::find(tensors, &w.name, &w.shape).map(|stored| stored.scheme());
         if !matches!(stored, Ok(None)) {
             let module = w.name.strip_suffix(".weight").unwrap_or(&w.name);
+            known.extend(MXFP4_PARTS.iter().map(|part| format!("{}{part}", w.name)));
             known.extend(NF4_PARTS.iter().map(|part| format!("{}{part}", w.name)));
             known.extend(INT8_PARTS.iter().map(|part| format!("{module}{part}")));
         }
@@ -129,9 +135,31 @@ pub(super) fn weights(spec: &Spec, scheme: Option<Scheme>, tensors: &Tensors) ->
         wrong.push(Error::content(tensors.path().with_file_name("config.json"), "quantization_config", what));
     }
     let head = format!("{}.weight", spec.names.head);
-    let harmless =
-        |name: &str| BUFFERS.iter().any(|end| name.ends_with(end)) || (spec.head == Head::Tied && name == head);
+    let harmless = |name: &str| {
+        let buffer = BUFFERS.iter().any(|end| name.ends_with(end));
+        buffer || (spec.head == Head::Tied && name == head) || ignored(spec, name)
+    };
     let extra = tensors.names().filter(|name| !known.contains(*name) && !harmless(name));
     wrong.extend(extra.map(|name| Error::content(tensors.path(), name, "the config knows no such tensor")));
     wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_after_the_last_are_ignored_as_far_as_the_config_says() {
+        let text = include_str!("../../tests/golden/deepseek_v3/config.json");
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), text).unwrap();
+        let spec = arch::read_spec(dir.path()).unwrap();
+        assert_eq!((spec.layers, spec.ignored_layers), (2, 1));
+        assert!(ignored(&spec, "model.layers.2.eh_proj.weight"));
+        for name in
+            ["model.layers.1.mlp.gate.weight", "model.layers.20.eh_proj.weight", "model.layers.3.eh_proj.weight"]
+        {
+            assert!(!ignored(&spec, name), "{name}");
+        }
+    }
 }

@@ -104,6 +104,11 @@ impl Keys {
         let read = |v: &Value| v.as_u64().map(|x| x as usize).filter(|x| (1..=MAX_SIZE).contains(x));
         self.typed(key, default, "a whole number of at least 1", read)
     }
+    /// A whole number from 0.
+    pub fn count(&self, key: &str, default: usize) -> Result<usize> {
+        let read = |v: &Value| v.as_u64().map(|x| x as usize).filter(|x| *x <= MAX_SIZE);
+        self.typed(key, Some(default), "a whole number of at least 0", read)
+    }
     /// A number above zero.
     pub fn positive(&self, key: &str, default: Option<f64>) -> Result<f64> {
         self.typed(key, default, "a number above 0", |v| v.as_f64().filter(|x| x.is_finite() && *x > 0.0))
@@ -130,6 +135,12 @@ impl Keys {
         let read =
             |v: &Value| v.as_array()?.iter().map(number).collect::<Option<Vec<_>>>().filter(|x| x.len() == count);
         self.typed(key, None, &format!("a list of {count} numbers above 0"), read)
+    }
+    /// A list of whole numbers from 0; a missing key is an empty one.
+    pub fn counts(&self, key: &str) -> Result<Vec<usize>> {
+        let count = |v: &Value| v.as_u64().map(|x| x as usize);
+        let read = |v: &Value| v.as_array()?.iter().map(count).collect::<Option<Vec<_>>>();
+        self.typed(key, Some(Vec::new()), "a list of whole numbers", read)
     }
     /// A list of so many texts, if there is one.
     pub fn texts(&self, key: &str, count: usize) -> Result<Option<Vec<String>>> {

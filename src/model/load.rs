@@ -1,16 +1,19 @@
 //! From a model folder to weights on a device, with what is to be trained made ready.
-use super::attention::Attention;
+use super::attention::{Attention, Qkv};
 use super::block::Block;
 use super::experts::Experts;
+use super::latent::{Latent, Narrow};
 use super::layout::Layout;
 use super::linear::{Linear, Lora, Projections, Weight};
-use super::lora::LoraConfig;
+use super::lora::{LoraConfig, Targets};
 use super::mlp::Mlp;
-use super::moe::Moe;
 use super::norm::NormParams;
 use super::param::Param;
 use super::quantized::{self, Scheme, Stored};
-use super::spec::{Bias, Head, LinearSpec, MlpKind, NormKind, NormSpec, Positions, QkNorm, Spec, WeightLayout};
+use super::spec::{
+    Bias, ExpertFiles, Gating, Head, LinearSpec, MlpKind, NarrowSpec, NormKind, NormSpec, Positions, QkNorm, Sinks,
+    Spec, WeightLayout,
+};
 use super::{Model, arch, check, lora};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
@@ -58,13 +61,15 @@ impl LoadOptions {
             let (stored, wanted) = (stored.name(), wanted.name());
             return usage(format!("{wanted} is asked for, but the checkpoint is {stored}: set it to false"));
         }
-        if self.full() && (stored.is_some() || !wanted.is_empty()) {
+        // MXFP4 is how gpt-oss is published: to be trained in full, it is taken as the floats it stands for
+        let frozen = stored.is_some_and(|stored| stored != Scheme::Mxfp4);
+        if self.full() && (frozen || !wanted.is_empty()) {
             let what = "a quantized base is frozen, so there is nothing to train: add a [lora] table, or take an \
                         unquantized model without load_in_4bit and load_in_8bit";
             return usage(what.into());
         }
         let odd = |linear: &LinearSpec| !(linear.O() * linear.C).is_multiple_of(nf4::BLOCK);
-        if self.load_in_4bit && spec.experts().iter().any(odd) {
+        if self.load_in_4bit && (0..spec.layers).flat_map(|l| spec.experts(l)).any(|linear| odd(&linear)) {
             return usage(format!("load_in_4bit wants experts of a multiple of {} values", nf4::BLOCK));
         }
         if self.dtype.size() == 2 && [spec.C, spec.F, spec.D / 2, spec.A / 2].iter().any(|n| n % 2 == 1) {
@@ -73,13 +78,18 @@ impl LoadOptions {
                 "16-bit dtypes want even sizes and head sizes in fours ({what}): use dtype = \"float32\""
             ));
         }
+        let rows = spec.latent.as_ref().map_or(Vec::new(), |latent| latent.rows(spec));
+        if let Some(odd) = rows.iter().find(|row| self.dtype.size() == 2 && *row % 2 == 1) {
+            let what = format!("16-bit dtypes want even rows in latent attention, got one of {odd}");
+            return usage(format!("{what}: use dtype = \"float32\""));
+        }
         if let Some(moe) = spec.moe.as_ref().filter(|moe| self.dtype.size() == 2 && moe.E % 2 == 1) {
             let what = format!("16-bit dtypes want an even number of experts, got {}", moe.E);
             return usage(format!("{what}: use dtype = \"float32\""));
         }
         if let Some(config) = &self.lora {
-            let modules = linear_names(spec);
-            config.target_modules.check(&modules).or_else(usage)?;
+            stacked_stay(spec, &config.target_modules).or_else(usage)?;
+            config.target_modules.check(&linear_names(spec)).or_else(usage)?;
             let known = [spec.names.embed, spec.names.head];
             if let Some(name) = config.modules_to_save.iter().find(|m| !known.iter().any(|k| lora::names(m, k))) {
                 return usage(format!("lora.modules_to_save: `{name}` is none of embed_tokens, lm_head"));
@@ -97,18 +107,35 @@ impl LoadOptions {
     }
 }
 
+/// Experts that are one tensor, and their router, are no modules: PEFT has no adapter for them but by `target_parameters`.
+fn stacked_stay(spec: &Spec, targets: &Targets) -> Result<(), String> {
+    let stacked = spec.moe.as_ref().filter(|moe| moe.files == ExpertFiles::Stacked);
+    let modules = stacked.into_iter().flat_map(|moe| [moe.router, moe.gate, moe.up, moe.down]);
+    let named = modules.filter(|_| !targets.all_linear()).find(|module| targets.matches(&spec.names.of(0, module)));
+    named.map_or(Ok(()), |module| {
+        let what = format!("lora.target_modules: adapters on `{module}` of {} are not supported", spec.model_type);
+        Err(format!("{what}: it is no linear layer; name q_proj, k_proj, v_proj, o_proj, or use \"all-linear\""))
+    })
+}
+
 fn linear_names(spec: &Spec) -> Vec<String> {
+    let stacked = spec.moe.as_ref().is_some_and(|moe| moe.files == ExpertFiles::Stacked);
     let of_layer = |l: usize| {
-        let experts = spec.experts().into_iter().flat_map(move |linear| spec.expert_names(l, linear.module));
-        spec.linears().into_iter().map(move |linear| spec.names.of(l, linear.module)).chain(experts)
+        let linears = spec.linears(l).into_iter().filter(|linear| !(stacked && is_router(spec, linear.module)));
+        let experts = if stacked { Vec::new() } else { spec.experts(l) };
+        let experts = experts.into_iter().flat_map(move |linear| spec.expert_names(l, linear.module));
+        linears.map(move |linear| spec.names.of(l, linear.module)).chain(experts)
     };
     (0..spec.layers).flat_map(of_layer).collect()
 }
 
 /// Sizes of what is quantized while it loads: linear layers and experts, but no routers.
 fn sizes(spec: &Spec) -> impl Iterator<Item = usize> {
-    let linears = spec.linears().into_iter().filter(|linear| !is_router(spec, linear.module));
-    linears.chain(spec.experts()).map(|linear| linear.O() * linear.C)
+    let of_layer = |l| {
+        let linears = spec.linears(l).into_iter().filter(|linear| !is_router(spec, linear.module));
+        linears.chain(spec.experts(l)).map(|linear| linear.O() * linear.C)
+    };
+    (0..spec.layers).flat_map(of_layer)
 }
 
 /// Whether this module of a layer chooses experts.
@@ -222,7 +249,14 @@ impl Loader<'_> {
             post_norms: self.two_norms(layer, [n.attention_post_norm, n.mlp_post_norm], s.norm_place.after())?,
             attention: Attention {
                 head_norms: self.two_norms(layer, [n.q_norm, n.k_norm], s.qk_norm != QkNorm::Absent)?,
-                qkv: self.projections(layer, s.qkv())?,
+                sinks: match s.sinks {
+                    Sinks::PerHead => {
+                        let name = n.of(layer, n.sinks);
+                        Some(self.param(&name, &name, &[s.H], self.options.full())?)
+                    }
+                    Sinks::Absent => None,
+                },
+                qkv: self.qkv(layer)?,
                 o: self.linear(layer, s.o())?,
             },
             mlp: self.mlp(layer)?,
@@ -231,23 +265,19 @@ impl Loader<'_> {
 
     fn mlp(&mut self, layer: usize) -> Result<Mlp> {
         let s = self.spec;
-        let Some(router) = s.router() else {
-            let Projections(mut first) = self.projections(layer, s.gate_up())?;
-            let down = Box::new(self.linear(layer, s.down())?);
-            return Ok(match s.mlp {
-                MlpKind::Gated => Mlp::Dense { gate_up: Projections(first), down },
-                MlpKind::Plain => Mlp::Plain { up: Box::new(first.remove(0)), down },
-            });
-        };
-        let Ok([gate, up, down]) = <[_; 3]>::try_from(s.experts()) else {
-            return Err(Error::Bug("experts have gate, up and down".into()));
-        };
-        Ok(Mlp::Moe(Box::new(Moe {
-            router: self.linear(layer, router)?,
-            gate: self.experts(layer, gate)?,
-            up: self.experts(layer, up)?,
-            down: self.experts(layer, down)?,
-        })))
+        match s.mlp(layer) {
+            MlpKind::Dense => self.dense(layer, s.gate_up(), s.down()),
+            MlpKind::Moe => self.moe(layer).map(|moe| Mlp::Moe(Box::new(moe))),
+        }
+    }
+
+    fn dense(&mut self, layer: usize, gate_up: Vec<LinearSpec>, down: LinearSpec) -> Result<Mlp> {
+        let Projections(mut first) = self.projections(layer, gate_up)?;
+        let down = Box::new(self.linear(layer, down)?);
+        Ok(match self.spec.gating {
+            Gating::Gated => Mlp::Dense { gate_up: Projections(first), down },
+            Gating::Plain => Mlp::Plain { up: Box::new(first.remove(0)), down },
+        })
     }
 
     /// Those of the modules that the spec has a norm for.
@@ -296,6 +326,21 @@ impl Loader<'_> {
         Ok(param)
     }
 
+    fn qkv(&mut self, layer: usize) -> Result<Qkv> {
+        let s = self.spec;
+        let Some(latent) = &s.latent else { return self.projections(layer, s.qkv()).map(Qkv::Projections) };
+        Ok(Qkv::Latent(Box::new(Latent {
+            q_a: latent.q_a(s).map(|narrow| self.narrow(layer, narrow)).transpose()?,
+            q_b: self.linear(layer, latent.q_b(s))?,
+            kv_a: self.narrow(layer, latent.kv_a(s))?,
+            kv_b: self.linear(layer, latent.kv_b(s))?,
+        })))
+    }
+
+    fn narrow(&mut self, layer: usize, narrow: NarrowSpec) -> Result<Narrow> {
+        Ok(Narrow { norm: self.norms(layer, &[narrow.norm])?.remove(0), down: self.linear(layer, narrow.down)? })
+    }
+
     fn projections(&mut self, layer: usize, modules: Vec<LinearSpec>) -> Result<Projections> {
         modules.into_iter().map(|module| self.linear(layer, module)).collect::<Result<_>>().map(Projections)
     }
@@ -305,7 +350,7 @@ impl Loader<'_> {
         let (name, O, C) = (self.spec.names.of(layer, module.module), module.O(), module.C);
         let quantize = if router { (false, false) } else { self.quantize };
         let layout = self.spec.layout_of(module.module);
-        let weight = self.weight(&format!("{name}.weight"), (O, C, layout), quantize)?;
+        let weight = self.weight(&format!("{name}.weight"), (&[O, C], layout), quantize)?;
         let bias_name = format!("{name}.bias");
         let bias = match module.bias {
             Bias::Present => Some(self.param_of(&bias_name, &bias_name, (&[O], layout.of_rows()), full)?),
@@ -322,11 +367,16 @@ impl Loader<'_> {
     }
 
     /// As the file has it, or quantized on the device from the file's own precision.
-    fn weight(&mut self, name: &str, (O, C, layout): (usize, usize, Layout), quantize: (bool, bool)) -> Result<Weight> {
-        let shape = layout.turned([O, C]);
-        let tensor = match quantized::find(self.tensors, name, &shape)? {
+    fn weight(&mut self, name: &str, (held, layout): (&[usize], Layout), quantize: (bool, bool)) -> Result<Weight> {
+        let C = held.last().copied().unwrap_or(1);
+        let O = held.iter().product::<usize>() / C;
+        let turned = layout.turned([O, C]);
+        let shape = if layout == Layout::Rows { held } else { &turned[..] };
+        let tensor = match quantized::find(self.tensors, name, shape)? {
             Stored::Nf4(q) => return Ok(Weight::Nf4(q.upload(self.b)?)),
             Stored::Int8(q) => return Ok(Weight::Int8(q.upload(self.b)?)),
+            Stored::Mxfp4(q) if !self.options.full() => return Ok(Weight::Mxfp4(q.upload(self.b)?)),
+            Stored::Mxfp4(_) => return self.param(name, name, shape, true).map(Weight::Dense),
             Stored::Float(tensor) => tensor,
         };
         match quantize {
@@ -338,7 +388,7 @@ impl Loader<'_> {
                 let inp = self.stage(&[tensor], (O, C, layout))?;
                 quantized::quantize_int8(self.b, &inp, O, C).map(Weight::Int8)
             }
-            _ => Ok(Weight::Dense(self.param_of(name, name, (&shape, layout), self.options.full())?)),
+            _ => Ok(Weight::Dense(self.param_of(name, name, (shape, layout), self.options.full())?)),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Norms of rows of a model: RMSNorm or LayerNorm, of the residual stream or of the heads of q and k.
 use super::param::{Param, Train};
-use super::spec::{Bias, NormKind, QkNorm, Spec};
+use super::spec::{Bias, NormKind, NormWeight, QkNorm, Spec};
 use crate::backend::{Backend, Buf};
 use crate::error::Result;
 use crate::ops::bias::BiasBackward;
@@ -42,6 +42,10 @@ impl Norm {
     /// Of [N, C].
     pub fn rows(s: &Spec, N: usize) -> Norm {
         Norm::new(s, s.norm, (N, 1, s.C))
+    }
+    /// Of [N, C] of any length.
+    pub fn of(N: usize, C: usize, eps: f32, weight: NormWeight) -> Norm {
+        Norm::Rms(RmsNorm { N: N as u32, C: C as u32, eps, shift: weight.shift() })
     }
     /// Of the heads [N, heads·D] of q or k.
     pub fn heads(s: &Spec, N: usize, heads: usize) -> Norm {

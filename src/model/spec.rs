@@ -3,6 +3,9 @@ use super::layout::Layout;
 use super::rope::{Reach, Rope};
 use crate::ops::activation;
 
+mod latent;
+pub use latent::{LatentNames, LatentSpec, NarrowSpec};
+
 /// Sizes and mechanisms of a decoder. Letters are the dims of the op table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
@@ -17,7 +20,7 @@ pub struct Spec {
     pub H: usize,
     /// num_key_value_heads
     pub K: usize,
-    /// head_dim
+    /// head_dim; of latent attention the larger of q's and v's, even.
     pub D: usize,
     /// Channels of a head that RoPE turns: head_dim·partial_rotary_factor.
     pub A: usize,
@@ -35,14 +38,21 @@ pub struct Spec {
     pub o_bias: Bias,
     /// gate, up, down have a bias.
     pub mlp_bias: Bias,
-    /// Mixtures of experts in the place of MLPs; F is then an expert's.
+    /// q, k and v come out of narrow rows; K is then H.
+    pub latent: Option<LatentSpec>,
+    /// Mixtures of experts in the place of MLPs.
     pub moe: Option<MoeSpec>,
+    /// The layers that have an MLP all the same.
+    pub dense_layers: Vec<usize>,
+    /// Layers after the last, which checkpoints may hold and nothing here reads: they predict further tokens.
+    pub ignored_layers: usize,
     pub norm: NormKind,
+    pub residual: ResidualKind,
+    pub gating: Gating,
     pub norm_weight: NormWeight,
     pub norm_place: NormPlace,
     pub qk_norm: QkNorm,
-    pub residual: ResidualKind,
-    pub mlp: MlpKind,
+    pub sinks: Sinks,
     pub activation: Activation,
     /// Of q·k.
     pub attention_scale: f32,
@@ -110,7 +120,7 @@ pub enum ResidualKind {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MlpKind {
+pub enum Gating {
     /// down(act(gate(x))·up(x))
     Gated,
     /// down(act(up(x)))
@@ -191,6 +201,13 @@ impl QkNorm {
     }
 }
 
+/// A learned score of each head that takes its share of the softmax and gives no value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sinks {
+    Absent,
+    PerHead,
+}
+
 /// Of the MLP, or of its gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -221,20 +238,92 @@ impl Activation {
     }
 }
 
+/// What follows attention in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MlpKind {
+    Dense,
+    Moe,
+}
+
 /// Which experts there are and how a token chooses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MoeSpec {
     /// Experts.
     pub E: usize,
+    /// Hidden channels of one.
+    pub F: usize,
     /// Experts of a token (num_experts_per_tok).
     pub S: usize,
+    pub scores: Scores,
     pub weights: RouterWeights,
-    /// The router's module within the layer; its weight is [E, C]. Modules of the experts are gate, up and down of the [`Names`],
-    /// where `{}` is the expert's number.
+    /// The router's module within the layer; its weight is [E, C].
     pub router: &'static str,
+    pub router_bias: Bias,
+    pub unit: GatedUnit,
+    pub files: ExpertFiles,
+    /// Modules of the experts, where `{}` is the expert's number.
+    pub gate: &'static str,
+    pub up: &'static str,
+    pub down: &'static str,
+    /// An MLP that every token goes through, besides.
+    pub shared: Option<SharedSpec>,
 }
 
-/// What the chosen experts count: their probabilities among all.
+/// What an expert makes of gate and up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum GatedUnit {
+    /// silu(gate)·up.
+    SwiGlu,
+    /// g·σ(alpha·g)·(u + 1), with g = gate up to `limit` and u = up within ± `limit`. Gate and up are one module, their channels
+    /// in turn.
+    Clamped { alpha: f32, limit: f32 },
+}
+
+/// How files hold the experts, as modules or without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertFiles {
+    /// A module each, `<module>.weight` [O, C], where `{}` is the expert's number.
+    Modules,
+    /// One tensor for all, `<module>` [E, C, O], and `<module>_bias` [E, O].
+    Stacked,
+}
+
+/// What a token's choice goes by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scores {
+    Softmax,
+    /// Sigmoids, and with a bias only for the choice: the best experts of the `kept` best of `groups` groups.
+    Sigmoid {
+        groups: usize,
+        kept: usize,
+        /// What the weights are multiplied by.
+        scale: f32,
+        /// The bias's name within the layer, a frozen f32 [E].
+        bias: &'static str,
+    },
+}
+
+/// What the output of shared experts is multiplied by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weighed {
+    Plain,
+    /// σ of this module's one output.
+    Sigmoid {
+        by: &'static str,
+    },
+}
+
+/// The experts that all tokens share, as one gated MLP.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedSpec {
+    pub F: usize,
+    pub weighed: Weighed,
+    pub gate: &'static str,
+    pub up: &'static str,
+    pub down: &'static str,
+}
+
+/// What the chosen experts count: their scores among all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouterWeights {
     Plain,
@@ -274,6 +363,8 @@ pub struct Names {
     /// Not read with [`QkNorm::Absent`].
     pub q_norm: &'static str,
     pub k_norm: &'static str,
+    /// A weight's own name; read with [`Sinks::PerHead`] only.
+    pub sinks: &'static str,
     pub o: &'static str,
     pub gate: &'static str,
     pub up: &'static str,
@@ -344,47 +435,90 @@ impl Spec {
         let long = |rope: &Rope, T| rope.reach(T) == Reach::Long;
         T > 0 && self.kinds.iter().filter_map(|kind| kind.rope.as_ref()).any(|rope| long(rope, T) && !long(rope, T - 1))
     }
-    /// The modules that make q, k and v: three, or one.
+    /// What follows attention in a layer.
+    pub fn mlp(&self, layer: usize) -> MlpKind {
+        if self.moe.is_some() && !self.dense_layers.contains(&layer) { MlpKind::Moe } else { MlpKind::Dense }
+    }
+    /// What follows attention in any layer.
+    pub fn mlps(&self) -> Vec<MlpKind> {
+        let all = [MlpKind::Dense, MlpKind::Moe];
+        all.into_iter().filter(|kind| (0..self.layers).any(|l| self.mlp(l) == *kind)).collect()
+    }
+    /// The modules that make q, k and v: three, or one. Not of latent attention.
     pub fn qkv(&self) -> Vec<LinearSpec> {
         let (n, kv) = (&self.names, self.K * self.D);
         fused(&[(n.q, self.H * self.D), (n.k, kv), (n.v, kv)], self.C, self.qkv_bias)
     }
     pub fn o(&self) -> LinearSpec {
-        LinearSpec { module: self.names.o, parts: vec![self.C], C: self.H * self.D, bias: self.o_bias }
+        let values = self.latent.as_ref().map_or(self.D, |latent| latent.Y);
+        LinearSpec { module: self.names.o, parts: vec![self.C], C: self.H * values, bias: self.o_bias }
     }
-    /// The modules that make gate and up: two, or one; without a gate, up alone. Of an expert where there are experts.
+    /// The modules that make gate and up: two, or one; without a gate, up alone.
     pub fn gate_up(&self) -> Vec<LinearSpec> {
-        let (gate, up) = ((self.names.gate, self.F), (self.names.up, self.F));
-        match self.mlp {
-            MlpKind::Gated => fused(&[gate, up], self.C, self.mlp_bias),
-            MlpKind::Plain => fused(&[up], self.C, self.mlp_bias),
+        match self.gating {
+            Gating::Gated => self.gated([self.names.gate, self.names.up], self.F, self.mlp_bias),
+            Gating::Plain => fused(&[(self.names.up, self.F)], self.C, self.mlp_bias),
         }
     }
     pub fn down(&self) -> LinearSpec {
         LinearSpec { module: self.names.down, parts: vec![self.C], C: self.F, bias: self.mlp_bias }
     }
+    fn gated(&self, [gate, up]: [&'static str; 2], F: usize, bias: Bias) -> Vec<LinearSpec> {
+        fused(&[(gate, F), (up, F)], self.C, bias)
+    }
+    /// Gate and up, down, and what weighs them, of what all tokens share beside the experts, if there is such.
+    pub fn shared(&self) -> Option<(Vec<LinearSpec>, LinearSpec, Option<LinearSpec>)> {
+        let shared = self.moe.as_ref()?.shared.as_ref()?;
+        let linear = |module, O, C| LinearSpec { module, parts: vec![O], C, bias: Bias::Absent };
+        let weigh = match shared.weighed {
+            Weighed::Plain => None,
+            Weighed::Sigmoid { by } => Some(linear(by, 1, self.C)),
+        };
+        let gate_up = self.gated([shared.gate, shared.up], shared.F, Bias::Absent);
+        Some((gate_up, linear(shared.down, self.C, shared.F), weigh))
+    }
     /// What chooses experts, if there are any.
     pub fn router(&self) -> Option<LinearSpec> {
         let linear =
-            |moe: &MoeSpec| LinearSpec { module: moe.router, parts: vec![moe.E], C: self.C, bias: Bias::Absent };
+            |moe: &MoeSpec| LinearSpec { module: moe.router, parts: vec![moe.E], C: self.C, bias: moe.router_bias };
         self.moe.as_ref().map(linear)
     }
-    /// The linear modules of a block, those of experts not counted.
-    pub fn linears(&self) -> Vec<LinearSpec> {
-        let mlp = match self.router() {
-            Some(router) => vec![router],
-            None => [self.gate_up(), vec![self.down()]].concat(),
+    /// The linear modules of a layer, those of experts not counted.
+    pub fn linears(&self, layer: usize) -> Vec<LinearSpec> {
+        let attention = self.latent.as_ref().map_or_else(|| self.qkv(), |latent| latent.linears(self));
+        let mlp = match self.mlp(layer) {
+            MlpKind::Dense => [self.gate_up(), vec![self.down()]].concat(),
+            MlpKind::Moe => {
+                let all =
+                    |(gate_up, down, weigh): (Vec<_>, _, Option<_>)| gate_up.into_iter().chain([down]).chain(weigh);
+                self.router().into_iter().chain(self.shared().into_iter().flat_map(all)).collect()
+            }
         };
-        [self.qkv(), vec![self.o()], mlp].concat()
+        [attention, vec![self.o()], mlp].concat()
     }
-    /// Gate, up and down of the experts; none where there are no experts.
-    pub fn experts(&self) -> Vec<LinearSpec> {
-        if self.moe.is_some() { [self.gate_up(), vec![self.down()]].concat() } else { Vec::new() }
+    /// Gate and up, those of one name together, and down of an expert, if there are experts.
+    pub fn expert(&self) -> Option<(Vec<LinearSpec>, LinearSpec)> {
+        let moe = self.moe.as_ref()?;
+        let down = LinearSpec { module: moe.down, parts: vec![self.C], C: moe.F, bias: self.mlp_bias };
+        Some((self.gated([moe.gate, moe.up], moe.F, self.mlp_bias), down))
     }
-    /// A module of a layer's experts, for all of them: `model.layers.0.mlp.experts.3.gate_proj`.
+    /// Both of a layer's experts; none where it has none.
+    pub fn experts(&self, layer: usize) -> Vec<LinearSpec> {
+        let experts = self.expert().filter(|_| self.mlp(layer) == MlpKind::Moe);
+        experts.map_or(Vec::new(), |(gate_up, down)| [gate_up, vec![down]].concat())
+    }
+    /// A module of a layer's experts, for all of them: `model.layers.0.mlp.experts.3.gate_proj`. Where they are stacked, E times
+    /// the stack's name.
     pub fn expert_names(&self, layer: usize, module: &str) -> Vec<String> {
         let E = self.moe.as_ref().map_or(0, |moe| moe.E);
         (0..E).map(|e| self.names.of(layer, &module.replace("{}", &e.to_string()))).collect()
+    }
+    /// The bias of a layer's choice among experts, if it has one: its name within the layer.
+    pub fn choice_bias(&self, layer: usize) -> Option<&'static str> {
+        match self.moe.as_ref().filter(|_| self.mlp(layer) == MlpKind::Moe)?.scores {
+            Scores::Sigmoid { bias, .. } => Some(bias),
+            Scores::Softmax => None,
+        }
     }
 
     /// That of the heads of q and k; theirs have no bias where each has a weight of its own.
@@ -420,6 +554,8 @@ impl Spec {
                 _ => all.push(norm(module, &[self.qk_norm.shape(1, heads, self.D).1], self.head_norm())),
             }
         }
+        let narrow = self.latent.iter().flat_map(|latent| latent.norms(self));
+        all.extend(narrow.map(|(module, len)| norm(module, &[len], self.norm)));
         all
     }
 
@@ -449,7 +585,10 @@ impl Spec {
                     all.push(bias(&self.names.of(l, norm.module), shape[0]));
                 }
             }
-            for linear in self.linears() {
+            if self.sinks == Sinks::PerHead {
+                all.push(WeightSpec { name: self.names.of(l, self.names.sinks), shape: vec![self.H] });
+            }
+            for linear in self.linears(l) {
                 let module = self.names.of(l, linear.module);
                 let shape = self.layout_of(linear.module).turned([linear.O(), linear.C]);
                 all.push(weight(module.clone(), &shape));
@@ -457,10 +596,10 @@ impl Spec {
                     all.push(bias(&module, linear.O()));
                 }
             }
-            for linear in self.experts() {
-                let names = self.expert_names(l, linear.module);
-                all.extend(names.into_iter().map(|name| weight(name, &[linear.O(), linear.C])));
-            }
+            let E = self.moe.as_ref().map_or(0, |moe| moe.E);
+            let bias = self.choice_bias(l).map(|bias| WeightSpec { name: self.names.of(l, bias), shape: vec![E] });
+            all.extend(bias);
+            all.extend(self.experts(l).iter().flat_map(|linear| self.expert_weights(l, linear)));
         }
         all.push(weight(self.names.final_norm.into(), &[self.C]));
         if self.norm == NormKind::Layer(Bias::Present) {
@@ -471,6 +610,22 @@ impl Spec {
         }
         if self.head_bias == Bias::Present {
             all.push(bias(self.names.head, self.V));
+        }
+        all
+    }
+
+    /// The weights of one module of all experts of a layer.
+    fn expert_weights(&self, layer: usize, linear: &LinearSpec) -> Vec<WeightSpec> {
+        let Some(moe) = &self.moe else { return Vec::new() };
+        let (O, C) = (linear.O(), linear.C);
+        if moe.files == ExpertFiles::Modules {
+            let weight = |name| WeightSpec { name: format!("{name}.weight"), shape: vec![O, C] };
+            return self.expert_names(layer, linear.module).into_iter().map(weight).collect();
+        }
+        let name = self.names.of(layer, linear.module);
+        let mut all = vec![WeightSpec { name: name.clone(), shape: vec![moe.E, C, O] }];
+        if linear.bias == Bias::Present {
+            all.push(WeightSpec { name: format!("{name}_bias"), shape: vec![moe.E, O] });
         }
         all
     }

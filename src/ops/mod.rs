@@ -9,17 +9,23 @@ use table::for_each_op;
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod attention_sink;
 pub mod bias;
 pub mod cast;
+pub mod clamped_swiglu;
 pub mod dyn8;
 pub mod embedding;
+pub mod expert_bias;
 pub mod fill;
 pub mod gradnorm;
+pub mod group_router;
 pub mod grouped;
 pub mod int8;
+pub mod latent;
 pub mod layernorm;
 pub mod logprob;
 pub mod matmul;
+pub mod mxfp4;
 pub mod nf4;
 
 pub mod residual;
@@ -40,6 +46,8 @@ pub const DIMS: &[(&str, &str)] = &[
     ("K", "kv heads"),
     ("D", "head size"),
     ("A", "channels of a head that RoPE turns"),
+    ("U", "channels of a latent head that RoPE leaves alone"),
+    ("Y", "channels of a latent head's value"),
     ("T", "time: keys of an attention, positions of a RoPE table"),
     ("F", "ffn"),
     ("E", "experts"),

@@ -12,3 +12,4 @@ pub mod run;
 pub mod schedule;
 mod setup;
 mod state;
+pub use setup::{batch_options, data_options};

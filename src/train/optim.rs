@@ -207,7 +207,7 @@ fn exact(param: &Param) -> &Buf {
     param.train.as_ref().and_then(|t| t.master.as_ref()).unwrap_or(&param.value)
 }
 
-/// transformers' rule: no decay on norms and biases.
+/// transformers' rule: no decay on norms and biases; those of stacked experts are matrices, sinks are neither.
 fn decays(param: &Param) -> bool {
-    param.shape.len() > 1
+    param.name.ends_with(".sinks") || param.shape.len() > 1 && !param.name.ends_with("_bias")
 }

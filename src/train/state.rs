@@ -5,6 +5,7 @@ use super::disk;
 use super::metrics::{self, Reporter};
 use super::optim::Optimizer;
 use crate::backend::Backend;
+use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::export::{self, peft};
 use crate::model::Model;
@@ -64,7 +65,11 @@ pub(super) fn write_result(b: &dyn Backend, model: &Model, config: &TrainConfig,
         Some(_) => peft::save(b, model, &base.to_string_lossy(), out)?,
         None => export::full::save(b, model, base, out)?,
     }
-    export::folder::copy_companions(base, out)
+    export::folder::copy_companions(base, out)?;
+    match &config.chat_template {
+        Some(name) => export::folder::chat_template(name, &Tokenizer::load(base)?, out),
+        None => Ok(()),
+    }
 }
 
 /// Names of results; those of an earlier run must not stay beside a new one.

@@ -132,6 +132,31 @@ fn grouped(out: &mut Vec<(String, Case)>, [M, E, J, Q]: [u32; 4], float: DType, 
     }
 }
 
+/// What gpt-oss has beside what others have.
+fn gpt_oss(out: &mut Vec<(String, Case)>, float: DType) {
+    for (N, H, D) in [(1, 1, 2), (9, 3, 34), (70, 2, 64), (3, 5, 256)] {
+        let p = attention_sink::AttentionSink { N, H, D };
+        for op in [Op::attention_sink_forward, Op::attention_sink_backward] {
+            out.push((format!("{} {p:?} {float:?}", op.spec().name), case(op, &p, float, None)));
+        }
+    }
+    for (M, E, width) in [(1, 1, 2), (90, 5, 34), (40, 3, 1034)] {
+        let rows: Vec<u32> = (0..M).rev().collect();
+        for weighted in [0, 1] {
+            let p = expert_bias::ExpertBias { M, E, O: width, weighted };
+            for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "expert_bias") {
+                let case = case(op, &p, float, None).u32s("offsets", offsets(M, E)).u32s("rows", rows.clone());
+                out.push((format!("{} {p:?} {float:?}", op.spec().name), case));
+            }
+        }
+        let p = clamped_swiglu::ClampedSwiGlu { M, F: width, alpha: 1.702, limit: 0.8 };
+        for op in [Op::clamped_swiglu_forward, Op::clamped_swiglu_backward] {
+            let case = case(op, &p, float, None).u32s("rows", rows.clone());
+            out.push((format!("{} {p:?} {float:?}", op.spec().name), case));
+        }
+    }
+}
+
 /// What routes tokens to experts and back.
 fn mixtures(out: &mut Vec<(String, Case)>, float: DType) {
     for (N, E, S) in [(1, 1, 1), (9, 6, 2), (13, 70, 8)] {
@@ -158,6 +183,25 @@ fn mixtures(out: &mut Vec<(String, Case)>, float: DType) {
             out.push((format!("{} {p:?} {float:?}", op.spec().name), swiglu));
         }
     }
+    for (N, E, S, groups, kept) in [(1, 1, 1, 1, 1), (9, 6, 2, 3, 1), (13, 70, 8, 7, 3), (3, 130, 6, 65, 40)] {
+        for norm in [0, 1] {
+            let p = group_router::GroupRouter { N, E, S, groups, kept, norm, scale: 2.5 };
+            out.push((
+                format!("group_router_forward {p:?} {float:?}"),
+                case(Op::group_router_forward, &p, float, None),
+            ));
+            let distinct = (0..N * S).map(|i| (i % S + i / S) % E).collect();
+            let backward = case(Op::group_router_backward, &p, float, None).u32s("experts", distinct);
+            out.push((format!("group_router_backward {p:?} {float:?}"), backward));
+        }
+    }
+    for (N, H, D, A, U, Y) in [(1, 1, 2, 2, 0, 1), (3, 5, 24, 8, 16, 14), (2, 7, 192, 64, 128, 128)] {
+        let p = latent::Latent { N, H, D, A, U, Y };
+        for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "latent") {
+            out.push((format!("{} {p:?} {float:?}", op.spec().name), case(op, &p, float, None)));
+        }
+    }
+    gpt_oss(out, float);
     for sizes in [[1, 1, 2, 4], [70, 3, 34, 18], [150, 4, 70, 66]] {
         grouped(out, sizes, float, None);
     }
@@ -184,6 +228,12 @@ pub fn all() -> Vec<(String, Case)> {
             add!(cast_forward, cast::Cast { P });
             add!(residual_forward, residual::Residual { P, scale: 0.5 });
             add!(residual_backward, residual::Residual { P, scale: 0.5 });
+            let moderate = |mut c: Case| {
+                let at = c.at("scales");
+                c.buffers[at].1.iter_mut().for_each(|x| *x = 120 + *x % 16);
+                c
+            };
+            add!(mxfp4_dequantize, mxfp4::Mxfp4 { P }, moderate);
             add!(nf4_quantize, nf4::Nf4 { P });
             add!(nf4_dequantize, nf4::Nf4 { P });
             add!(nf4_dequantize_double, nf4::Nf4Double { P, offset: 0.1 });

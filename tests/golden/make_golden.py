@@ -40,6 +40,9 @@ CASES = {
   "mixtral": ("MixtralConfig", dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=None)),
   "qwen3_moe": ("Qwen3MoeConfig", dict(head_dim=12 if not SECOND else 6, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True, decoder_sparse_step=1)),
 }
+DEEPSEEK = dict(num_key_value_heads=None, q_lora_rank=24, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=20, n_routed_experts=8, num_experts_per_tok=2,
+                n_group=4, topk_group=2, first_k_dense_replace=1, moe_intermediate_size=32, n_shared_experts=1)
+if SECOND: DEEPSEEK.update(q_lora_rank=15, kv_lora_rank=13, qk_rope_head_dim=6, qk_nope_head_dim=5, v_head_dim=7, n_routed_experts=9, num_experts_per_tok=3, n_group=3, moe_intermediate_size=20, first_k_dense_replace=2)
 CASES |= {  # of Llama's family
   "olmo2": ("Olmo2Config", {}), "granite": ("GraniteConfig", dict(embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.3, logits_scaling=2.0, attention_bias=True, mlp_bias=True)),
   "olmo3": ("Olmo3Config", dict(sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"][:2 + SECOND], rope_parameters=dict(sliding_attention=rp(theta=20000.0), full_attention=rp(theta=20000.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=32)))),
@@ -56,8 +59,14 @@ EXTRA = {  # only with `second`, or by name
   "stablelm_parallel": ("StableLmConfig", dict(use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True, rope_parameters=rp(partial_rotary_factor=0.67))),
   "gpt_neox_sequential": ("GPTNeoXConfig", dict(use_parallel_residual=False, hidden_act="gelu_fast", attention_bias=False, tie_word_embeddings=True, rope_parameters=rp(partial_rotary_factor=1.0))),
   "phi": ("PhiConfig", dict(num_key_value_heads=None, qk_layernorm=True, rope_parameters=rp(partial_rotary_factor=0.67))),
-  "stablelm": ("StableLmConfig", dict(hidden_size=48) if SECOND else dict(rope_parameters=rp(partial_rotary_factor=0.34))), "gpt_oss": ("GptOssConfig", dict(head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8)),
-  "deepseek_v3": ("DeepseekV3Config", dict(num_key_value_heads=None, q_lora_rank=24, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=16, n_routed_experts=8, num_experts_per_tok=2, n_group=2, topk_group=1, first_k_dense_replace=1, moe_intermediate_size=32, n_shared_experts=1)),
+  "stablelm": ("StableLmConfig", dict(hidden_size=48) if SECOND else dict(rope_parameters=rp(partial_rotary_factor=0.34))), "gpt_oss": ("GptOssConfig", dict(head_dim=16 if not SECOND else 6, num_local_experts=4, num_experts_per_tok=2, sliding_window=8, swiglu_limit=1.5 if not SECOND else 7.0)),
+  # in `second` odd heads and values; narrow rows that are no multiples; groups of two
+  "deepseek_v3": ("DeepseekV3Config", DEEPSEEK),
+  # q at once, halves turn together, biases, one group, weights as they are
+  "deepseek_v3_plain": ("DeepseekV3Config", DEEPSEEK | dict(q_lora_rank=None, rope_interleave=False, attention_bias=True, n_group=1, topk_group=1, norm_topk_prob=False, routed_scaling_factor=0.7)),
+  "deepseek_v3_yarn": ("DeepseekV3Config", DEEPSEEK | dict(first_k_dense_replace=0, n_shared_experts=2, rope_parameters=rp(rope_type="yarn", factor=8.0, beta_fast=32, beta_slow=1, mscale=0.9, mscale_all_dim=1.3, original_max_position_embeddings=16))),
+  "qwen2_moe": ("Qwen2MoeConfig", dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=40, norm_topk_prob=False, num_hidden_layers=3, mlp_only_layers=[0] if not SECOND else [])),
+  "qwen3_moe_mixed": ("Qwen3MoeConfig", dict(head_dim=12, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=False, num_hidden_layers=4, decoder_sparse_step=2, mlp_only_layers=[3] if not SECOND else [])),
   "gpt2": ("GPT2Config", None), "gpt_neox": ("GPTNeoXConfig", dict(hidden_size=48, num_key_value_heads=6) if SECOND else dict(rope_parameters=rp(partial_rotary_factor=0.34))),
 }
 
@@ -78,11 +87,20 @@ def build(cls, kw):
         for n, p in m.named_parameters():
             if p.ndim == 1: p.copy_(torch.randn(p.shape, generator=g) * 0.2 + (0.0 if "bias" in n or cls.startswith("Gemma") else 1.0))
             else: p.copy_(torch.randn(p.shape, generator=g) * (1.5 / math.sqrt(p.shape[-1])) if p.shape[0] != cfg.vocab_size else torch.randn(p.shape, generator=g) * 0.5)
+        for n, b in m.named_buffers():
+            if n.endswith("e_score_correction_bias"): b.copy_(torch.randn(b.shape, generator=g) * 0.3)
     return m.eval()
 
 def batch(V, B=2, T=24):
     ids = torch.randint(3, V, (B, T), generator=g); labels = ids.clone(); labels[0, :5] = -100; labels[1, 11:14] = -100
     return ids, labels
+
+def older_deepseek(d, d2):
+    import shutil; shutil.copytree(d, d2, dirs_exist_ok=True); c = json.load(open(d2 + "/config.json")); r = c.pop("rope_parameters")
+    c["rope_theta"] = r.pop("rope_theta"); r["type"] = r.pop("rope_type"); c["rope_scaling"] = r; c["torch_dtype"] = c.pop("dtype"); c["transformers_version"] = "4.48.3"
+    for k in ("head_dim", "qk_head_dim", "rope_interleave"): c.pop(k, None)
+    c.update(model_type="kimi_k2", architectures=["DeepseekV3ForCausalLM"], scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1, ep_size=1, aux_loss_alpha=0.001, seq_aux=True)
+    json.dump(c, open(d2 + "/config.json", "w"), indent=2)
 
 def model_case(name, cls, kw):
     d = f"{OUT}/{name}"; os.makedirs(d, exist_ok=True)
@@ -98,6 +116,8 @@ def model_case(name, cls, kw):
     if name == "llama":  # the same model under the older config keys
         import shutil; d2 = f"{OUT}/llama_old_config"; shutil.copytree(d, d2, dirs_exist_ok=True); c = json.load(open(d2 + "/config.json")); r = c.pop("rope_parameters")
         c["rope_theta"] = r.pop("rope_theta"); c["rope_scaling"] = r; c["torch_dtype"] = c.pop("dtype"); c["transformers_version"] = "4.44.0"; c.pop("head_dim", None); json.dump(c, open(d2 + "/config.json", "w"), indent=2)
+    if name == "deepseek_v3_yarn":  # the same model as Kimi K2's config says it, which is DeepSeek V3's code under older keys
+        older_deepseek(d, f"{OUT}/kimi_k2")
     print("ok", name, m.config.model_type, sum(p.numel() for p in m.parameters()), float(out.loss), flush=True)
     return m
 
@@ -147,6 +167,31 @@ def dequant_8bit(d):
     o = m(input_ids=g_["input_ids"], labels=g_["labels"], use_cache=False); o.loss.backward()
     g_.update(logits_dequant=o.logits.detach().contiguous(), loss_dequant=o.loss.detach().reshape(1)); g_.update({"grad." + n: p.grad.contiguous() for n, p in m.named_parameters() if p.ndim == 1 or "embed" in n})
     save_file(g_, f"{d}/golden.safetensors"); print("ok dequant", float(g_["loss"]), float(g_["loss_dequant"]))
+
+def mxfp4_case(name):
+    """gpt-oss with experts as they are published, in MXFP4: golden values are those of the same model with the experts dequantized by transformers. Gradients of the experts' weights are left out."""
+    from transformers.integrations.mxfp4 import FP4_VALUES, convert_moe_packed_tensors
+    d = f"{OUT}/{name}"; os.makedirs(d, exist_ok=True)
+    m = build("GptOssConfig", dict(hidden_size=64, intermediate_size=32 if not SECOND else 96, num_attention_heads=4, head_dim=16, num_local_experts=4 if not SECOND else 5, num_experts_per_tok=2, sliding_window=8))
+    packed, levels = {}, torch.tensor(FP4_VALUES[:8])
+    for n, p in m.named_parameters():
+        if not n.endswith(("gate_up_proj", "down_proj")): continue
+        w = p.detach().transpose(1, 2).reshape(p.shape[0], p.shape[2], p.shape[1] // 32, 32)
+        e = (w.abs().amax(-1, keepdim=True).log2().floor() - 2).clamp(-127, 127)
+        codes = ((w.abs() * 2.0 ** -e)[..., None] - levels).abs().argmin(-1) + 8 * (w < 0)
+        packed[n + "_blocks"] = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8).contiguous()
+        packed[n + "_scales"] = (e[..., 0] + 127).to(torch.uint8).contiguous()
+        with torch.no_grad(): p.copy_(convert_moe_packed_tensors(packed[n + "_blocks"], packed[n + "_scales"], dtype=torch.float32))
+    ids, labels = batch(m.config.vocab_size)
+    out = m(input_ids=ids, labels=labels, use_cache=False); out.loss.backward()
+    t = dict(input_ids=ids, labels=labels, logits=out.logits.detach().contiguous(), loss=out.loss.detach().reshape(1))
+    whole = {n: p for n, p in m.named_parameters() if n + "_blocks" not in packed}
+    t.update({"grad." + n: p.grad.contiguous() for n, p in whole.items()})
+    t.update({"dequant." + n: p.detach().contiguous() for n, p in m.named_parameters() if n not in whole and "layers.0" in n})
+    m.save_pretrained(d)
+    save_file(packed | {n: p.detach().contiguous() for n, p in whole.items()}, f"{d}/model.safetensors", metadata={"format": "pt"}); save_file(t, f"{d}/golden.safetensors")
+    c = json.load(open(d + "/config.json")); c["quantization_config"] = {"modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"], "quant_method": "mxfp4"}
+    json.dump(c, open(d + "/config.json", "w"), indent=2); print("ok", name, float(out.loss.detach()), flush=True)
 
 def bnb_cases():
     import bitsandbytes as bnb, bitsandbytes.functional as F
@@ -210,7 +255,8 @@ TRAIN = {  # by name only
 }
 if ONLY:  # just the named cases
     for n in ONLY:
-        if n == "bnb_8bit_dequant": attempt(dequant_8bit, f"{OUT}/bnb_8bit")
+        if n == "gpt_oss_mxfp4": attempt(mxfp4_case, n)
+        elif n == "bnb_8bit_dequant": attempt(dequant_8bit, f"{OUT}/bnb_8bit")
         elif n in TRAIN: attempt(train_case, n, *TRAIN[n])
         else: attempt(model_case, n, *(CASES | EXTRA)[n])
     sys.exit()

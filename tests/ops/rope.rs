@@ -28,7 +28,7 @@ pub fn cases() -> Vec<Case> {
             for op in [Op::rope_forward, Op::rope_backward] {
                 let case = Case::new(op, p).with("angles", angles(A as usize));
                 // two 16-bit values to a word: rows must be words, and of halves each half
-                let words = if interleaved == 1 { p.ld_x % 2 == 0 } else { D % 4 == 0 && A % 4 == 0 };
+                let words = if interleaved == 1 { p.ld_x.is_multiple_of(2) } else { D % 4 == 0 && A % 4 == 0 };
                 cases.push(if words { case } else { case.only_f32() });
             }
         }

@@ -95,6 +95,7 @@ fn by_rows(op: Op) -> bool {
             | Op::rmsnorm_backward
             | Op::layernorm_forward
             | Op::layernorm_backward
+            | Op::attention_sink_forward
             | Op::bias_forward
             | Op::rope_forward
             | Op::rope_backward

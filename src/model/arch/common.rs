@@ -1,8 +1,8 @@
 //! What the decoders of the Llama family have in common.
 use super::super::config::Keys;
 use super::super::spec::{
-    Activation, Bias, Head, LayerKind, MlpKind, MoeSpec, Names, NormKind, NormPlace, NormWeight, Positions, QkNorm,
-    ResidualKind, RopePairs, RouterWeights, Spec, WeightLayout,
+    Activation, Bias, ExpertFiles, GatedUnit, Gating, Head, LayerKind, MoeSpec, Names, NormKind, NormPlace, NormWeight,
+    Positions, QkNorm, ResidualKind, RopePairs, RouterWeights, Scores, Sinks, Spec, WeightLayout,
 };
 use super::rope;
 use crate::error::Result;
@@ -22,6 +22,7 @@ pub(super) const NAMES: Names = Names {
     v: "self_attn.v_proj",
     q_norm: "self_attn.q_norm",
     k_norm: "self_attn.k_norm",
+    sinks: "self_attn.sinks",
     o: "self_attn.o_proj",
     gate: "mlp.gate_proj",
     up: "mlp.up_proj",
@@ -66,13 +67,17 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
         qkv_bias: Bias::Absent,
         o_bias: Bias::Absent,
         mlp_bias: Bias::Absent,
+        latent: None,
         moe: None,
         norm: NormKind::Rms,
+        residual: ResidualKind::Sequential,
+        gating: Gating::Gated,
+        dense_layers: Vec::new(),
+        ignored_layers: 0,
         norm_weight: NormWeight::Factor,
         norm_place: NormPlace::Before,
         qk_norm: QkNorm::Absent,
-        residual: ResidualKind::Sequential,
-        mlp: MlpKind::Gated,
+        sinks: Sinks::Absent,
         activation,
         attention_scale: inverse_root(D as f64),
         embed_scale: 1.0,
@@ -90,24 +95,50 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
     })
 }
 
-/// A mixture whose number of experts is under the first of `experts` that is there.
+/// No real model has as many; keeps a hostile config from naming tensors without end, and products of sizes within 64 bits.
+const MAX_EXPERTS: usize = 4096;
+
+/// Names of experts' modules as most models have them: gate, up, down.
+pub(super) const EXPERTS: [&str; 3] =
+    ["mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj"];
+
+/// A mixture of experts of F hidden channels, by softmax; their number is under the first of `experts` that is there.
 pub(super) fn moe(
     keys: &Keys,
     (experts, default): (&[&str], usize),
     slots: usize,
     weights: RouterWeights,
     router: &'static str,
+    (F, [gate, up, down]): (usize, [&'static str; 3]),
 ) -> Result<MoeSpec> {
     let key = experts.iter().find(|key| keys.get(key).is_some()).unwrap_or(&experts[0]);
     let E = keys.size(key, Some(default))?;
     let S = keys.size("num_experts_per_tok", Some(slots))?;
+    if E > MAX_EXPERTS {
+        return keys.wrong(key, format!("{E} experts are more than any model has"));
+    }
     if S > E {
         return keys.wrong("num_experts_per_tok", format!("at most {key} = {E} is wanted, got {S}"));
     }
     if activation(keys, &["hidden_act"], "silu")? != Activation::Silu {
         return keys.wrong("hidden_act", "`silu` is wanted where there are experts");
     }
-    Ok(MoeSpec { E, S, weights, router })
+    let (scores, router_bias, unit) = (Scores::Softmax, Bias::Absent, GatedUnit::SwiGlu);
+    let files = ExpertFiles::Modules;
+    Ok(MoeSpec { E, F, S, scores, weights, router, router_bias, unit, files, gate, up, down, shared: None })
+}
+
+/// `norm_topk_prob`
+pub(super) fn router_weights(keys: &Keys, default: bool) -> Result<RouterWeights> {
+    let norm = keys.flag("norm_topk_prob", default)?;
+    Ok(if norm { RouterWeights::Renormalised } else { RouterWeights::Plain })
+}
+
+/// Qwen's layers without experts: those of `mlp_only_layers`, and all but every `decoder_sparse_step`th.
+pub(super) fn dense_layers(keys: &Keys, layers: usize) -> Result<Vec<usize>> {
+    let step = keys.size("decoder_sparse_step", Some(1))?;
+    let named = keys.counts("mlp_only_layers")?;
+    Ok((0..layers).filter(|l| named.contains(l) || (l + 1) % step != 0).collect())
 }
 
 pub(super) fn inverse_root(x: f64) -> f32 {

@@ -7,6 +7,10 @@ use super::{gemma2, rope};
 use crate::error::Result;
 
 pub(super) fn spec(keys: &Keys) -> Result<Spec> {
+    if keys.flag("use_bidirectional_attention", false)? {
+        return keys
+            .wrong("use_bidirectional_attention", "false is wanted: attention here is causal, and this is an encoder");
+    }
     let mut spec = Spec { qk_norm: QkNorm::PerHead, ..gemma2::sandwich(keys, None, None)? };
     let pattern = keys.size("_sliding_window_pattern", Some(keys.size("sliding_window_pattern", Some(6))?))?;
     let older = |l: usize| if (l + 1).is_multiple_of(pattern) { LayerType::Full } else { LayerType::Sliding };

@@ -1,7 +1,7 @@
 //! GPT-2: LayerNorm, learned positions instead of RoPE, weights stored input by output. Radford et al. 2019, "Language Models are
 //! Unsupervised Multitask Learners".
 use super::super::config::Keys;
-use super::super::spec::{Bias, LayerKind, MlpKind, Names, NormKind, Positions, Spec, WeightLayout};
+use super::super::spec::{Bias, Gating, LayerKind, Names, NormKind, Positions, Spec, WeightLayout};
 use super::common::{self, NAMES, activation, tied};
 use crate::error::Result;
 use serde_json::json;
@@ -46,7 +46,7 @@ pub(super) fn spec(keys: &Keys) -> Result<Spec> {
     Ok(Spec {
         eps: keys.positive("layer_norm_epsilon", Some(1e-5))? as f32,
         norm: NormKind::Layer(Bias::Present),
-        mlp: MlpKind::Plain,
+        gating: Gating::Plain,
         qkv_bias: Bias::Present,
         o_bias: Bias::Present,
         mlp_bias: Bias::Present,

@@ -1,7 +1,7 @@
 //! GPT-NeoX and Pythia: LayerNorm, attention and MLP in parallel, q, k and v in one module head after head.
 //! Black et al. 2022, arXiv:2204.06745; Biderman et al. 2023, arXiv:2304.01373.
 use super::super::config::Keys;
-use super::super::spec::{Bias, MlpKind, Names, NormKind, ResidualKind, Spec, WeightLayout};
+use super::super::spec::{Bias, Gating, Names, NormKind, ResidualKind, Spec, WeightLayout};
 use super::common::{self, NAMES, activation};
 use crate::error::Result;
 use serde_json::json;
@@ -40,7 +40,7 @@ pub(super) fn spec(keys: &Keys) -> Result<Spec> {
         eps: keys.positive("layer_norm_eps", Some(1e-5))? as f32,
         norm: NormKind::Layer(Bias::Present),
         residual,
-        mlp: MlpKind::Plain,
+        gating: Gating::Plain,
         qkv_bias: bias,
         o_bias: bias,
         mlp_bias: Bias::Present,

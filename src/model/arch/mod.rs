@@ -7,6 +7,7 @@ use std::path::Path;
 mod cohere;
 mod cohere2;
 mod common;
+mod deepseek_v3;
 mod ernie4_5;
 mod exaone4;
 mod gemma;
@@ -16,6 +17,7 @@ mod glm;
 mod glm4;
 mod gpt2;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
 mod llama;
 mod ministral;
@@ -27,6 +29,7 @@ mod olmoe;
 mod phi;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 mod rope;
@@ -46,6 +49,7 @@ type Read = fn(&Keys) -> Result<Spec>;
 const ARCHITECTURES: &[(&str, Read)] = &[
     ("cohere", cohere::spec),
     ("cohere2", cohere2::spec),
+    ("deepseek_v3", deepseek_v3::spec),
     ("ernie4_5", ernie4_5::spec),
     ("exaone4", exaone4::spec),
     ("gemma", gemma::spec),
@@ -56,6 +60,8 @@ const ARCHITECTURES: &[(&str, Read)] = &[
     ("gpt2", gpt2::spec),
     ("gpt_neox", gpt_neox::spec),
     ("granite", granite::spec),
+    ("gpt_oss", gpt_oss::spec),
+    ("kimi_k2", deepseek_v3::spec),
     ("llama", llama::spec),
     ("ministral", ministral::spec),
     ("mistral", mistral::spec),
@@ -66,6 +72,7 @@ const ARCHITECTURES: &[(&str, Read)] = &[
     ("phi", phi::spec),
     ("phi3", phi3::spec),
     ("qwen2", qwen2::spec),
+    ("qwen2_moe", qwen2_moe::spec),
     ("qwen3", qwen3::spec),
     ("qwen3_moe", qwen3_moe::spec),
     ("seed_oss", seed_oss::spec),
@@ -226,6 +233,28 @@ mod tests {
         assert_eq!(mistral(serde_json::json!({})), Some(4096));
         assert_eq!(mistral(serde_json::json!({"sliding_window": null})), None);
         assert!(with("gemma2", serde_json::json!({"layer_types": ["full_attention"]})).is_err());
+        assert!(with("gemma3_text", serde_json::json!({"use_bidirectional_attention": true})).is_err());
+    }
+
+    /// As the published models' configs say it, and by the defaults alone.
+    #[test]
+    fn gpt_oss_by_its_keys_and_by_its_defaults() {
+        let types: Vec<_> = (0..6).map(|l| if l % 2 == 0 { "sliding_attention" } else { "full_attention" }).collect();
+        let published = serde_json::json!({"attention_bias": true, "head_dim": 64, "layer_types": types, "num_local_experts": 8,
+            "num_experts_per_tok": 4, "experts_per_token": 4, "swiglu_limit": 7.0, "rms_norm_eps": 1e-5, "sliding_window": 128,
+            "initial_context_length": 4096, "rope_theta": 150000, "hidden_act": "silu", "rope_scaling": {"beta_fast": 32.0,
+            "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": false}});
+        let spec = with("gpt_oss", published).unwrap();
+        assert_eq!(spec, with("gpt_oss", serde_json::json!({"num_experts": 8})).unwrap());
+        assert_eq!(
+            (spec.kinds[0].window, spec.kinds[1].window, spec.kind_of),
+            (Some(128), None, vec![0, 1, 0, 1, 0, 1])
+        );
+        let moe = spec.moe.unwrap();
+        assert_eq!(moe.unit, crate::model::spec::GatedUnit::Clamped { alpha: 1.702, limit: 7.0 });
+        assert_eq!((spec.D, spec.kinds[0].rope.as_ref().unwrap().theta, moe.E, moe.S), (64, 150000.0, 8, 4));
+        let e = with("gpt_oss", serde_json::json!({"num_local_experts": 5000})).unwrap_err().to_string();
+        assert!(e.contains("num_local_experts: 5000 experts"), "{e}");
     }
 
     #[test]

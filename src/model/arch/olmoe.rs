@@ -10,14 +10,13 @@ pub(super) fn spec(keys: &Keys) -> Result<Spec> {
         return keys.wrong("clip_qkv", format!("null is wanted: q, k and v are not clipped here, got {limit}"));
     }
     let attention = bias(keys, "attention_bias")?;
-    let (moe, names) = qwen3_moe::experts(keys, 64)?;
+    let moe = qwen3_moe::mixture(keys, (64, 8), ("intermediate_size", 2048))?;
     Ok(Spec {
         eps: keys.positive("rms_norm_eps", Some(1e-5))? as f32,
         qkv_bias: attention,
         o_bias: attention,
         qk_norm: QkNorm::Whole,
         moe: Some(moe),
-        names,
         ..common::spec(keys, None)?
     })
 }

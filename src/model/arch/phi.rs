@@ -1,7 +1,7 @@
 //! Phi-1, 1.5, 2: LayerNorm, attention and an MLP without a gate in parallel behind one norm, biases everywhere, also in the head.
 //! Li et al. 2023, arXiv:2309.05463.
 use super::super::config::Keys;
-use super::super::spec::{Bias, MlpKind, Names, NormKind, QkNorm, ResidualKind, Spec};
+use super::super::spec::{Bias, Gating, Names, NormKind, QkNorm, ResidualKind, Spec};
 use super::common::{self, NAMES, activation};
 use crate::error::Result;
 
@@ -21,7 +21,7 @@ pub(super) fn spec(keys: &Keys) -> Result<Spec> {
         eps: keys.positive("layer_norm_eps", Some(1e-5))? as f32,
         norm: NormKind::Layer(Bias::Present),
         residual: ResidualKind::ParallelShared,
-        mlp: MlpKind::Plain,
+        gating: Gating::Plain,
         qk_norm: if keys.flag("qk_layernorm", false)? { QkNorm::PerHead } else { QkNorm::Absent },
         qkv_bias: Bias::Present,
         o_bias: Bias::Present,

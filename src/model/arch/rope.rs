@@ -82,13 +82,40 @@ fn llama3(keys: &Keys) -> Result<RopeScaling> {
     Ok(RopeScaling::Llama3 { factor: keys.positive("factor", None)?, low, high, original })
 }
 
+/// YaRN's growth of scores with the context: 0.1·weight·ln(factor) + 1.
+fn mscale(factor: f64, weight: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
+}
+
+/// A weight of `mscale`; 0 is none.
+fn mscale_weight(p: &Keys, key: &str) -> Result<Option<f64>> {
+    match p.get(key).and_then(|v| v.as_f64()) {
+        Some(0.0) => Ok(None),
+        _ => p.optional_positive(key, None),
+    }
+}
+
+fn yarn_factor(keys: &Keys, p: &Keys) -> Result<f64> {
+    let usual = trained(keys)? as f64 / original(keys, p)? as f64;
+    p.positive("factor", Some(usual))
+}
+
+/// What DeepSeek's scores are multiplied by where RoPE is scaled: mscale(mscale_all_dim)².
+pub(super) fn score_scale(keys: &Keys) -> Result<f64> {
+    let Some(p) = parameters(keys, None)? else { return Ok(1.0) };
+    let old = p.text("type", Some("default"))?;
+    let weight = mscale_weight(&p, "mscale_all_dim")?;
+    match (p.text("rope_type", Some(&old))?.as_str(), weight) {
+        ("default", _) | (_, None) => Ok(1.0),
+        (_, Some(weight)) => Ok(mscale(yarn_factor(keys, &p)?, weight).powi(2)),
+    }
+}
+
 fn yarn(keys: &Keys, p: &Keys) -> Result<RopeScaling> {
-    let original = original(keys, p)? as f64;
-    let factor = p.positive("factor", Some(trained(keys)? as f64 / original))?;
-    let size = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
-    let usual = match (p.get("mscale"), p.get("mscale_all_dim")) {
-        (Some(_), Some(_)) => size(p.positive("mscale", None)?) / size(p.positive("mscale_all_dim", None)?),
-        _ => size(1.0),
+    let (original, factor) = (original(keys, p)? as f64, yarn_factor(keys, p)?);
+    let usual = match (mscale_weight(p, "mscale")?, mscale_weight(p, "mscale_all_dim")?) {
+        (Some(weight), Some(all)) => mscale(factor, weight) / mscale(factor, all),
+        _ => mscale(factor, 1.0),
     };
     Ok(RopeScaling::Yarn(Yarn {
         factor,

@@ -1,6 +1,6 @@
 //! StarCoder 2: LayerNorm, an MLP without a gate, biases everywhere, a sliding window. Lozhkov et al. 2024, arXiv:2402.19173.
 use super::super::config::Keys;
-use super::super::spec::{Bias, MlpKind, Names, NormKind, Spec};
+use super::super::spec::{Bias, Gating, Names, NormKind, Spec};
 use super::common::{self, NAMES, activation, tied};
 use crate::error::Result;
 
@@ -10,7 +10,7 @@ pub(super) fn spec(keys: &Keys) -> Result<Spec> {
     let mut spec = Spec {
         eps: keys.positive("norm_epsilon", Some(1e-5))? as f32,
         norm: NormKind::Layer(Bias::Present),
-        mlp: MlpKind::Plain,
+        gating: Gating::Plain,
         qkv_bias: bias,
         o_bias: bias,
         mlp_bias: bias,

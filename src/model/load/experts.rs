@@ -1,12 +1,44 @@
-//! The experts of a layer, which the file names one by one, as one stack.
-use super::super::layout::Layout;
-use super::super::spec::LinearSpec;
-use super::{Buf, Experts, Linear, Loader, Param, Stored, Tensor, Weight, quantized};
+//! The experts of a layer, which the file names one by one or stacks itself, as one stack.
+use super::super::experts::Layout;
+use super::super::layout::Layout as Order;
+use super::super::moe::Moe;
+use super::super::shared::Shared;
+use super::super::spec::{Bias, ExpertFiles, LinearSpec};
+use super::{Buf, DType, Experts, Linear, Loader, Param, Stored, Tensor, Weight, quantized};
 use crate::error::{Error, Result};
 
 impl<'a> Loader<'a> {
+    pub(super) fn moe(&mut self, layer: usize) -> Result<Moe> {
+        let s = self.spec;
+        let (Some(router), Some((gate_up, down))) = (s.router(), s.expert()) else {
+            return Err(Error::Bug("experts have a router, gate, up and down".into()));
+        };
+        let shared = s.shared().map(|(gate_up, down, weigh)| {
+            let (gate_up, down) = (self.projections(layer, gate_up)?, self.linear(layer, down)?);
+            Ok(Box::new(Shared { gate_up, down, weigh: weigh.map(|w| self.linear(layer, w)).transpose()? }))
+        });
+        Ok(Moe {
+            router: self.linear(layer, router)?,
+            bias: s.choice_bias(layer).map(|name| self.choice_bias(layer, name)).transpose()?,
+            gate_up: gate_up.into_iter().map(|module| self.experts(layer, module)).collect::<Result<_>>()?,
+            down: self.experts(layer, down)?,
+            shared: shared.transpose()?,
+        })
+    }
+
+    /// What the choice among experts adds to their scores: f32 whatever the model is, and nothing that a gradient reaches.
+    fn choice_bias(&self, layer: usize, module: &str) -> Result<Param> {
+        let (name, E) = (self.spec.names.of(layer, module), self.spec.moe.as_ref().map_or(0, |moe| moe.E));
+        let mut param = Param::zeros(self.b, &name, &[E], DType::F32)?;
+        param.set(self.b, &quantized::find(self.tensors, &name, &[E])?.to_f32())?;
+        Ok(param)
+    }
+
     /// One module of all experts of a layer.
     pub(super) fn experts(&mut self, layer: usize, linear: LinearSpec) -> Result<Experts> {
+        if self.spec.moe.as_ref().is_some_and(|moe| moe.files == ExpertFiles::Stacked) {
+            return self.stacked(layer, linear);
+        }
         let (O, C) = (linear.O(), linear.C);
         let names = self.spec.expert_names(layer, linear.module);
         let files: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
@@ -24,13 +56,32 @@ impl<'a> Loader<'a> {
         let name = names.first().cloned().unwrap_or_default();
         let stack =
             Linear { name, O: names.len() * O, parts: vec![names.len() * O], C, weight, bias: None, lora: None };
-        let mut experts = Experts { names, O, stack };
+        let mut experts = Experts { names, O, C, layout: Layout::Rows, stack };
         if let Some(config) = &self.options.lora
             && experts.targeted(config)?
         {
             experts.attach(config, self.b, self.options.dtype, self.options.train, self.options.seed)?;
         }
         Ok(experts)
+    }
+
+    /// One tensor [E, C, O] of the file; packed ones lie as [E, O, C].
+    fn stacked(&mut self, layer: usize, linear: LinearSpec) -> Result<Experts> {
+        let (O, C) = (linear.O(), linear.C);
+        let names = self.spec.expert_names(layer, linear.module);
+        let (name, E) = (self.spec.names.of(layer, linear.module), names.len());
+        let weight = self.weight(&name, (&[E, C, O], Order::Rows), self.quantize)?;
+        let bias_name = format!("{name}_bias");
+        let bias = match linear.bias {
+            Bias::Present => Some(self.param(&bias_name, &bias_name, &[E, O], self.options.full())?),
+            Bias::Absent => None,
+        };
+        let (layout, rows, columns) = match weight {
+            Weight::Mxfp4(_) => (Layout::Rows, E * O, C),
+            _ => (Layout::Columns, E * C, O),
+        };
+        let stack = Linear { name, O: rows, parts: vec![rows], C: columns, weight, bias, lora: None };
+        Ok(Experts { names, O, C, layout, stack })
     }
 
     fn stack(&self, files: Vec<String>, O: usize, C: usize) -> Result<Param> {
@@ -59,7 +110,7 @@ impl<'a> Loader<'a> {
             let what = "experts of one layer are stored in different types: save the model in one";
             return Err(Error::content(self.tensors.path(), &files[other], what));
         }
-        self.stage(&tensors, (O, C, Layout::Rows))
+        self.stage(&tensors, (O, C, Order::Rows))
     }
 
     fn tensors_of(&self, files: &[String], O: usize, C: usize) -> Result<Vec<Tensor<'a>>> {
@@ -67,6 +118,7 @@ impl<'a> Loader<'a> {
             Stored::Float(tensor) => Ok(tensor),
             Stored::Nf4(_) => Err(self.unsupported(file, 4)),
             Stored::Int8(_) => Err(self.unsupported(file, 8)),
+            Stored::Mxfp4(_) => Err(Error::Bug(format!("{file}: only stacked experts come in MXFP4"))),
         };
         files.iter().map(floats).collect()
     }
