@@ -51,8 +51,8 @@ fn dynamic(b: &dyn Backend, model: &Path, out: &Path, size_budget: f64) -> Resul
 /// The same text as the report's, in the same order: what was measured on, and what was held out.
 fn text(model: &Path, tokens: (usize, usize)) -> (Vec<data::Batch>, Vec<data::Batch>) {
     let tokenizer = Tokenizer::load(model).unwrap();
-    let files = vec![model.join("text.jsonl").to_str().unwrap().to_string()];
-    let options = DataOptions { files, max_length: T, pretrain: true, ..DataOptions::default() };
+    let sources = vec![data::Source::new(model.join("text.jsonl").to_str().unwrap())];
+    let options = DataOptions { sources, max_length: T, pretrain: true, ..DataOptions::default() };
     let data = data::load(&options, &tokenizer).unwrap();
     let options = BatchOptions { max_length: T, rows: 4, packing: Packing::Wrapped, seed: 0, shuffle: true, pad_id: 0 };
     let full = data::batches(&data.train, &options, 0).filter(|batch| batch.tokens == BATCH);

@@ -4,7 +4,7 @@ use super::full::write_shards;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Dtype, Outline};
-use crate::model::spec::{ExpertFiles, LinearSpec, Spec};
+use crate::model::spec::{ExpertFiles, LinearSpec, Spec, WeightLayout};
 use crate::ops::{dyn8, nf4};
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -101,6 +101,10 @@ pub(super) fn int8_parts(codes: Vec<u8>, scb: Vec<u8>) -> Parts {
 
 /// Whether a model of this spec can be stored so.
 pub(super) fn check(spec: &Spec) -> Result<()> {
+    if spec.layout != WeightLayout::Rows {
+        let what = format!("{} models are not stored in 4 or 8 bits yet", spec.model_type);
+        return Err(Error::Usage(format!("{what}; load the unquantized model with load_in_4bit")));
+    }
     match &spec.moe {
         Some(moe) if moe.files == ExpertFiles::Stacked => Err(Error::Usage(
             "experts that share a tensor are no linear modules, and bitsandbytes has no form for them: load the model with \

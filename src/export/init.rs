@@ -28,7 +28,10 @@ pub fn init(config: &Path, out: &Path, dtype: DType, format: Option<Format>, see
     let outline = |w: crate::model::spec::WeightSpec| Outline { name: w.name, dtype: dtype_of(dtype), shape: w.shape };
     let outlines = spec.weights().into_iter().map(outline).collect();
     let fresh = Fresh { std: spec.initializer_range, norm: 1.0 - spec.norm_weight.shift(), dtype, seed };
-    let whole = |name: &str| Ok(fresh.values(name, &shapes[name]));
+    let norms: Vec<String> = spec.norms().iter().map(|norm| format!(".{}.weight", norm.module)).collect();
+    // a norm of heads is a matrix
+    let is_norm = |name: &str| shapes[name].len() == 1 || norms.iter().any(|norm| name.ends_with(norm));
+    let whole = |name: &str| Ok(fresh.values(name, &shapes[name], is_norm(name)));
     match format {
         None => write_shards(out, outlines, whole)?,
         Some(format) => {
@@ -56,12 +59,12 @@ struct Fresh {
 }
 
 impl Fresh {
-    fn values(&self, name: &str, shape: &[usize]) -> Vec<u8> {
+    fn values(&self, name: &str, shape: &[usize], norm_or_bias: bool) -> Vec<u8> {
         let len: usize = shape.iter().product();
         if name.ends_with(".bias") || name.ends_with("_bias") {
             return self.dtype.encode(&vec![0.0; len]);
         }
-        if shape.len() == 1 && !name.ends_with(".sinks") {
+        if norm_or_bias && !name.ends_with(".sinks") {
             return self.dtype.encode(&vec![self.norm; len]);
         }
         let chunk = |c: usize| {

@@ -30,7 +30,7 @@ impl Source {
         }
         let spec = checked.spec()?;
         bnb::check(&spec)?;
-        let tensors = Tensors::open_folder(folder, "model")?;
+        let tensors = model::check::open(folder, &spec)?;
         let dtype = tensors.get(&format!("{}.weight", spec.names.embed))?.float().unwrap_or(DType::F32);
         Ok(Source { folder: folder.to_path_buf(), spec, tensors, dtype })
     }

@@ -140,6 +140,17 @@ impl Tensors {
         Ok(all)
     }
 
+    /// Names as a whole model has them, where the file holds those of the part below the head, `transformer.` left out: known by
+    /// the tensor `known`. Names that begin with `head` stay.
+    pub fn with_prefix(mut self, known: &str, head: &str) -> Tensors {
+        let Some((prefix, short)) = known.split_once('.') else { return self };
+        if !self.contains(known) && self.contains(short) {
+            let whole = |name: String| if name.starts_with(head) { name } else { format!("{prefix}.{name}") };
+            self.entries = self.entries.into_iter().map(|(name, entry)| (whole(name), entry)).collect();
+        }
+        self
+    }
+
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }

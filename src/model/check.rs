@@ -21,6 +21,12 @@ pub struct Checked {
     pub mismatches: Vec<Error>,
 }
 
+/// The tensors of a folder, named as the spec names them.
+pub fn open(folder: &Path, spec: &Spec) -> Result<Tensors> {
+    let embed = format!("{}.weight", spec.names.embed);
+    Ok(Tensors::open_folder(folder, "model")?.with_prefix(&embed, spec.names.head))
+}
+
 /// Checks config, tensors and tokenizer of a Hugging Face folder against one another. Files that are not there, or cannot be
 /// read, are an error; what they say wrongly is listed in [`Checked::mismatches`].
 pub fn check(folder: &Path) -> Result<Checked> {
@@ -29,7 +35,11 @@ pub fn check(folder: &Path) -> Result<Checked> {
     let whole = faults.is_empty();
     mismatches.extend(faults);
     let scheme = listed(quantized::scheme(folder), &mut mismatches)?;
-    let tensors = listed(Tensors::open_folder(folder, "model"), &mut mismatches)?;
+    let open = || match &spec {
+        Some(spec) => open(folder, spec),
+        None => Tensors::open_folder(folder, "model"),
+    };
+    let tensors = listed(open(), &mut mismatches)?;
     let has_tokenizer = ["tokenizer.json", "tokenizer.model"].iter().any(|name| folder.join(name).exists());
     let tokenizer = if has_tokenizer { listed(Tokenizer::load(folder), &mut mismatches)? } else { None };
     if let (Some(spec), Some(scheme), Some(tensors)) = (&spec, scheme, &tensors) {
@@ -87,6 +97,9 @@ pub(super) fn first(mismatches: Vec<Error>, folder: &Path) -> Result<()> {
     }
 }
 
+/// Tensors that older transformers stored beside the weights, and newer ones leave alone: frequencies and causal masks.
+const BUFFERS: &[&str] =
+    &["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"];
 /// Whether a tensor is of a layer after the last, which predicts further tokens and which nothing here reads.
 pub fn ignored(spec: &Spec, tensor: &str) -> bool {
     let after = spec.layers..spec.layers + spec.ignored_layers;
@@ -123,7 +136,8 @@ pub(super) fn weights(spec: &Spec, scheme: Option<Scheme>, tensors: &Tensors) ->
     }
     let head = format!("{}.weight", spec.names.head);
     let harmless = |name: &str| {
-        name.ends_with("rotary_emb.inv_freq") || (spec.head == Head::Tied && name == head) || ignored(spec, name)
+        let buffer = BUFFERS.iter().any(|end| name.ends_with(end));
+        buffer || (spec.head == Head::Tied && name == head) || ignored(spec, name)
     };
     let extra = tensors.names().filter(|name| !known.contains(*name) && !harmless(name));
     wrong.extend(extra.map(|name| Error::content(tensors.path(), name, "the config knows no such tensor")));

@@ -16,12 +16,13 @@ mod config;
 pub mod experts;
 mod head;
 pub mod latent;
+pub mod layout;
 pub mod linear;
 pub mod load;
 pub mod lora;
 pub mod mlp;
 pub mod moe;
-mod norm;
+pub mod norm;
 pub mod param;
 pub mod quantized;
 pub mod rope;
@@ -39,10 +40,13 @@ pub struct Model {
     /// Of activations and unquantized weights.
     pub dtype: DType,
     pub embed: param::Param,
+    /// Added to the embedding by position.
+    pub positions: Option<param::Param>,
     pub blocks: Vec<block::Block>,
-    pub final_norm: param::Param,
+    pub final_norm: norm::NormParams,
     /// `None`: the embedding's weight.
     pub head: Option<param::Param>,
+    pub head_bias: Option<param::Param>,
     /// The adapter's config, if there is one.
     pub lora: Option<lora::LoraConfig>,
 }
@@ -51,11 +55,13 @@ impl Model {
     /// Every weight that is no quantized base, in the order of the forward pass.
     pub fn params(&self) -> impl Iterator<Item = &param::Param> {
         let blocks = self.blocks.iter().flat_map(block::Block::params);
-        [&self.embed].into_iter().chain(blocks).chain([&self.final_norm]).chain(&self.head)
+        let before = [&self.embed].into_iter().chain(&self.positions);
+        before.chain(blocks).chain(self.final_norm.params()).chain(&self.head).chain(&self.head_bias)
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut param::Param> {
         let blocks = self.blocks.iter_mut().flat_map(block::Block::params_mut);
-        [&mut self.embed].into_iter().chain(blocks).chain([&mut self.final_norm]).chain(&mut self.head)
+        let before = [&mut self.embed].into_iter().chain(&mut self.positions);
+        before.chain(blocks).chain(self.final_norm.params_mut()).chain(&mut self.head).chain(&mut self.head_bias)
     }
     /// The weights that are trained.
     pub fn trained(&self) -> impl Iterator<Item = &param::Param> {

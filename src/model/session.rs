@@ -2,15 +2,17 @@
 use super::Model;
 use super::batch::{Inputs, Tokens};
 use super::block::{BlockScratch, Cache, Saved};
-use super::head::HeadScratch;
+use super::head::{HeadScratch, Weights};
 use super::linear::{LinearScratch, Observer};
 use super::norm::Norm;
+use super::param::Param;
 use super::spec::Spec;
 use super::{attention, mlp};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::embedding::Embedding;
+use crate::ops::residual::Residual;
 use std::rc::Rc;
 
 /// What is kept of the forward pass for the backward.
@@ -53,7 +55,7 @@ pub struct Session<'b> {
     scratch: BlockScratch,
     /// final norm's output [N, C] and statistics; for training also the gradient of both
     h: Buf,
-    rstd: Buf,
+    stats: Buf,
     dh: Option<(Buf, Buf)>,
     head: HeadScratch,
 }
@@ -82,7 +84,7 @@ impl<'b> Session<'b> {
             saved: kept.iter().map(|mlps| Saved::new(&scope, s, mlps, N, dtype)).collect::<Result<_>>()?,
             scratch: BlockScratch::new(&scope, s, (linear, experts), N, dtype, train)?,
             h: stream()?,
-            rstd: scope.alloc(N, DType::F32)?,
+            stats: scope.alloc(Norm::rows(s, N).stats(), DType::F32)?,
             dh: if train { Some((stream()?, stream()?)) } else { None },
             head: HeadScratch::new(&scope, s, N, dtype, train)?,
             _scope: scope,
@@ -113,6 +115,10 @@ impl<'b> Session<'b> {
         let (b, s, N) = (self.b, &model.spec, self.N);
         let embedding = embedding_params(s, N, model.dtype);
         b.embedding_forward(&mut self.x[0], &self.inputs.ids, &model.embed.value, &embedding)?;
+        if let (Some(weight), Some(positions)) = (&model.positions, &self.inputs.positions) {
+            b.embedding_forward(&mut self.h, &positions.rows, &weight.value, &positions_params(s, N))?;
+            b.residual_backward(&mut self.x[0], &self.h, &Residual { P: (N * s.C) as u32, scale: 1.0 })?;
+        }
         for (l, block) in model.blocks.iter().enumerate() {
             let saved = &mut self.saved[if self.plan == Plan::Keep { l } else { 0 }];
             let (x, out) = stream_pair(&mut self.x, l);
@@ -120,30 +126,28 @@ impl<'b> Session<'b> {
             block.forward(b, s, saved, &mut self.scratch, out, x, &self.inputs, cache)?;
         }
         let last = &self.x[model.blocks.len() % self.x.len()];
-        Norm::rows(s, N).forward(b, &mut self.h, &mut self.rstd, last, &model.final_norm)
+        Norm::rows(s, N).forward(b, &mut self.h, &mut self.stats, last, &model.final_norm)
     }
 
     /// The logits of tokens `first..first + n` of the last forward, [n, V], on the host.
     pub fn logits(&self, model: &Model, first: usize, n: usize) -> Result<Vec<f32>> {
-        let weight = &model.head.as_ref().unwrap_or(&model.embed).value;
-        self.head.download_logits(self.b, weight, &self.h, first, n)
+        self.head.download_logits(self.b, head_of(model), &self.h, first, n)
     }
 
     /// The log-probability of each token's label after a forward; 0 where it is ignored.
     pub fn logprobs(&mut self, model: &Model, labels: &[u32]) -> Result<Vec<f32>> {
-        let weight = &model.head.as_ref().unwrap_or(&model.embed).value;
-        self.head.forward(self.b, weight, &self.h, labels)
+        self.head.forward(self.b, head_of(model), &self.h, labels)
     }
 
     /// After a forward: adds ∂(Σ coef·logp)/∂weight to the gradient of every trained weight.
     pub fn backward(&mut self, model: &mut Model, labels: &[u32], coef: &[f32]) -> Result<()> {
         let (b, N) = (self.b, self.N);
-        let Model { spec: s, dtype, embed, blocks, final_norm, head, .. } = model;
+        let Model { spec: s, dtype, embed, positions, blocks, final_norm, head, head_bias, .. } = model;
         let (dx, dh) = self.dh.as_mut().expect("a session for training");
         let weight = head.as_mut().unwrap_or(embed);
-        self.head.backward(b, weight, dh, &self.h, labels, coef)?;
+        self.head.backward(b, (weight, head_bias.as_mut()), dh, &self.h, labels, coef)?;
         b.fill(dx, 0.0)?;
-        Norm::rows(s, N).backward(b, final_norm, dx, dh, &self.x[blocks.len()], &self.rstd)?;
+        Norm::rows(s, N).backward(b, final_norm, dx, dh, &self.x[blocks.len()], &self.stats)?;
         for (l, block) in blocks.iter_mut().enumerate().rev() {
             let saved = &mut self.saved[if self.plan == Plan::Keep { l } else { 0 }];
             if self.plan == Plan::Recompute {
@@ -155,6 +159,9 @@ impl<'b> Session<'b> {
             let p = embedding_params(s, N, *dtype);
             b.embedding_backward(&mut train.grad, dx, &self.inputs.ids, &self.inputs.order, &p)?;
         }
+        if let (Some(Param { train: Some(train), .. }), Some(own)) = (positions, &self.inputs.positions) {
+            b.embedding_backward(&mut train.grad, dx, &own.rows, &own.order, &positions_params(s, N))?;
+        }
         Ok(())
     }
 
@@ -164,8 +171,16 @@ impl<'b> Session<'b> {
     }
 }
 
+fn head_of(model: &Model) -> Weights<'_> {
+    Weights { weight: model.head.as_ref().unwrap_or(&model.embed), bias: model.head_bias.as_ref() }
+}
+
 fn embedding_params(s: &Spec, N: usize, dtype: DType) -> Embedding {
     Embedding { N: N as u32, V: s.V as u32, C: s.C as u32, scale: dtype.round(s.embed_scale) }
+}
+
+fn positions_params(s: &Spec, N: usize) -> Embedding {
+    Embedding { N: N as u32, V: s.max_positions as u32, C: s.C as u32, scale: 1.0 }
 }
 
 /// Block l's input and output; with two buffers they take turns.

@@ -14,6 +14,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::infer::{self, Sampling};
 use crate::io::{hub, safetensors::Tensors};
+use crate::model::spec::Positions;
 use crate::model::{self, Model, Session, Tokens};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -70,6 +71,13 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     }
     let N = config.per_device_train_batch_size * config.max_length;
     let plan = setup::plan(config, b, &model, N);
+    let s = &model.spec;
+    if s.positions == Positions::Learned && config.max_length > s.max_positions {
+        let (wanted, most) = (config.max_length, s.max_positions);
+        return Err(Error::Usage(format!(
+            "max_length is {wanted}, but the model has learned {most} positions: set {most}"
+        )));
+    }
     let session = Session::new(b, &model, N, config.max_length, plan)?;
     // only now is it certain that the run starts, so only now may what it replaces go
     for old in run_dir.remove_after(state.global_step)? {

@@ -109,10 +109,14 @@ fn by_rows(op: Op) -> bool {
         Op::embedding_forward
             | Op::rmsnorm_forward
             | Op::rmsnorm_backward
+            | Op::layernorm_forward
+            | Op::layernorm_backward
             | Op::attention_sink_forward
             | Op::bias_forward
             | Op::rope_forward
             | Op::rope_backward
+            | Op::activation_forward
+            | Op::activation_backward
             | Op::swiglu_forward
             | Op::swiglu_backward
             | Op::logprob_forward

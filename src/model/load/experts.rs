@@ -1,5 +1,6 @@
 //! The experts of a layer, which the file names one by one or stacks itself, as one stack.
 use super::super::experts::Layout;
+use super::super::layout::Layout as Order;
 use super::super::moe::Moe;
 use super::super::shared::Shared;
 use super::super::spec::{Bias, ExpertFiles, LinearSpec};
@@ -69,7 +70,7 @@ impl<'a> Loader<'a> {
         let (O, C) = (linear.O(), linear.C);
         let names = self.spec.expert_names(layer, linear.module);
         let (name, E) = (self.spec.names.of(layer, linear.module), names.len());
-        let weight = self.weight(&name, &[E, C, O], self.quantize)?;
+        let weight = self.weight(&name, (&[E, C, O], Order::Rows), self.quantize)?;
         let bias_name = format!("{name}_bias");
         let bias = match linear.bias {
             Bias::Present => Some(self.param(&bias_name, &bias_name, &[E, O], self.options.full())?),
@@ -122,7 +123,7 @@ impl<'a> Loader<'a> {
             let what = "experts of one layer are stored in different types: save the model in one";
             return Err(Error::content(self.tensors.path(), &files[other], what));
         }
-        self.stage(&tensors, O, C)
+        self.stage(&tensors, (O, C, Order::Rows))
     }
 
     fn tensors_of(&self, files: &[String], O: usize, C: usize) -> Result<Vec<Tensor<'a>>> {
