@@ -1,19 +1,4 @@
-// RMSNorm. A row belongs to a warp when it is short (C <= 1024), else to a block; it is kept in registers between the two
-// passes over it, as far as KEEP chunks reach.
-
-// How a block of 256 threads is cut up: threads per row, and this thread's row and place in it.
-struct Rows {
-    u32 width, n, lane;
-};
-INLINE Rows rows_of(u32 C) {
-    Rows r;
-    r.width = C <= 1024 ? 32 : 256;
-    r.n = blockIdx.x * (256 / r.width) + threadIdx.x / r.width;
-    r.lane = threadIdx.x % r.width;
-    return r;
-}
-// Every thread of the block comes here.
-INLINE float row_sum(float x, u32 width) { return width == 32 ? warp_sum(x) : block_sum<8>(x); }
+// RMSNorm. A row is kept in registers between the two passes over it, as far as KEEP chunks reach.
 
 // op rmsnorm_forward grid(ceil(N, 1 + 7*min(1, 1024/max(C, 1)))) block(256)
 extern "C" __global__ void __launch_bounds__(256) rmsnorm_forward(T_out* out, T_rstd* rstd, const T_inp* inp, const T_weight* weight, Params p) {

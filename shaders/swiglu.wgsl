@@ -1,6 +1,3 @@
-// act(x) = x·gating(x)
-fn gating(x: V) -> V { return 1.0 / (1.0 + exp(-x * (p.slope + p.cubic * x * x))); }
-
 // op swiglu_forward grid(ceil(N*ceil(F, W), 256))
 @compute @workgroup_size(256)
 fn swiglu_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
@@ -9,7 +6,7 @@ fn swiglu_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
   let f = (i % ceil_div(p.F, W)) * W;
   if (n >= p.N) { return; }
   let g = ld_gate(n * p.ld_gate + f);
-  st_out(n * p.F + f, g * gating(g) * ld_up(n * p.ld_up + f), p.F - f);
+  st_out(n * p.F + f, g * gating(g, p.act, p.slope, p.cubic).s * ld_up(n * p.ld_up + f), p.F - f);
 }
 
 // op swiglu_backward grid(ceil(N*ceil(F, W), 256))
@@ -22,8 +19,8 @@ fn swiglu_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
   let dy = ld_dout(n * p.F + f);
   let g = ld_gate(n * p.ld_gate + f);
   let u = ld_up(n * p.ld_up + f);
-  let s = gating(g);
-  st_dout(n * p.F + f, g * s * u, p.F - f);
-  st_gate(n * p.ld_gate + f, dy * u * s * (1.0 + g * (1.0 - s) * (p.slope + 3.0 * p.cubic * g * g)), p.F - f);
-  st_up(n * p.ld_up + f, dy * g * s, p.F - f);
+  let act = gating(g, p.act, p.slope, p.cubic);
+  st_dout(n * p.F + f, g * act.s * u, p.F - f);
+  st_gate(n * p.ld_gate + f, dy * u * act.slope, p.F - f);
+  st_up(n * p.ld_up + f, dy * g * act.s, p.F - f);
 }

@@ -65,12 +65,21 @@ impl DType {
     }
     /// The reverse of [`DType::encode`]; a trailing part of an element is left out.
     pub fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        let mut out = vec![0.0; bytes.len() / self.size()];
+        self.decode_to(&mut out, bytes);
+        out
+    }
+    /// The same into `out`, as far as both reach.
+    pub fn decode_to(self, out: &mut [f32], bytes: &[u8]) {
+        fn each<const S: usize>(out: &mut [f32], bytes: &[u8], value: impl Fn([u8; S]) -> f32) {
+            out.iter_mut().zip(bytes.as_chunks::<S>().0).for_each(|(out, b)| *out = value(*b));
+        }
         match self {
-            DType::F16 => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            DType::Bf16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            DType::U32 => bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect(),
-            DType::U8 => bytes.iter().map(|b| *b as f32).collect(),
+            DType::F16 => each(out, bytes, |b| half::f16::from_le_bytes(b).to_f32()),
+            DType::Bf16 => each(out, bytes, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+            DType::F32 => each(out, bytes, f32::from_le_bytes),
+            DType::U32 => each(out, bytes, |b| u32::from_le_bytes(b) as f32),
+            DType::U8 => each(out, bytes, |[b]| b as f32),
         }
     }
 }
@@ -87,6 +96,8 @@ pub trait Real:
     fn ln(self) -> Self;
     fn abs(self) -> Self;
     fn tanh(self) -> Self;
+    /// Φ: the share of a normal distribution that lies below.
+    fn normal_cdf(self) -> Self;
     fn to_f32(self) -> f32;
 }
 
@@ -102,19 +113,52 @@ fn exp(x: f32) -> f32 {
     y * f32::from_bits(((n as i32 + 127) << 23) as u32)
 }
 
+/// Φ(x) to 3e-7 relative for x > -14. The tail is e^(−x²/2) times a polynomial of t = 1/(1 + 0.3·|x|), fitted to it.
+fn normal_cdf(x: f32) -> f32 {
+    let t = 1.0 / (1.0 + 0.3 * x.abs());
+    let poly = [
+        0.035_674_773,
+        -0.157_202_91,
+        0.206_352_96,
+        -0.053_682_942,
+        0.128_561_15,
+        0.099_913_66,
+        0.120_753_93,
+        0.119_629_3,
+        0.0,
+    ];
+    let tail = poly.iter().fold(0.0f32, |acc, c| acc * t + c) * exp(-0.5 * x * x);
+    if x < 0.0 { tail } else { 1.0 - tail }
+}
+
+/// The same in full: Φ(x) = 1/2 + φ(x)·(x + x³/3 + x⁵/(3·5) + …). Marsaglia 2004, J. Stat. Software 11(4).
+fn normal_cdf_f64(x: f64) -> f64 {
+    let density = (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt();
+    let (mut term, mut sum, mut odd) = (x, 0.0, 1.0);
+    // beyond it the sum would overflow, and Φ is 0 or 1
+    let near = x.abs() < 30.0;
+    while near && sum + term != sum {
+        sum += term;
+        odd += 2.0;
+        term *= x * x / odd;
+    }
+    if near { 0.5 + density * sum } else { (x > 0.0) as u8 as f64 }
+}
+
 macro_rules! real {
-    ($($t:ty: $exp:expr),*) => { $(
+    ($($t:ty: $exp:expr, $cdf:expr);*) => { $(
         impl Real for $t {
             fn sqrt(self) -> Self { self.sqrt() }
             fn exp(self) -> Self { $exp(self) }
             fn ln(self) -> Self { self.ln() }
             fn abs(self) -> Self { self.abs() }
             fn tanh(self) -> Self { self.tanh() }
+            fn normal_cdf(self) -> Self { $cdf(self) }
             fn to_f32(self) -> f32 { self as f32 }
         }
     )* };
 }
-real!(f32: exp, f64: f64::exp);
+real!(f32: exp, normal_cdf; f64: f64::exp, normal_cdf_f64);
 
 #[cfg(test)]
 mod tests {
@@ -128,6 +172,22 @@ mod tests {
             assert!(((got - want) / want).abs() < 2e-7, "{x}: {got} {want}");
         }
         assert!(exp(f32::NEG_INFINITY) < 1e-37 && exp(f32::NAN).is_nan());
+    }
+
+    /// 95 in 100 lie within 1.959964 of the middle.
+    #[test]
+    fn the_normal_distribution() {
+        assert!((normal_cdf_f64(1.959_963_984_540_054) - 0.975).abs() < 1e-15);
+        for i in -4000..=4000 {
+            let x = i as f64 / 100.0;
+            let (exact, mirrored) = (normal_cdf_f64(x), normal_cdf_f64(-x));
+            assert!((exact + mirrored - 1.0).abs() < 1e-15, "{x}: {exact} {mirrored}");
+            let (got, want) = (normal_cdf(x as f32) as f64, normal_cdf_f64(x as f32 as f64));
+            assert!(
+                (got - want).abs() < 2e-7 && (x.abs() > 4.0 || (got - want).abs() < 1e-6 * want),
+                "{x}: {got} {want}"
+            );
+        }
     }
 
     #[test]

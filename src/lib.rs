@@ -9,7 +9,7 @@
 //! | [`ops`] | every op: one row in `ops/table.rs`, and one file with its formula, params and reference |
 //! | [`backend`] | memory and launches: [`backend::cpu`] runs the references, `wgpu` the shaders, `cuda` the kernels |
 //! | [`model`] | the decoder as data ([`model::spec`]), its forward and backward by hand, adapters, loading |
-//! | [`data`], [`io`] | text to batches; bytes to named tensors |
+//! | [`data`], [`io`] | text to batches; bytes to named tensors, and models by name ([`io::hub`]) |
 //! | [`train`] | config, schedule, optimizer, the loop, checkpoints that appear whole or not at all |
 //! | [`infer`], [`export`] | generation with a cache; adapters and models as other tools load them |
 //!

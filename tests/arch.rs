@@ -8,6 +8,7 @@ use luthier::backend::Backend;
 use luthier::dtype::DType;
 use luthier::io::safetensors::Tensors;
 use luthier::model::experts::Experts;
+use luthier::model::param::Param;
 use luthier::model::{LoadOptions, Model, Plan, Session};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -21,7 +22,7 @@ const GRADIENT: f64 = 1e-8;
 /// What transformers calls the gradient of a weight, and which half of each expert's it is: it fuses those of the experts,
 /// `gate_up_proj` is [E, 2F, C], gate rows then up rows, `down_proj` is [E, C, F].
 fn gradient_of(param: &str) -> (String, Option<usize>) {
-    let name = format!("grad.{}", param.replace("block_sparse_moe", "mlp"));
+    let name = format!("grad.{}", param.replace("block_sparse_moe", "mlp").replace("embed_out", "lm_head"));
     let Some((mlp, expert)) = name.split_once(".experts.") else { return (name, None) };
     let (part, half) = match expert {
         // one tensor in files, too
@@ -34,9 +35,12 @@ fn gradient_of(param: &str) -> (String, Option<usize>) {
     (format!("{mlp}.experts.{part}"), half)
 }
 
-/// The gradient of a weight, or of the weights of E experts that are one here.
-fn wanted(golden: &Tensors, param: &str, E: usize) -> Vec<f32> {
-    let (name, half) = gradient_of(param);
+/// The gradient of a weight, or of the weights of E experts or of the heads' norms that are one here.
+fn wanted(golden: &Tensors, param: &Param, E: usize) -> Vec<f32> {
+    if param.name.contains(".norms.") {
+        return param.files().flat_map(|file| floats(golden, &gradient_of(file).0)).collect();
+    }
+    let (name, half) = gradient_of(&param.name);
     let all = floats(golden, &name);
     let Some(half) = half else { return all };
     let len = all.len() / E / 2;
@@ -75,8 +79,8 @@ fn check(b: &dyn Backend, folder: &Path, plan: Plan) -> Result<String, String> {
     // of a quantized model, transformers gives only some
     let there = |name: &str| !quantized || golden.contains(&gradient_of(name).0);
     for param in model.trained().filter(|p| there(&p.name)) {
-        let err = nmse(&param.grad(b).map_err(|e| e.to_string())?, &wanted(&golden, &param.name, E));
-        compared.insert(gradient_of(&param.name));
+        let err = nmse(&param.grad(b).map_err(|e| e.to_string())?, &wanted(&golden, param, E));
+        compared.extend(param.files().filter(|file| *file == param.name || file.contains(".norms.")).map(gradient_of));
         if !(err <= gradient.0) {
             gradient = (err, param.name.clone());
         }

@@ -160,6 +160,29 @@ fn quantized_models_generate_and_are_inspected() {
         says(&["generate", "--model", &model, "--prompt", "x", "--raw", "--max-new-tokens", "4", "--backend", "cpu"]);
     }
     fails(&["quantize", "--model", &four, "--out", &at("again"), "--backend", "cpu"], 65, &["already"]);
+    fails(&["quantize", "--model", &floats, "--out", &at("dynamic"), "--dynamic"], 2, &["--calibration"]);
+    let text = at("text.txt");
+    std::fs::write(&text, "the quick brown fox jumps over the lazy dog, and so on. ".repeat(200)).unwrap();
+    let said = says(&[
+        "quantize",
+        "--model",
+        &floats,
+        "--out",
+        &at("dynamic"),
+        "--dynamic",
+        "--calibration",
+        &text,
+        "--size-budget",
+        "1",
+        "--backend",
+        "cpu",
+    ]);
+    for part in
+        ["weight error  activation error", "model.layers.0.mlp.down_proj", "held-out", "original", "nf4", "dynamic"]
+    {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(says(&["inspect", &at("dynamic")]).contains("no mismatch"));
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn models() -> Vec<PathBuf> {
     let mut models: Vec<_> = folders.filter(|f| f.join("config.json").exists()).collect();
     models.retain(|f| luthier::model::arch::read_spec(f).is_ok() && quantized::scheme(f).is_ok_and(|s| s.is_none()));
     models.sort();
-    assert!(models.len() >= 24, "{models:?}");
+    assert!(models.len() >= 33, "{models:?}");
     models
 }
 
@@ -115,6 +115,11 @@ fn resized(folder: &Path) -> serde_json::Value {
         if !keys["q_lora_rank"].is_null() {
             keys.insert("q_lora_rank".into(), 15.into());
         }
+    }
+    if keys.contains_key("n_embd") {
+        keys.extend(
+            [("n_embd", 36), ("n_inner", 52), ("n_head", 6), ("n_layer", 3)].map(|(k, v)| (k.to_string(), v.into())),
+        );
     }
     let tied = keys["tie_word_embeddings"].as_bool().unwrap();
     keys.insert("tie_word_embeddings".into(), (!tied).into());
@@ -289,11 +294,15 @@ fn transposed(a: &[f32], rows: usize) -> Vec<f32> {
 /// An adapter on a module is the module with W + s·B·A: the same loss, dB = s·dW·Aᵀ, dA = s·Bᵀ·dW. Also through its file.
 #[test]
 fn an_adapter_is_its_product() {
-    // fused modules; scaled branches; norms after alone
-    let folders = ["phi3", "glm", "granite", "olmo2"].map(|name| Path::new("tests/golden").join(name));
+    // fused modules; scaled branches; norms after alone; parallel branches behind one norm; files with other orders than the
+    // device: q, k and v head after head, input by output
+    let folders = ["phi3", "glm", "granite", "olmo2", "cohere_qk_norm", "gpt_neox", "gpt2"];
+    let folders = folders.map(|name| Path::new("tests/golden").join(name));
     let lora = LoraConfig { r: 3, lora_alpha: 6.0, ..LoraConfig::default() };
     for (b, folder) in backends().iter().flat_map(|b| folders.iter().map(move |folder| (b, folder))) {
         let b = &**b;
+        // W of what the file has of so many rows, and the reverse
+        let turned = |w: Vec<f32>, rows| if folder.ends_with("gpt2") { transposed(&w, rows) } else { w };
         let options = LoadOptions { train: true, lora: Some(lora.clone()), ..LoadOptions::frozen(DType::F32) };
         let mut model = Model::load(b, folder, &options).unwrap();
         let mut rng = luthier::rng::Rng::new(4);
@@ -318,7 +327,7 @@ fn an_adapter_is_its_product() {
         for (module, (O, C)) in &sizes {
             let (a, bb) = (floats(&file, &part(module, "A")), floats(&file, &part(module, "B")));
             assert_eq!((a.len(), bb.len()), (3 * C, O * 3), "{module}");
-            let delta = product(&bb, &a, (*O, 3, *C), 2.0);
+            let delta = turned(product(&bb, &a, (*O, 3, *C), 2.0), *O);
             let weight = merged.params_mut().find(|p| p.name == format!("{module}.weight")).unwrap();
             let sum: Vec<f32> = weight.get(b).unwrap().iter().zip(delta).map(|(w, d)| w + d).collect();
             weight.set(b, &sum).unwrap();
@@ -327,7 +336,7 @@ fn an_adapter_is_its_product() {
         assert!((dense.loss - adapted.loss).abs() <= 1e-6 * dense.loss, "{} {}", dense.loss, adapted.loss);
         for (module, (O, C)) in sizes {
             let (a, bb) = (floats(&file, &part(&module, "A")), floats(&file, &part(&module, "B")));
-            let dW = &dense.gradients[&format!("{module}.weight")];
+            let dW = &turned(dense.gradients[&format!("{module}.weight")].clone(), C);
             let want_b = product(dW, &transposed(&a, 3), (O, C, 3), 2.0);
             let want_a = product(&transposed(&bb, O), dW, (3, O, C), 2.0);
             for (side, want) in [("A", want_a), ("B", want_b)] {
@@ -336,4 +345,48 @@ fn an_adapter_is_its_product() {
             }
         }
     }
+}
+
+/// The files of older transformers: GPT-2 without the prefix of the part below the head, both with masks as tensors.
+#[test]
+fn older_files_are_the_same_model() {
+    use luthier::io::safetensors::{Dtype, Outline, Writer};
+    let b: &dyn Backend = &Cpu::new();
+    for (model, prefix, masks) in [
+        ("gpt2", "transformer.", ["h.0.attn.bias", "h.1.attn.masked_bias"]),
+        ("gpt_neox", "", ["gpt_neox.layers.0.attention.bias", "gpt_neox.layers.0.attention.rotary_emb.inv_freq"]),
+    ] {
+        let (folder, dir) = (Path::new("tests/golden").join(model), tempfile::tempdir().unwrap());
+        let file = open(&folder.join("model.safetensors"));
+        let short = |name: &str| name.strip_prefix(prefix).unwrap_or(name).to_string();
+        let weight = |name: &str| Outline {
+            name: short(name),
+            dtype: Dtype::F32,
+            shape: file.get(name).unwrap().shape.to_vec(),
+        };
+        let mask = |name: &str| Outline { name: name.into(), dtype: Dtype::F32, shape: vec![1, 1, 2, 2] };
+        let outlines = file.names().map(weight).chain(masks.map(mask)).collect();
+        let mut writer = Writer::create(&dir.path().join("model.safetensors"), outlines).unwrap();
+        file.names().for_each(|name| writer.write(file.get(name).unwrap().bytes).unwrap());
+        masks.iter().for_each(|_| writer.write(&[0; 16]).unwrap());
+        writer.finish().unwrap();
+        std::fs::copy(folder.join("config.json"), dir.path().join("config.json")).unwrap();
+        let loss = |folder: &Path| {
+            let options = LoadOptions { train: true, ..LoadOptions::frozen(DType::F32) };
+            pass(b, &mut Model::load(b, folder, &options).unwrap_or_else(|e| panic!("{e}"))).loss
+        };
+        assert_eq!(loss(dir.path()), loss(&folder), "{model}");
+    }
+}
+
+/// Positions are learned up to a length, and beyond it there are none.
+#[test]
+fn learned_positions_end() {
+    let b: &dyn Backend = &Cpu::new();
+    let model = frozen(b, Path::new("tests/golden/gpt2"));
+    let mut session = Session::new(b, &model, 65, 65, Plan::Inference).unwrap();
+    let e = session.forward(&model, &Tokens::single(&[1; 65])).unwrap_err().to_string();
+    assert!(e.contains("position 64") && e.contains("64 positions"), "{e}");
+    let sampling = Sampling { max_new_tokens: 20, temperature: 0.0, seed: 0 };
+    assert_eq!(generate(b, &model, &[1; 60], &sampling, &[], |_| true).unwrap().len(), 4);
 }

@@ -202,7 +202,8 @@ fn reference(case: &Case) -> Vec<Vec<u8>> {
         cpu.upload(&mut buf, bytes).unwrap();
         buffers.push(buf);
     }
-    let args: Vec<_> = buffers.iter().map(Some).collect();
+    let extents = case.op.extents(&case.params).1;
+    let args: Vec<_> = buffers.iter().zip(&extents).map(|(b, e)| e.present.then_some(b)).collect();
     cpu.launch(&Launch::new(case.op, &args, &case.params).unwrap_or_else(|e| panic!("{e}"))).unwrap();
     buffers.iter().map(|b| cpu.download(b).unwrap()).collect()
 }

@@ -112,6 +112,37 @@ template <int WARPS> INLINE float block_sum(float x) {
     return x;
 }
 
+// How a block of 256 threads is cut up where each row is reduced: a row belongs to a warp when it is short (C <= 1024), else to the
+// block. Threads per row, and this thread's row and place in it.
+struct Rows {
+    u32 width, n, lane;
+};
+INLINE Rows rows_of(u32 C) {
+    Rows r;
+    r.width = C <= 1024 ? 32 : 256;
+    r.n = blockIdx.x * (256 / r.width) + threadIdx.x / r.width;
+    r.lane = threadIdx.x % r.width;
+    return r;
+}
+// Every thread of the block comes here.
+INLINE float row_sum(float x, u32 width) { return width == 32 ? warp_sum(x) : block_sum<8>(x); }
+
+// Of an activation act(x) = x·s(x): s and act′. `act` is a constant of src/ops/activation.rs.
+struct Gate {
+    float s, slope;
+};
+INLINE Gate gating(float x, u32 act, float slope, float cubic) {
+    // the fast exponential is good to 1e-6 relative at |x| = 10, and this is memory traffic all the same
+    if (act == 1) {
+        float s = 0.5f * erfcf(-0.70710678f * x);
+        return {s, s + x * __expf(-0.5f * x * x) * 0.3989423f};
+    }
+    if (act == 2) return x > 0.f ? Gate{1.f, 1.f} : Gate{0.f, 0.f};
+    if (act == 3) return x > 0.f ? Gate{x, 2.f * x} : Gate{0.f, 0.f};
+    float bow = cubic * x * x, s = __fdividef(1.f, 1.f + __expf(-x * (slope + bow)));
+    return {s, s * (1.f + x * (1.f - s) * (slope + 3.f * bow))};
+}
+
 // cap·tanh(x/cap), or x where cap is 0; and the derivative, from the result.
 INLINE float softcap(float x, float cap) { return cap == 0.f ? x : cap * tanhf(x / cap); }
 INLINE float softcap_slope(float y, float cap) { return cap == 0.f ? 1.f : 1.f - (y / cap) * (y / cap); }

@@ -12,6 +12,34 @@ fn softcap(x: f32, cap: f32) -> f32 {
   return cap * sign(x) * select((1.0 - e) / (1.0 + e), small, a < 0.2);
 }
 
+// Φ(x), the normal distribution function, to 3e-7 of itself; the constants are those of src/dtype.rs.
+fn normal_cdf(x: V) -> V {
+  let t = 1.0 / (1.0 + 0.3 * abs(x));
+  let low = 0.1196293 + t * (0.12075393 + t * (0.09991366 + t * 0.12856115));
+  let high = -0.053682942 + t * (0.20635296 + t * (-0.15720291 + t * 0.035674773));
+  let tail = t * (low + t * t * t * t * high) * exp(-0.5 * x * x);
+  return select(1.0 - tail, tail, x < V());
+}
+
+// Of an activation act(x) = x·s(x): s and act′. `act` is a constant of src/ops/activation.rs.
+struct Gate { s: V, slope: V }
+fn gating(x: V, act: u32, slope: f32, cubic: f32) -> Gate {
+  let step = select(V(), V() + 1.0, x > V());
+  switch act {
+    case 1u: {
+      let s = normal_cdf(x);
+      return Gate(s, s + x * exp(-0.5 * x * x) * 0.3989423);
+    }
+    case 2u: { return Gate(step, step); }
+    case 3u: { return Gate(step * x, 2.0 * step * x); }
+    default: {
+      let bow = cubic * x * x;
+      let s = 1.0 / (1.0 + exp(-x * (slope + bow)));
+      return Gate(s, s * (1.0 + x * (1.0 - s) * (slope + 3.0 * bow)));
+    }
+  }
+}
+
 // The first `rest` of four values, then zeros.
 fn first4(v: vec4<f32>, rest: u32) -> vec4<f32> { return select(vec4<f32>(), v, vec4(rest) > vec4(0u, 1u, 2u, 3u)); }
 

@@ -188,3 +188,14 @@ impl Drop for Scope<'_> {
 pub(crate) fn same_bytes(what: &'static str, want: usize, got: usize) -> Result<()> {
     if want == got { Ok(()) } else { Err(Error::Bug(format!("{what}: {want} bytes wanted, {got} given"))) }
 }
+
+/// Copies large pieces with all threads, small ones at once: one thread is slower than a bus out of a mapped file, where each
+/// page is a fault.
+pub(crate) fn copy_bytes(to: &mut [u8], from: &[u8]) {
+    use rayon::prelude::*;
+    const PART: usize = 512 << 10;
+    match from.len() {
+        ..=PART => to.copy_from_slice(from),
+        _ => to.par_chunks_mut(PART).zip(from.par_chunks(PART)).for_each(|(to, from)| to.copy_from_slice(from)),
+    }
+}

@@ -1,5 +1,5 @@
 //! `luthier generate`: a prompt in, text out as it comes.
-use super::{dtype, out};
+use super::{download, dtype, out};
 use clap::Args;
 use luthier::Result;
 use luthier::backend::{Backend, pick};
@@ -9,6 +9,7 @@ use luthier::dtype::DType;
 use luthier::export::folder::CHAT_TEMPLATE;
 use luthier::export::peft;
 use luthier::infer::{self, Sampling};
+use luthier::io::hub::Kind;
 use luthier::model::load::LoadOptions;
 use luthier::model::{self, Model};
 use serde_json::json;
@@ -17,10 +18,10 @@ use std::path::PathBuf;
 /// Continue a prompt with a model.
 #[derive(Args)]
 pub struct Generate {
-    /// The model: a folder as Hugging Face writes it, or a GGUF file.
+    /// The model: a folder as Hugging Face writes it, its name on the Hub (`org/name`, `org/name@revision`), or a GGUF file.
     #[arg(long)]
     model: PathBuf,
-    /// An adapter for it: a folder as PEFT writes it.
+    /// An adapter for it: a folder as PEFT writes it, or its name on the Hub.
     #[arg(long)]
     adapter: Option<PathBuf>,
     /// What the user says; with --raw, the text to continue.
@@ -45,7 +46,11 @@ pub struct Generate {
 }
 
 impl Generate {
-    pub fn run(self) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
+        self.model = download::resolve(&self.model, Kind::Model)?;
+        if let Some(adapter) = &mut self.adapter {
+            *adapter = download::resolve(adapter, Kind::Adapter)?;
+        }
         let (_, tokenizer) = model::check(&self.model)?.sound()?;
         let prompt = self.ids(&tokenizer)?;
         let (backend, which) = pick::pick(&self.backend)?;

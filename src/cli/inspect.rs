@@ -1,7 +1,8 @@
 //! `luthier inspect`: what a model folder holds, and whatever does not fit together in it.
-use super::out;
+use super::{download, out};
 use clap::Args;
 use luthier::data::{Template, Tokenizer};
+use luthier::io::hub::Kind;
 use luthier::model::Weights;
 use luthier::model::check::{Checked, check, ignored};
 use luthier::model::quantized::Scheme;
@@ -13,12 +14,13 @@ use std::path::PathBuf;
 /// Say what a model folder holds, and list every mismatch in it (exit code 65).
 #[derive(Args)]
 pub struct Inspect {
-    /// The model: a folder as Hugging Face writes it, or a GGUF file.
+    /// The model: a folder as Hugging Face writes it, its name on the Hub (`org/name`, `org/name@revision`), or a GGUF file.
     model: PathBuf,
 }
 
 impl Inspect {
-    pub fn run(self) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
+        self.model = download::resolve(&self.model, Kind::Model)?;
         let checked = check(&self.model)?;
         let mut text = format!("{}\n", self.model.display());
         if let Some(spec) = &checked.spec {

@@ -2,6 +2,7 @@
 mod bench;
 mod data;
 mod doctor;
+mod download;
 mod generate;
 mod init;
 mod inspect;

@@ -1,6 +1,7 @@
 //! A run as people watch it: a bar on a terminal, plain lines elsewhere.
-use super::interrupt;
+use super::{download::Download, interrupt};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use luthier::io::hub::Event;
 use luthier::train::metrics::{EvalMetrics, Reporter, StepMetrics};
 use std::io::{IsTerminal, stderr};
 use std::path::Path;
@@ -8,6 +9,7 @@ use std::time::Instant;
 
 pub struct Progress {
     bar: Option<ProgressBar>,
+    download: Download,
     /// Steps between plain lines.
     every: u64,
     started: Instant,
@@ -22,7 +24,7 @@ impl Progress {
             ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr())
                 .with_style(style.expect("the template is a constant"))
         });
-        Progress { bar, every, started: Instant::now(), done: 0, total: 0 }
+        Progress { bar, download: Download::default(), every, started: Instant::now(), done: 0, total: 0 }
     }
 
     fn line(&self, text: &str) {
@@ -78,6 +80,10 @@ impl Reporter for Progress {
 
     fn message(&mut self, text: &str) {
         self.line(text);
+    }
+
+    fn download(&mut self, event: Event) {
+        self.download.show(event);
     }
 
     fn is_interrupted(&self) -> bool {

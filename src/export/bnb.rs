@@ -4,7 +4,7 @@ use super::full::write_shards;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Dtype, Outline};
-use crate::model::spec::Spec;
+use crate::model::spec::{ExpertFiles, LinearSpec, Spec, WeightLayout};
 use crate::ops::{dyn8, nf4};
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -101,25 +101,35 @@ pub(super) fn int8_parts(codes: Vec<u8>, scb: Vec<u8>) -> Parts {
 
 /// Whether a model of this spec can be stored so.
 pub(super) fn check(spec: &Spec) -> Result<()> {
-    match spec.moe {
-        None => Ok(()),
-        Some(_) => Err(Error::Usage(
-            "mixtures of experts are not stored in 4 or 8 bits yet; load the unquantized model with load_in_4bit"
+    if spec.layout != WeightLayout::Rows {
+        let what = format!("{} models are not stored in 4 or 8 bits yet", spec.model_type);
+        return Err(Error::Usage(format!("{what}; load the unquantized model with load_in_4bit")));
+    }
+    match &spec.moe {
+        Some(moe) if moe.files == ExpertFiles::Stacked => Err(Error::Usage(
+            "experts that share a tensor are no linear modules, and bitsandbytes has no form for them: load the model with \
+             load_in_4bit"
                 .into(),
         )),
+        _ => Ok(()),
     }
 }
 
-/// The linear modules of a spec: name -> [O, C].
+/// The linear modules of a spec: name -> [O, C]. Experts are modules of their own; what chooses between them stays dense.
 pub(super) fn modules(spec: &Spec) -> BTreeMap<String, (usize, usize)> {
-    let of = |l: usize| spec.linears(l).into_iter().map(move |m| (spec.names.of(l, m.module), (m.O(), m.C)));
-    (0..spec.layers).flat_map(of).collect()
+    let router = spec.router().map(|router| router.module);
+    let of_layer = |l: usize| {
+        let linears = spec.linears(l).into_iter().filter(|m| Some(m.module) != router);
+        let linears = linears.map(|m| (spec.names.of(l, m.module), (m.O(), m.C)));
+        let names = |m: LinearSpec| spec.expert_names(l, m.module).into_iter().map(move |name| (name, (m.O(), m.C)));
+        linears.chain(spec.experts(l).into_iter().flat_map(names)).collect::<Vec<_>>()
+    };
+    (0..spec.layers).flat_map(of_layer).collect()
 }
 
-/// `quantization_config` as transformers writes it.
-pub(super) fn config(format: Format, dtype: DType, spec: &Spec) -> Value {
-    let linear = modules(spec);
-    // The head stays dense, and so does every matrix that is not among the linear layers.
+/// `quantization_config` as transformers writes it, where the modules in `linear` are quantized.
+pub(super) fn config(format: Format, dtype: DType, spec: &Spec, linear: &BTreeMap<String, (usize, usize)>) -> Value {
+    // The head stays dense, and so does every matrix that is not among them.
     let weights = spec.weights();
     let matrices = weights.iter().filter(|w| w.shape.len() == 2).filter_map(|w| w.name.strip_suffix(".weight"));
     let mut skip: BTreeSet<&str> = matrices.filter(|m| !linear.contains_key(*m) && *m != spec.names.embed).collect();

@@ -3,24 +3,11 @@ use crate::data::gguf::companions;
 use crate::data::{Template, Tokenizer};
 use crate::error::{Error, Result};
 use crate::io::gguf::{self, Gguf};
+use crate::io::hub::COMPANIONS;
 use std::path::Path;
 
 /// It wins over the entry in tokenizer_config.json.
 pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
-
-/// What makes a model folder run elsewhere as it is.
-const COMPANIONS: &[&str] = &[
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    CHAT_TEMPLATE,
-    "chat_template.json",
-    "generation_config.json",
-];
 
 /// Copies the tokenizer's files, template and generation config of `model` that exist, or makes them from a GGUF file.
 pub fn copy_companions(model: &Path, out: &Path) -> Result<()> {

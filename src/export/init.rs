@@ -28,7 +28,10 @@ pub fn init(config: &Path, out: &Path, dtype: DType, format: Option<Format>, see
     let outline = |w: crate::model::spec::WeightSpec| Outline { name: w.name, dtype: dtype_of(dtype), shape: w.shape };
     let outlines = spec.weights().into_iter().map(outline).collect();
     let fresh = Fresh { std: spec.initializer_range, norm: 1.0 - spec.norm_weight.shift(), dtype, seed };
-    let whole = |name: &str| Ok(fresh.values(name, &shapes[name]));
+    let norms: Vec<String> = spec.norms().iter().map(|norm| format!(".{}.weight", norm.module)).collect();
+    // a norm of heads is a matrix
+    let is_norm = |name: &str| shapes[name].len() == 1 || norms.iter().any(|norm| name.ends_with(norm));
+    let whole = |name: &str| Ok(fresh.values(name, &shapes[name], is_norm(name)));
     match format {
         None => write_shards(out, outlines, whole)?,
         Some(format) => {
@@ -42,7 +45,7 @@ pub fn init(config: &Path, out: &Path, dtype: DType, format: Option<Format>, see
         }
     }
     let file = if config.is_dir() { config.join("config.json") } else { config.to_path_buf() };
-    let quantization = format.map(|format| bnb::config(format, dtype, &spec));
+    let quantization = format.map(|format| bnb::config(format, dtype, &spec, &bnb::modules(&spec)));
     write_config(&file, dtype, quantization, &out.join("config.json"))?;
     Ok(spec.parameters())
 }
@@ -56,12 +59,12 @@ struct Fresh {
 }
 
 impl Fresh {
-    fn values(&self, name: &str, shape: &[usize]) -> Vec<u8> {
+    fn values(&self, name: &str, shape: &[usize], norm_or_bias: bool) -> Vec<u8> {
         let len: usize = shape.iter().product();
         if name.ends_with(".bias") || name.ends_with("_bias") {
             return self.dtype.encode(&vec![0.0; len]);
         }
-        if shape.len() == 1 && !name.ends_with(".sinks") {
+        if norm_or_bias && !name.ends_with(".sinks") {
             return self.dtype.encode(&vec![self.norm; len]);
         }
         let chunk = |c: usize| {
@@ -85,12 +88,26 @@ fn random_bytes(name: &str, len: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
+/// Three of sixteen highest levels become lowest ones: NF4's levels are not symmetric, all as likely their mean is 0.023, and a
+/// common mean of a large matrix is a direction that outgrows all others, layer after layer.
+fn balance(codes: &mut [u8]) {
+    codes.par_chunks_mut(CHUNK).for_each(|chunk| {
+        let mut seen = 0;
+        let mut flip = |code: u8| {
+            seen += u32::from(code == 15);
+            if code == 15 && seen % 16 < 3 { 0 } else { code }
+        };
+        chunk.iter_mut().for_each(|byte| *byte = flip(*byte >> 4) << 4 | flip(*byte & 15));
+    });
+}
+
 /// NF4's levels are a normal distribution's quantiles: codes that are all as likely, on scales around the one that gives `std`.
 fn random_nf4(module: &str, (O, C): (usize, usize), std: f32, dtype: DType, seed: u64) -> Parts {
     let (P, blocks) = (O * C, (O * C).div_ceil(nf4::BLOCK));
     let spread = (nf4::LEVELS.iter().map(|l| l * l).sum::<f32>() / 16.0).sqrt();
     let absmax = std / spread;
     let mut codes = random_bytes(&format!("{module}.codes"), P.div_ceil(2), seed);
+    balance(&mut codes);
     if let (Some(last), 1) = (codes.last_mut(), P % 2) {
         *last &= 0xf0;
     }
@@ -132,6 +149,8 @@ mod tests {
                 let values = b.download_f32(&weight).unwrap();
                 let std = (values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32).sqrt();
                 assert!((std / 0.05 - 1.0).abs() < 0.15, "{format:?} {}: {std}", linear.name);
+                let mean = values.iter().sum::<f32>() / values.len() as f32;
+                assert!(mean.abs() < 4.0 * std / (values.len() as f32).sqrt(), "{format:?} {}: {mean}", linear.name);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What was trained, as folders that other tools load.
 pub mod bnb;
+pub mod dynamic;
 pub mod folder;
 pub mod full;
 pub mod init;

@@ -3,10 +3,12 @@ use super::folder::write_json;
 use crate::backend::Backend;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::io::hub;
 use crate::io::safetensors::{Dtype, Outline, Tensors, Writer};
 use crate::model::Model;
 use crate::model::lora::{LoraConfig, Targets};
 use crate::model::param::Param;
+use crate::model::spec::WeightLayout;
 use serde::Deserialize;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -30,7 +32,7 @@ fn file_names(param: &Param) -> impl Iterator<Item = (String, usize)> {
 
 /// The adapter's weights: A and B of each adapted linear, and the modules it keeps a copy of.
 fn adapter_params<'m>(model: &'m Model, config: &'m LoraConfig) -> impl Iterator<Item = &'m Param> {
-    let saved = |p: &&Param| config.saves(p.name.strip_suffix(".weight").unwrap_or(&p.name));
+    let saved = |p: &&Param| config.saves(p.name.rsplit_once('.').map_or(&p.name, |(module, _)| module));
     model.params().filter(move |p| p.name.contains(".lora_") || saved(p))
 }
 
@@ -68,12 +70,14 @@ pub fn save(b: &dyn Backend, model: &Model, base: &str, out: &Path) -> Result<()
         writer.write(&DType::F32.encode(&param.get_part(b, i)?))?;
     }
     writer.finish()?;
+    let (base, revision) = hub::split(base);
     let alpha = config.lora_alpha;
     let whole = alpha.fract() == 0.0 && alpha.abs() < 1e9;
     let json = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        "revision": revision,
         "r": config.r,
         "lora_alpha": if whole { json!(alpha as i64) } else { json!(alpha) },
         "lora_dropout": 0.0,
@@ -82,14 +86,16 @@ pub fn save(b: &dyn Backend, model: &Model, base: &str, out: &Path) -> Result<()
         "use_rslora": config.use_rslora,
         "use_dora": false,
         "bias": "none",
-        "fan_in_fan_out": false,
+        // of weights that are stored input by output
+        "fan_in_fan_out": model.spec.layout == WeightLayout::Conv1d,
         "inference_mode": true,
         "init_lora_weights": true,
     });
     write_json(&out.join(CONFIG), &json)
 }
 
-/// The keys of `adapter_config.json` that change what the adapter computes.
+/// The keys of `adapter_config.json` that change what the adapter computes. `fan_in_fan_out` does not: PEFT itself corrects it to
+/// what the base model's layers are.
 #[derive(Deserialize)]
 struct Json {
     peft_type: Option<String>,
@@ -101,8 +107,6 @@ struct Json {
     use_rslora: bool,
     #[serde(default)]
     use_dora: bool,
-    #[serde(default)]
-    fan_in_fan_out: bool,
     #[serde(default)]
     rank_pattern: serde_json::Map<String, serde_json::Value>,
     #[serde(default)]
@@ -128,7 +132,6 @@ pub fn read_config(folder: &Path) -> Result<LoraConfig> {
     let unsupported = [
         ("peft_type", json.peft_type.as_deref().unwrap_or("LORA") != "LORA"),
         ("use_dora", json.use_dora),
-        ("fan_in_fan_out", json.fan_in_fan_out),
         ("rank_pattern", !json.rank_pattern.is_empty()),
         ("alpha_pattern", !json.alpha_pattern.is_empty()),
         ("alora_invocation_tokens", !json.alora_invocation_tokens.is_null()),

@@ -68,31 +68,55 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+fn index(folder: &Path, stem: &str) -> PathBuf {
+    folder.join(format!("{stem}.safetensors.index.json"))
+}
+
+/// The shard of each tensor, as the index says; `None` where there is a single file, or nothing.
+fn weight_map(folder: &Path, stem: &str) -> Result<Option<BTreeMap<String, String>>> {
+    let index = index(folder, stem);
+    if folder.join(format!("{stem}.safetensors")).exists() || !index.exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read(&index).map_err(Error::read(&index))?;
+    let map: Index = serde_json::from_slice(&text).map_err(|e| Error::content(&index, "", e))?;
+    let plain = |name: &str| {
+        let mut parts = Path::new(name).components();
+        matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) && name.ends_with(".safetensors")
+    };
+    match map.weight_map.values().find(|name| !plain(name)) {
+        Some(name) => {
+            let what = format!("`{name}` is no safetensors file of this folder");
+            Err(Error::content(&index, "weight_map", what))
+        }
+        None => Ok(Some(map.weight_map)),
+    }
+}
+
+/// The files that the weights of a folder lie in, or would lie in.
+pub fn files(folder: &Path, stem: &str) -> Result<Vec<PathBuf>> {
+    let single = || BTreeSet::from([format!("{stem}.safetensors")]);
+    let names = weight_map(folder, stem)?.map_or_else(single, |map| map.into_values().collect());
+    Ok(names.iter().map(|name| folder.join(name)).collect())
+}
+
 impl Tensors {
     /// `stem.safetensors` of a folder, or the shards that `stem.safetensors.index.json` lists.
     pub fn open_folder(folder: &Path, stem: &str) -> Result<Tensors> {
-        let single = folder.join(format!("{stem}.safetensors"));
-        let index = folder.join(format!("{stem}.safetensors.index.json"));
-        if single.exists() || !index.exists() {
-            return Self::open(&[single]);
+        let Some(map) = weight_map(folder, stem)? else {
+            let name = format!("{stem}.safetensors");
+            super::links::check(folder, &name)?;
+            return Self::open(&[folder.join(name)]);
+        };
+        let shards: BTreeSet<&String> = map.values().collect();
+        for name in &shards {
+            super::links::check(folder, name)?;
         }
-        let text = std::fs::read(&index).map_err(Error::read(&index))?;
-        let map: Index = serde_json::from_slice(&text).map_err(|e| Error::content(&index, "", e))?;
-        let names: BTreeSet<&String> = map.weight_map.values().collect();
-        for name in &names {
-            let plain = Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
-            if !plain || !name.ends_with(".safetensors") {
-                return Err(Error::content(
-                    &index,
-                    "weight_map",
-                    format!("`{name}` is no safetensors file of this folder"),
-                ));
-            }
-        }
-        let tensors = Self::open(&names.iter().map(|n| folder.join(n)).collect::<Vec<_>>())?;
-        match map.weight_map.keys().find(|name| !tensors.entries.contains_key(*name)) {
+        let tensors = Self::open(&shards.iter().map(|name| folder.join(name)).collect::<Vec<_>>())?;
+        match map.keys().find(|name| !tensors.entries.contains_key(*name)) {
             Some(name) => {
-                Err(Error::content(&index, name, "listed, but in none of the shards: download the model again"))
+                let what = "listed, but in none of the shards: download the model again";
+                Err(Error::content(index(folder, stem), name, what))
             }
             None => Ok(tensors),
         }
@@ -114,6 +138,17 @@ impl Tensors {
             all.files.push((path.clone(), map));
         }
         Ok(all)
+    }
+
+    /// Names as a whole model has them, where the file holds those of the part below the head, `transformer.` left out: known by
+    /// the tensor `known`. Names that begin with `head` stay.
+    pub fn with_prefix(mut self, known: &str, head: &str) -> Tensors {
+        let Some((prefix, short)) = known.split_once('.') else { return self };
+        if !self.contains(known) && self.contains(short) {
+            let whole = |name: String| if name.starts_with(head) { name } else { format!("{prefix}.{name}") };
+            self.entries = self.entries.into_iter().map(|(name, entry)| (whole(name), entry)).collect();
+        }
+        self
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -343,7 +378,7 @@ mod tests {
     fn an_index_cannot_leave_its_folder() {
         let dir = tempfile::tempdir().unwrap();
         let index = dir.path().join("model.safetensors.index.json");
-        for name in ["../x.safetensors", "/etc/x.safetensors", "x.bin"] {
+        for name in ["../x.safetensors", "/etc/x.safetensors", "a/x.safetensors", "./x.safetensors", "x.bin"] {
             std::fs::write(&index, serde_json::json!({ "weight_map": { "a": name } }).to_string()).unwrap();
             let e = Tensors::open_folder(dir.path(), "model").err().expect("refused").to_string();
             assert!(e.contains("is no safetensors file of this folder"), "{e}");

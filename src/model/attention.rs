@@ -12,7 +12,7 @@
 use super::batch::{Inputs, KindInputs, RopeInputs};
 use super::latent::{self, Latent};
 use super::linear::{Linear, LinearScratch, Projections};
-use super::norm::Norm;
+use super::norm::{Norm, NormParams};
 use super::param::Param;
 use super::spec::{QkNorm, RopePairs, Spec};
 use crate::backend::{Backend, Buf, Scope};
@@ -25,7 +25,7 @@ use crate::ops::rope::Rope;
 pub struct Attention {
     pub qkv: Qkv,
     /// Of q and of k.
-    pub head_norms: Option<[Param; 2]>,
+    pub head_norms: Option<[NormParams; 2]>,
     /// [H]
     pub sinks: Option<Param>,
     pub o: Linear,
@@ -51,7 +51,7 @@ pub struct Saved {
 /// A head norm's input and statistics: of q, or of k.
 struct Normed {
     inp: Buf,
-    rstd: Buf,
+    stats: Buf,
 }
 
 /// What the attentions of a model share while they run.
@@ -81,10 +81,10 @@ impl Saved {
     pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType) -> Result<Saved> {
         let heads = |heads: usize| scope.alloc(N * heads * s.D, dtype);
         let stat = |rows: usize| scope.alloc(rows, DType::F32);
-        let normed = |n: usize| Ok(Normed { inp: heads(n)?, rstd: stat(s.qk_norm.shape(N, n, s.D).0)? });
+        let normed = |n: usize| Ok(Normed { inp: heads(n)?, stats: stat(Norm::heads(s, N, n).stats())? });
         let head_norms = match s.qk_norm {
             QkNorm::Absent => None,
-            QkNorm::PerHead | QkNorm::Whole => Some([normed(s.H)?, normed(s.K)?]),
+            _ => Some([normed(s.H)?, normed(s.K)?]),
         };
         let latent = s.latent.as_ref().map(|l| latent::Saved::new(scope, l, N, dtype)).transpose()?;
         let (q, att, lse) = (heads(s.H)?, heads(s.H)?, stat(N * s.H)?);
@@ -95,11 +95,10 @@ impl Saved {
     pub fn bytes(s: &Spec, N: usize, dtype: DType) -> u64 {
         let (normed, stats) = match s.qk_norm {
             QkNorm::Absent => (0, 0),
-            QkNorm::PerHead => (s.H + s.K, s.H + s.K),
-            QkNorm::Whole => (s.H + s.K, 2),
+            _ => (s.H + s.K, Norm::heads(s, N, s.H).stats() + Norm::heads(s, N, s.K).stats()),
         };
         let latent = s.latent.as_ref().map_or(0, |l| latent::Saved::bytes(l, N, dtype));
-        (N * ((2 * (s.H + s.K) + normed) * s.D * dtype.size() + (s.H + stats) * 4)) as u64 + latent
+        (N * (2 * (s.H + s.K) + normed) * s.D * dtype.size() + (N * s.H + stats) * 4) as u64 + latent
     }
 }
 
@@ -144,7 +143,7 @@ impl Attention {
                 for ((out, heads), (weight, n)) in
                     [(&mut *q, s.H), (&mut *k, s.K)].into_iter().zip(weights.iter().zip(normed))
                 {
-                    Norm::heads(s, N, heads).forward(b, out, &mut n.rstd, &n.inp, weight)?;
+                    Norm::heads(s, N, heads).forward(b, out, &mut n.stats, &n.inp, weight)?;
                 }
             }
             _ => self.qkv.forward(b, s, (latent, &mut t.latent), linear, [&mut *q, &mut *k, v], x, N)?,
@@ -235,7 +234,7 @@ impl Attention {
             let each = [(&mut *q, dq, s.H), (&mut *k, dk, s.K)].into_iter().zip(weights.iter_mut().zip(normed));
             for ((dinp, dout, heads), (weight, n)) in each {
                 b.fill(dinp, 0.0)?;
-                Norm::heads(s, N, heads).backward(b, weight, dinp, dout, &n.inp, &n.rstd)?;
+                Norm::heads(s, N, heads).backward(b, weight, dinp, dout, &n.inp, &n.stats)?;
             }
             (dq, dk) = (q, k);
         }
@@ -256,7 +255,13 @@ impl Attention {
         };
         let linears = projections.iter().flat_map(Linear::params);
         let qkv = linears.chain(latent.into_iter().flat_map(|latent| latent.params()));
-        self.head_norms.iter().flatten().chain(&self.sinks).chain(qkv).chain(self.o.params())
+        self.head_norms
+            .iter()
+            .flatten()
+            .flat_map(NormParams::params)
+            .chain(&self.sinks)
+            .chain(qkv)
+            .chain(self.o.params())
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
         let Attention { qkv, head_norms, sinks, o } = self;
@@ -266,7 +271,7 @@ impl Attention {
         };
         let linears = projections.iter_mut().flat_map(Linear::params_mut);
         let qkv = linears.chain(latent.into_iter().flat_map(|latent| latent.params_mut()));
-        head_norms.iter_mut().flatten().chain(sinks).chain(qkv).chain(o.params_mut())
+        head_norms.iter_mut().flatten().flat_map(NormParams::params_mut).chain(sinks).chain(qkv).chain(o.params_mut())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a forward pass reads: packed tokens and who sees whom, on the device.
 use super::rope::{Reach, Rope};
-use super::spec::{LayerKind, Spec};
+use super::spec::{LayerKind, Positions, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -71,10 +71,19 @@ pub struct Inputs {
     pub ids: Buf,
     /// Tokens sorted by id, for the embedding's gradient.
     pub order: Buf,
+    /// Where positions are learned.
+    pub positions: Option<PositionInputs>,
     /// One per kind of layer.
     pub kinds: Vec<KindInputs>,
     /// Of the RoPE tables.
-    positions: usize,
+    rope_positions: usize,
+}
+
+/// Each token's row of the weight of positions, [N].
+pub struct PositionInputs {
+    pub rows: Buf,
+    /// Tokens sorted by row, for the gradient.
+    pub order: Buf,
 }
 
 /// What the layers of one kind read.
@@ -107,7 +116,11 @@ impl Inputs {
             Ok(KindInputs { rope, span: u32s(2 * N)?, reach: u32s(2 * N)? })
         };
         let kinds = s.kinds.iter().map(kind).collect::<Result<_>>()?;
-        Ok(Inputs { N, ids: u32s(N)?, order: u32s(N)?, kinds, positions })
+        let learned = match s.positions {
+            Positions::Learned => Some(PositionInputs { rows: u32s(N)?, order: u32s(N)? }),
+            Positions::Implicit => None,
+        };
+        Ok(Inputs { N, ids: u32s(N)?, order: u32s(N)?, positions: learned, kinds, rope_positions: positions })
     }
 
     /// `past` keys of the only sequence are in a cache before the tokens.
@@ -115,13 +128,22 @@ impl Inputs {
         assert_eq!(tokens.ids.len(), self.N, "a batch fills its inputs");
         b.upload_u32(&mut self.ids, &tokens.ids)?;
         b.upload_u32(&mut self.order, &crate::ops::embedding::order(&tokens.ids))?;
+        if let Some(learned) = &mut self.positions {
+            if let Some(far) = tokens.positions.iter().find(|p| **p as usize >= s.max_positions) {
+                let what =
+                    format!("a token at position {far}, but the model has learned {} positions", s.max_positions);
+                return Err(Error::Usage(format!("{what}: take shorter sequences")));
+            }
+            b.upload_u32(&mut learned.rows, &tokens.positions)?;
+            b.upload_u32(&mut learned.order, &crate::ops::embedding::order(&tokens.positions))?;
+        }
         for (inputs, kind) in self.kinds.iter_mut().zip(&s.kinds) {
             let (span, reach) = tokens.visibility(kind.window, past as u32);
             if let (Some(inputs), Some(rope)) = (&mut inputs.rope, &kind.rope) {
-                let (rows, own) = tokens.rope_rows(rope, s.A, self.positions)?;
+                let (rows, own) = tokens.rope_rows(rope, s.A, self.rope_positions)?;
                 b.upload_u32(&mut inputs.rows, &rows)?;
                 if !own.is_empty() {
-                    b.upload_f32(&mut inputs.table.view(self.positions * s.A, own.len()), &own)?;
+                    b.upload_f32(&mut inputs.table.view(self.rope_positions * s.A, own.len()), &own)?;
                 }
             }
             b.upload_u32(&mut inputs.span, &span)?;

@@ -1,11 +1,12 @@
-//! A decoder block: attention and MLP, each added to the residual stream; norms before them, after them or both.
+//! A decoder block: attention and MLP, each added to the residual stream; norms before them, after them or both. In parallel
+//! blocks the MLP reads the stream before attention, maybe through the same norm (n2 = n1), and both branches get dx as it came.
 //!
 //! ```text
 //! forward                                     backward (dx: the residual stream's gradient, in place)
 //! n1 = (norm) x                     [N,C]     dm = (scale·, post-norm⁻) dx
 //! a = attention(n1)                 [N,C]     dn = mlp⁻(dm);  dx += (norm⁻) dn
 //! x2 = x + scale·(post-norm) a      [N,C]     da = (scale·, post-norm⁻) dx
-//! n2 = (norm) x2                              dn = attention⁻(da);  dx += (norm⁻) dn
+//! n2 = (norm) x2, or x              dn = attention⁻(da);  dx += (norm⁻) dn
 //! m = mlp(n2)                       [N,C]
 //! y = x2 + scale·(post-norm) m      [N,C]
 //! ```
@@ -13,33 +14,35 @@ pub use super::attention::Cache;
 use super::attention::{self, Attention};
 use super::batch::Inputs;
 use super::experts::Experts;
-use super::linear::{Linear, LinearScratch};
+use super::linear::{Linear, LinearScratch, Observer};
 use super::mlp::{self, Mlp};
-use super::norm::Norm;
+use super::norm::{Norm, NormParams};
 use super::param::Param;
-use super::spec::{MlpKind, Spec};
+use super::spec::{MlpKind, ResidualKind, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::residual::Residual;
+use std::rc::Rc;
 
 pub struct Block {
     /// Which of the model's kinds of layers it is.
     pub kind: usize,
     pub attention: Attention,
     pub mlp: Mlp,
-    /// Of what attention and MLP read.
-    pub pre_norms: Option<[Param; 2]>,
+    /// Of what attention and MLP read: none, one for both, or two.
+    pub pre_norms: Vec<NormParams>,
     /// Of what attention and MLP add to the stream.
-    pub post_norms: Option<[Param; 2]>,
+    pub post_norms: Option<[NormParams; 2]>,
 }
 
 /// What a block keeps of its forward for its backward, besides its input x.
 pub struct Saved {
-    /// Of attention and MLP, as the next.
-    pre: Option<[Pre; 2]>,
+    /// One per norm.
+    pre: Vec<Pre>,
     attention: attention::Saved,
-    x2: Buf,
+    /// `None`: attention and MLP are parallel.
+    x2: Option<Buf>,
     mlp: mlp::Saved,
     post: Option<[Post; 2]>,
 }
@@ -47,13 +50,13 @@ pub struct Saved {
 /// A pre-norm's output and statistics.
 struct Pre {
     out: Buf,
-    rstd: Buf,
+    stats: Buf,
 }
 
 /// A post-norm's input and statistics.
 struct Post {
     inp: Buf,
-    rstd: Buf,
+    stats: Buf,
 }
 
 /// What blocks share while they run.
@@ -69,17 +72,20 @@ impl Saved {
     /// For layers whose MLPs are of these kinds.
     pub fn new(scope: &Scope, s: &Spec, mlps: &[MlpKind], N: usize, dtype: DType) -> Result<Saved> {
         let buf = |cols: usize| scope.alloc(N * cols, dtype);
-        let stat = || scope.alloc(N, DType::F32);
-        let pre = || Ok(Pre { out: buf(s.C)?, rstd: stat()? });
-        let post = || Ok(Post { inp: buf(s.C)?, rstd: stat()? });
-        let (before, after) = (s.norm_place.before(), s.norm_place.after());
+        let stats = || scope.alloc(Norm::rows(s, N).stats(), DType::F32);
+        let pre = |_| Ok(Pre { out: buf(s.C)?, stats: stats()? });
+        let post = || Ok(Post { inp: buf(s.C)?, stats: stats()? });
+        let (after, sequential) = (s.norm_place.after(), s.residual == ResidualKind::Sequential);
         if after && s.residual_scale != 1.0 {
             return Err(Error::Bug("a scaled residual with a norm after: its gradient is not written yet".into()));
         }
+        if !sequential && (after || !s.norm_place.before()) {
+            return Err(Error::Bug("parallel attention and MLP have norms before, and none after".into()));
+        }
         Ok(Saved {
-            pre: if before { Some([pre()?, pre()?]) } else { None },
+            pre: (0..pre_norms(s)).map(pre).collect::<Result<_>>()?,
             attention: attention::Saved::new(scope, s, N, dtype)?,
-            x2: buf(s.C)?,
+            x2: if sequential { Some(buf(s.C)?) } else { None },
             mlp: mlp::Saved::new(scope, s, mlps, N, dtype)?,
             post: if after { Some([post()?, post()?]) } else { None },
         })
@@ -87,13 +93,19 @@ impl Saved {
 
     /// Bytes of one for N tokens.
     pub fn bytes(s: &Spec, mlps: &[MlpKind], N: usize, dtype: DType) -> u64 {
-        let norms = 2 * (usize::from(s.norm_place.before()) + usize::from(s.norm_place.after()));
-        let own = N * ((1 + norms) * s.C * dtype.size() + norms * 4);
+        let norms = pre_norms(s) + 2 * usize::from(s.norm_place.after());
+        let streams = norms + usize::from(s.residual == ResidualKind::Sequential);
+        let own = N * streams * s.C * dtype.size() + norms * Norm::rows(s, N).stats() * 4;
         own as u64 + mlp::Saved::bytes(s, mlps, N, dtype) + attention::Saved::bytes(s, N, dtype)
     }
 }
 
 impl BlockScratch {
+    pub fn observe(&mut self, observer: Option<Rc<dyn Observer>>) {
+        self.linear.observer = observer.clone();
+        self.mlp.observe(observer);
+    }
+
     /// For up to `N` tokens; `experts` is for the rows of experts.
     pub fn new(
         scope: &Scope,
@@ -130,36 +142,38 @@ impl Block {
         let Saved { pre, attention, x2, mlp: saved_mlp, post } = saved;
         let n1 = self.normed(b, &norm, 0, pre, x)?;
         self.attention.forward(b, s, self.kind, attention, (&mut *tools, linear), n1, inputs, cache)?;
-        match (&self.post_norms, post.as_mut()) {
-            (Some([weight, _]), Some([post, _])) => {
-                self.attention.output(b, s, (tools, linear), &mut post.inp, attention, N)?;
-                norm.forward(b, c, &mut post.rstd, &post.inp, weight)?;
+        if let Some(x2) = x2 {
+            match (&self.post_norms, post.as_mut()) {
+                (Some([weight, _]), Some([post, _])) => {
+                    self.attention.output(b, s, (tools, linear), &mut post.inp, attention, N)?;
+                    norm.forward(b, c, &mut post.stats, &post.inp, weight)?;
+                }
+                _ => self.attention.output(b, s, (tools, linear), c, attention, N)?,
             }
-            _ => self.attention.output(b, s, (tools, linear), c, attention, N)?,
+            b.residual_forward(x2, x, c, &branch(s, N))?;
         }
-        b.residual_forward(x2, x, c, &branch(s, N))?;
-        let n2 = self.normed(b, &norm, 1, pre, x2)?;
+        let n2 = self.normed(b, &norm, 1, pre, x2.as_ref().unwrap_or(x))?;
         self.mlp.forward_saved(b, s, saved_mlp, (mlp, linear), n2, N)?;
         if let (Some([_, weight]), Some([_, post])) = (&self.post_norms, post) {
             self.mlp.output(b, s, saved_mlp, (mlp, linear), &mut post.inp, N)?;
-            norm.forward(b, c, &mut post.rstd, &post.inp, weight)?;
+            norm.forward(b, c, &mut post.stats, &post.inp, weight)?;
         }
         Ok(())
     }
 
-    /// What attention (0) or MLP (1) reads: inp, or its norm.
+    /// What attention (0) or MLP (1) reads: inp, or its norm; where they share one, attention's turn makes it.
     fn normed<'a>(
         &self,
         b: &dyn Backend,
         norm: &Norm,
         which: usize,
-        pre: &'a mut Option<[Pre; 2]>,
+        pre: &'a mut [Pre],
         inp: &'a Buf,
     ) -> Result<&'a Buf> {
-        let (Some(weights), Some(pre)) = (&self.pre_norms, pre) else { return Ok(inp) };
-        let Pre { out, rstd } = &mut pre[which];
-        norm.forward(b, out, rstd, inp, &weights[which])?;
-        Ok(out)
+        if let (Some(weights), Some(Pre { out, stats })) = (self.pre_norms.get(which), pre.get_mut(which)) {
+            norm.forward(b, out, stats, inp, weights)?;
+        }
+        Ok(read(pre, which, inp))
     }
 
     /// out [N, C] = the block's output for x [N, C].
@@ -176,10 +190,17 @@ impl Block {
     ) -> Result<()> {
         self.forward_saved(b, s, saved, t, x, inputs, cache)?;
         let N = inputs.N;
+        let BlockScratch { linear, attention: tools, c, mlp } = t;
+        let Some(x2) = &saved.x2 else {
+            self.attention.output(b, s, (tools, linear), c, &saved.attention, N)?;
+            b.residual_forward(out, x, c, &branch(s, N))?;
+            self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, N)?;
+            return b.residual_backward(out, c, &branch(s, N));
+        };
         if self.post_norms.is_none() {
-            self.mlp.output(b, s, &saved.mlp, (&mut t.mlp, &t.linear), &mut t.c, N)?;
+            self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, N)?;
         }
-        b.residual_forward(out, &saved.x2, &t.c, &branch(s, N))
+        b.residual_forward(out, x2, c, &branch(s, N))
     }
 
     /// dx [N, C] comes in as ∂L/∂out and leaves as ∂L/∂x. `saved` is used up.
@@ -199,15 +220,20 @@ impl Block {
         let dm = self.backward_out(b, s, &norm, 1, saved, c, dx)?;
         let dm = if dm { &*c } else { &*dx };
         self.mlp.backward_output(b, s, &mut saved.mlp, (mlp, linear), dm, N)?;
-        let n2 = saved.pre.as_ref().map_or(&saved.x2, |pre| &pre[1].out);
-        self.mlp.backward(b, s, &saved.mlp, (mlp, linear), c, n2, N)?;
-        self.backward_normed(b, &norm, 1, saved, dx, c, &saved.x2)?;
+        if saved.x2.is_none() {
+            self.attention.backward_output(b, s, &saved.attention, (&mut *attention, linear), dm, N)?;
+        }
+        let x2 = saved.x2.as_ref().unwrap_or(x);
+        self.mlp.backward(b, s, &saved.mlp, (mlp, linear), c, read(&saved.pre, 1, x2), N)?;
+        self.backward_normed(b, &norm, 1, saved, dx, c, x2)?;
 
-        let da = self.backward_out(b, s, &norm, 0, saved, c, dx)?;
-        let da = if da { &*c } else { &*dx };
-        self.attention.backward_output(b, s, &saved.attention, (&mut *attention, linear), da, N)?;
+        if saved.x2.is_some() {
+            let da = self.backward_out(b, s, &norm, 0, saved, c, dx)?;
+            let da = if da { &*c } else { &*dx };
+            self.attention.backward_output(b, s, &saved.attention, (&mut *attention, linear), da, N)?;
+        }
         let tools = (attention, &*linear);
-        let n1 = saved.pre.as_ref().map_or(x, |pre| &pre[0].out);
+        let n1 = read(&saved.pre, 0, x);
         self.attention.backward(b, s, self.kind, &mut saved.attention, tools, c, n1, inputs)?;
         self.backward_normed(b, &norm, 0, saved, dx, c, x)
     }
@@ -223,8 +249,9 @@ impl Block {
         dn: &Buf,
         inp: &Buf,
     ) -> Result<()> {
-        match (&mut self.pre_norms, &saved.pre) {
-            (Some(weights), Some(pre)) => norm.backward(b, &mut weights[which], dx, dn, inp, &pre[which].rstd),
+        let which = which.min(self.pre_norms.len().saturating_sub(1));
+        match (self.pre_norms.get_mut(which), saved.pre.get(which)) {
+            (Some(weights), Some(pre)) => norm.backward(b, weights, dx, dn, inp, &pre.stats),
             _ => b.residual_backward(dx, dn, &Residual { P: dx.len() as u32, scale: 1.0 }),
         }
     }
@@ -243,7 +270,7 @@ impl Block {
         match (&mut self.post_norms, &saved.post) {
             (Some(weights), Some(posts)) => {
                 b.fill(dinp, 0.0)?;
-                norm.backward(b, &mut weights[which], dinp, dx, &posts[which].inp, &posts[which].rstd)?;
+                norm.backward(b, &mut weights[which], dinp, dx, &posts[which].inp, &posts[which].stats)?;
             }
             _ if s.residual_scale == 1.0 => return Ok(false),
             _ => {
@@ -262,14 +289,28 @@ impl Block {
         self.mlp.experts()
     }
     pub fn params(&self) -> impl Iterator<Item = &Param> {
-        let norms = self.pre_norms.iter().chain(&self.post_norms).flatten();
-        norms.chain(self.attention.params()).chain(self.mlp.params())
+        let norms = self.pre_norms.iter().chain(self.post_norms.iter().flatten());
+        norms.flat_map(NormParams::params).chain(self.attention.params()).chain(self.mlp.params())
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
         let Block { attention, mlp, pre_norms, post_norms, .. } = self;
-        let norms = pre_norms.iter_mut().chain(post_norms).flatten();
-        norms.chain(attention.params_mut()).chain(mlp.params_mut())
+        let norms = pre_norms.iter_mut().chain(post_norms.iter_mut().flatten());
+        norms.flat_map(NormParams::params_mut).chain(attention.params_mut()).chain(mlp.params_mut())
     }
+}
+
+/// Norms of what attention and MLP read.
+fn pre_norms(s: &Spec) -> usize {
+    match s.residual {
+        _ if !s.norm_place.before() => 0,
+        ResidualKind::ParallelShared => 1,
+        _ => 2,
+    }
+}
+
+/// What attention (0) or MLP (1) has read of inp.
+fn read<'a>(pre: &'a [Pre], which: usize, inp: &'a Buf) -> &'a Buf {
+    pre.get(which).or(pre.last()).map_or(inp, |pre| &pre.out)
 }
 
 /// The stream plus what a branch adds to it.

@@ -22,8 +22,8 @@ pub struct Checked {
     pub mismatches: Vec<Error>,
 }
 
-/// Checks config, tensors and tokenizer of a Hugging Face folder or a GGUF file against one another. Files that are not there, or cannot be
-/// read, are an error; what they say wrongly is listed in [`Checked::mismatches`].
+/// Checks config, tensors and tokenizer of a Hugging Face folder or a GGUF file against one another. Files that are not there, or
+/// cannot be read, are an error; what they say wrongly is listed in [`Checked::mismatches`].
 pub fn check(folder: &Path) -> Result<Checked> {
     let mut mismatches = Vec::new();
     let (spec, faults) = listed(arch::read_spec_and_faults(folder), &mut mismatches)?.unwrap_or_default();
@@ -94,6 +94,9 @@ pub(super) fn first(mismatches: Vec<Error>, folder: &Path) -> Result<()> {
     }
 }
 
+/// Tensors that older transformers stored beside the weights, and newer ones leave alone: frequencies and causal masks.
+const BUFFERS: &[&str] =
+    &["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"];
 /// Whether a tensor is of a layer after the last, which predicts further tokens and which nothing here reads.
 pub fn ignored(spec: &Spec, tensor: &str) -> bool {
     let after = spec.layers..spec.layers + spec.ignored_layers;
@@ -130,7 +133,8 @@ pub(super) fn weights(spec: &Spec, scheme: Option<Scheme>, tensors: &Weights) ->
     }
     let head = format!("{}.weight", spec.names.head);
     let harmless = |name: &str| {
-        name.ends_with("rotary_emb.inv_freq") || (spec.head == Head::Tied && name == head) || ignored(spec, name)
+        let buffer = BUFFERS.iter().any(|end| name.ends_with(end));
+        buffer || (spec.head == Head::Tied && name == head) || ignored(spec, name)
     };
     let extra = tensors.names().filter(|name| !known.contains(*name) && !harmless(name));
     wrong.extend(extra.map(|name| Error::content(tensors.path(), name, "the config knows no such tensor")));

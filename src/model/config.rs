@@ -13,6 +13,8 @@ pub struct Keys {
     pub file: PathBuf,
     prefix: String,
     value: Value,
+    /// What the file calls a key, where it may call it otherwise.
+    aliases: &'static [(&'static str, &'static str)],
 }
 
 impl Keys {
@@ -32,25 +34,45 @@ impl Keys {
 
     /// An object that stands for what `file` says.
     pub fn new(file: &Path, value: Value) -> Keys {
-        Keys { file: file.to_path_buf(), prefix: String::new(), value }
+        Keys { file: file.to_path_buf(), prefix: String::new(), value, aliases: &[] }
     }
     pub fn into_value(self) -> Value {
         self.value
     }
 
+    /// The same object with names of its own for some keys, (usual, own), and values for keys that are missing or null.
+    /// A key whose own name is empty is not read.
+    pub fn adapted(&self, aliases: &'static [(&'static str, &'static str)], defaults: Value) -> Keys {
+        let mut value = self.value.clone();
+        if let (Some(keys), Value::Object(defaults)) = (value.as_object_mut(), defaults) {
+            for (key, default) in defaults {
+                if keys.get(&key).is_none_or(Value::is_null) {
+                    keys.insert(key, default);
+                }
+            }
+        }
+        Keys { file: self.file.clone(), prefix: self.prefix.clone(), value, aliases }
+    }
+
+    /// What the file calls the key.
+    fn own<'k>(&self, key: &'k str) -> &'k str {
+        let own = self.aliases.iter().find(|(usual, _)| *usual == key).map(|(_, own)| *own);
+        own.filter(|own| own.is_empty() || self.value.get(own).is_some()).unwrap_or(key)
+    }
+
     /// `Err` about a key.
     pub fn wrong<T>(&self, key: &str, what: impl std::fmt::Display) -> Result<T> {
-        Err(Error::content(&self.file, format!("{}{key}", self.prefix), what))
+        Err(Error::content(&self.file, format!("{}{}", self.prefix, self.own(key)), what))
     }
 
     /// The key's value; null counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.value.get(key).filter(|v| !v.is_null())
+        self.value.get(self.own(key)).filter(|v| !v.is_null())
     }
 
     /// Whether the key is there; null counts.
     pub fn has(&self, key: &str) -> bool {
-        self.value.get(key).is_some()
+        self.value.get(self.own(key)).is_some()
     }
 
     /// Takes a key away, by its path as errors have it (`rope_scaling.factor`), or what it is missing from; whether there was any.
@@ -69,7 +91,7 @@ impl Keys {
             None => Ok(None),
             Some(value) if value.is_object() => {
                 let prefix = format!("{}{key}.", self.prefix);
-                Ok(Some(Keys { file: self.file.clone(), prefix, value: value.clone() }))
+                Ok(Some(Keys { file: self.file.clone(), prefix, value: value.clone(), aliases: &[] }))
             }
             Some(value) => self.wrong(key, format!("an object is wanted, got {value}")),
         }

@@ -103,6 +103,9 @@ impl Experts {
         rows: &Rows,
     ) -> Result<()> {
         let (M, O, C) = (rows.M, self.O, self.C);
+        if let Some(observer) = &scratch.observer {
+            observer.experts(b, self, inp, rows)?;
+        }
         self.parts(b, scratch, rows, |part| {
             let p = Grouped { E: part.E as u32, ..self.product(M, O, C, 1.0) };
             match self.layout {

@@ -1,18 +1,28 @@
 //! The head: hidden states to log-probabilities of labels, and back, in chunks of tokens, so that [N, V] never exists.
 //!
-//! forward   z = softcap(scale·h·Wᵀ) [n, V] in f32,  logp = z[label] − log Σ exp z
-//! backward  dz = coef·(1[label] − softmax z)·softcap′,  dh = scale·dz·W,  dW += scale·dzᵀ·h
+//! forward   z = softcap(scale·h·Wᵀ + bias) [n, V] in f32,  logp = z[label] − log Σ exp z
+//! backward  dz = coef·(1[label] − softmax z)·softcap′,  dh = scale·dz·W,  dW += scale·dzᵀ·h,  dbias += Σ_n dz
 use super::param::Param;
 use super::spec::Spec;
 use super::table::{SLICE_BYTES, Slices, Table};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::ops::bias::{Bias, BiasBackward};
 use crate::ops::logprob::LogProb;
 use crate::ops::matmul::MatMul;
 
 /// Bytes of f32 logits alive at a time, at most.
 const CHUNK_BYTES: usize = 128 << 20;
+
+/// What makes logits of hidden states.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<'a> {
+    /// [V, C]
+    pub table: &'a Table,
+    /// [V]
+    pub bias: Option<&'a Param>,
+}
 
 pub(super) struct HeadScratch {
     V: usize,
@@ -84,16 +94,20 @@ impl HeadScratch {
         (0..N.div_ceil(rows)).map(move |i| (i * rows, rows.min(N - i * rows)))
     }
 
-    /// scale·h·Wᵀ of tokens `first..first + n`; `h` is [N, C].
-    fn logits(&self, b: &dyn Backend, table: &Table, h: &Buf, first: usize, n: usize) -> Result<Buf> {
-        let (C, ld) = (self.C as u32, self.ld as u32);
+    /// scale·h·Wᵀ + bias of tokens `first..first + n`; `h` is [N, C].
+    fn logits(&self, b: &dyn Backend, head: Weights, h: &Buf, first: usize, n: usize) -> Result<Buf> {
+        let (V, C, ld) = (self.V as u32, self.C as u32, self.ld as u32);
         let h = h.view(first * self.C, n * self.C);
+        let mut z = self.logits.view(0, n * self.ld);
         for (v, count) in self.slices.each() {
-            let weight = self.slices.get(b, table, v, count)?;
+            let weight = self.slices.get(b, head.table, v, count)?;
             let p = MatMul { I: n as u32, J: count as u32, Q: C, ld_out: ld, ld_a: C, ld_b: C, alpha: self.scale };
             b.matmul_nt(&mut self.logits.view(v, n * self.ld), &h, &weight, &p)?;
         }
-        Ok(self.logits.view(0, n * self.ld))
+        if let Some(bias) = head.bias {
+            b.bias_forward(&mut z, &bias.value, &Bias { N: n as u32, O: V, ld_out: ld })?;
+        }
+        Ok(z)
     }
 
     /// dh [n, C] = scale·dz·W.
@@ -114,12 +128,12 @@ impl HeadScratch {
     }
 
     /// The logits of some tokens on the host, [n, V]; for generation and for looking at a model.
-    pub fn download_logits(&self, b: &dyn Backend, table: &Table, h: &Buf, first: usize, n: usize) -> Result<Vec<f32>> {
+    pub fn download_logits(&self, b: &dyn Backend, head: Weights, h: &Buf, first: usize, n: usize) -> Result<Vec<f32>> {
         let mut all = Vec::with_capacity(n * self.V);
         let mut at = first;
         while at < first + n {
             let rows = self.rows.min(first + n - at);
-            let z = b.download_f32(&self.logits(b, table, h, at, rows)?)?;
+            let z = b.download_f32(&self.logits(b, head, h, at, rows)?)?;
             z.chunks(self.ld).for_each(|row| all.extend_from_slice(&row[..self.V]));
             at += rows;
         }
@@ -130,10 +144,10 @@ impl HeadScratch {
     }
 
     /// logp [N] of `labels` under h [N, C].
-    pub fn forward(&mut self, b: &dyn Backend, table: &Table, h: &Buf, labels: &[u32]) -> Result<Vec<f32>> {
+    pub fn forward(&mut self, b: &dyn Backend, head: Weights, h: &Buf, labels: &[u32]) -> Result<Vec<f32>> {
         b.upload_u32(&mut self.labels, labels)?;
         for (first, n) in self.chunks(labels.len()) {
-            let z = self.logits(b, table, h, first, n)?;
+            let z = self.logits(b, head, h, first, n)?;
             self.logprob(b, &z, first, n)?;
         }
         b.download_f32(&self.logp)
@@ -150,12 +164,12 @@ impl HeadScratch {
         LogProb { N: n as u32, V: self.V as u32, ld_logits: ld, ld_dlogits: ld, softcap: self.softcap }
     }
 
-    /// Forward and backward in one pass: coef [N] is known. dh [N, C] is written; the weight's gradient grows if it is trained.
+    /// Forward and backward in one pass: coef [N] is known. dh [N, C] is written; the gradients of what is trained grow.
     /// The log-probabilities stay on the device until [`HeadScratch::logp`].
     pub fn backward(
         &mut self,
         b: &dyn Backend,
-        table: &mut Table,
+        (table, mut bias): (&mut Table, Option<&mut Param>),
         dh: &mut Buf,
         h: &Buf,
         labels: &[u32],
@@ -165,7 +179,7 @@ impl HeadScratch {
         b.upload_f32(&mut self.coef, coef)?;
         let (C, v, c, ld) = (self.C, self.V as u32, self.C as u32, self.ld as u32);
         for (first, n) in self.chunks(labels.len()) {
-            let z = self.logits(b, table, h, first, n)?;
+            let z = self.logits(b, Weights { table, bias: bias.as_deref() }, h, first, n)?;
             self.logprob(b, &z, first, n)?;
             let mut dz = self.dlogits.as_ref().expect("made for training").view(0, n * self.ld);
             let (coef, lse, labels) = (self.coef.view(first, n), self.lse.view(first, n), self.labels.view(first, n));
@@ -174,6 +188,9 @@ impl HeadScratch {
             if let Table::Dense(Param { train: Some(train), .. }) = table {
                 let grad = MatMul { I: v, J: c, Q: n as u32, ld_out: c, ld_a: ld, ld_b: c, alpha: self.scale };
                 b.matmul_tn_add(&mut train.grad, &dz, &h.view(first * C, n * C), &grad)?;
+            }
+            if let Some(Param { train: Some(train), .. }) = bias.as_deref_mut() {
+                b.bias_backward(&mut train.grad, &dz, &BiasBackward { N: n as u32, O: v, ld_dout: ld })?;
             }
         }
         Ok(())
@@ -216,9 +233,9 @@ mod tests {
             let slices = Slices::new(&scope, &table, [V, C], dtype, bytes).unwrap();
             let count = slices.each().count();
             let mut head = HeadScratch::with(&scope, &s, slices, N, dtype, true).unwrap();
-            let logits = head.download_logits(b, &table, &h, 0, N).unwrap();
+            let logits = head.download_logits(b, Weights { table: &table, bias: None }, &h, 0, N).unwrap();
             let mut dh = scope.alloc(N * C, dtype).unwrap();
-            head.backward(b, &mut table, &mut dh, &h, &labels, &coef).unwrap();
+            head.backward(b, (&mut table, None), &mut dh, &h, &labels, &coef).unwrap();
             (count, [logits, head.logp(b).unwrap(), b.download_f32(&dh).unwrap()])
         };
         let (one, want) = run(Table::Dense(dense), 0);

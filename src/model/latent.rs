@@ -8,7 +8,7 @@
 //! ```
 //! `heads` is ops/latent.rs: turning channels first, zeros up to D. Some models make q from x at once.
 use super::linear::{Linear, LinearScratch};
-use super::norm::Norm;
+use super::norm::{Norm, NormParams};
 use super::param::Param;
 use super::spec::{LatentSpec, Spec};
 use crate::backend::{Backend, Buf, Scope};
@@ -26,7 +26,7 @@ pub struct Latent {
 /// A projection to a narrow row, and the norm of that row.
 pub struct Narrow {
     pub down: Linear,
-    pub norm: Param,
+    pub norm: NormParams,
 }
 
 /// The narrow rows.
@@ -208,13 +208,13 @@ impl Latent {
     }
     pub fn params(&self) -> impl Iterator<Item = &Param> {
         let narrow = self.q_a.iter().chain([&self.kv_a]);
-        let narrow = narrow.flat_map(|n| [&n.norm].into_iter().chain(n.down.params()));
+        let narrow = narrow.flat_map(|n| n.norm.params().chain(n.down.params()));
         narrow.chain(self.q_b.params()).chain(self.kv_b.params())
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
         let Latent { q_a, q_b, kv_a, kv_b } = self;
         let narrow = q_a.iter_mut().chain([kv_a]);
-        let narrow = narrow.flat_map(|n| [&mut n.norm].into_iter().chain(n.down.params_mut()));
+        let narrow = narrow.flat_map(|n| n.norm.params_mut().chain(n.down.params_mut()));
         narrow.chain(q_b.params_mut()).chain(kv_b.params_mut())
     }
 }

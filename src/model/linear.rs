@@ -4,6 +4,7 @@
 //! backward  dX = G·W + s·P·A,  P = G·B;   dA = s·Pᵀ·X,  dB = s·Gᵀ·(X·Aᵀ),  dW = Gᵀ·X,  dbias = Σ_N G
 //! A fused module (one weight, several outputs) writes each part of its rows to a buffer of its own: Y = [Y1 | Y2 | ..].
 //! B·A is never formed. Hu et al. 2021, arXiv:2106.09685; rank-stabilized s: Kalajdzievski 2023, arXiv:2312.03732.
+use super::experts::{Experts, Rows};
 use super::param::Param;
 use crate::backend::{Backend, Buf, Launch, Scope};
 use crate::dtype::DType;
@@ -14,6 +15,7 @@ use crate::ops::int8::Int8;
 use crate::ops::matmul::MatMul;
 use crate::ops::mxfp4::{self, Mxfp4};
 use crate::ops::nf4::{Nf4, Nf4Double};
+use std::rc::Rc;
 
 pub struct Linear {
     /// The module's name: `model.layers.0.self_attn.q_proj`.
@@ -106,6 +108,14 @@ pub struct Lora {
     pub scale: f32,
 }
 
+/// Sees what the weights of a model are multiplied with, as it happens: for measurements.
+pub trait Observer {
+    /// inp [N, C].
+    fn linear(&self, b: &dyn Backend, linear: &Linear, inp: &Buf, N: usize) -> Result<()>;
+    /// inp [M, C], sorted by expert.
+    fn experts(&self, b: &dyn Backend, experts: &Experts, inp: &Buf, rows: &Rows) -> Result<()>;
+}
+
 impl Mxfp4Weight {
     /// out = the values from `first` on, which begin at a word of scales.
     fn dequantize(&self, b: &dyn Backend, out: &mut Buf, first: usize) -> Result<()> {
@@ -118,6 +128,7 @@ impl Mxfp4Weight {
 
 /// What the linears of a model share while they run, sized for the largest.
 pub struct LinearScratch {
+    pub(super) observer: Option<Rc<dyn Observer>>,
     /// A dequantized weight.
     weight: Option<Buf>,
     /// X·Aᵀ, [N, R].
@@ -140,7 +151,7 @@ impl LinearScratch {
             rank = rank.max(linear.lora.as_ref().map_or(0, |lora| lora.R));
         }
         let buf = |len: usize| if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) };
-        Ok(LinearScratch { weight: buf(weight)?, xa: buf(N * rank)?, p: buf(N * rank)? })
+        Ok(LinearScratch { observer: None, weight: buf(weight)?, xa: buf(N * rank)?, p: buf(N * rank)? })
     }
 }
 
@@ -158,6 +169,39 @@ fn nn(I: usize, J: usize, Q: usize, alpha: f32) -> MatMul {
 }
 fn tn(I: usize, J: usize, Q: usize, alpha: f32) -> MatMul {
     MatMul { ld_a: I as u32, ld_b: J as u32, ..nt(I, J, Q, alpha) }
+}
+
+impl Weight {
+    /// out [O, C] = the weight in out's dtype.
+    pub fn dequantize(&self, b: &dyn Backend, out: &mut Buf, (O, C): (usize, usize)) -> Result<()> {
+        let P = (O * C) as u32;
+        match self {
+            Weight::Dense(param) => b.cast(out, &param.value),
+            Weight::Gguf(q) => q.format.dequantize(b, out, &q.blocks),
+            Weight::Mxfp4(packed) => packed.dequantize(b, out, 0),
+            Weight::Int8(q) => b.int8_dequantize(out, &q.codes, &q.scb, &Int8 { O: O as u32, C: C as u32 }),
+            Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
+                Nf4Scales::Single { absmax } => b.nf4_dequantize(out, codes, absmax, &Nf4 { P }),
+                Nf4Scales::Double { qabsmax, nested, map, offset } => {
+                    b.nf4_dequantize_double(out, codes, qabsmax, nested, map, &Nf4Double { P, offset: *offset })
+                }
+            },
+        }
+    }
+
+    /// What a quantized weight lies in; a dense one is a parameter.
+    pub fn quantized(&self) -> Vec<&Buf> {
+        match self {
+            Weight::Dense(_) => vec![],
+            Weight::Int8(Int8Weight { codes, scb }) => vec![codes, scb],
+            Weight::Gguf(GgufWeight { blocks, .. }) => vec![blocks],
+            Weight::Mxfp4(Mxfp4Weight { codes, scales, .. }) => vec![codes, scales],
+            Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
+                Nf4Scales::Single { absmax } => vec![codes, absmax],
+                Nf4Scales::Double { qabsmax, nested, map, .. } => vec![codes, qabsmax, nested, map],
+            },
+        }
+    }
 }
 
 impl Linear {
@@ -181,19 +225,7 @@ impl Linear {
 
     /// out [O, C] = the base weight in out's dtype.
     pub fn dequantize(&self, b: &dyn Backend, out: &mut Buf) -> Result<()> {
-        let P = (self.O * self.C) as u32;
-        match &self.weight {
-            Weight::Dense(param) => b.cast(out, &param.value),
-            Weight::Gguf(q) => q.format.dequantize(b, out, &q.blocks),
-            Weight::Mxfp4(packed) => packed.dequantize(b, out, 0),
-            Weight::Int8(q) => b.int8_dequantize(out, &q.codes, &q.scb, &Int8 { O: self.O as u32, C: self.C as u32 }),
-            Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
-                Nf4Scales::Single { absmax } => b.nf4_dequantize(out, codes, absmax, &Nf4 { P }),
-                Nf4Scales::Double { qabsmax, nested, map, offset } => {
-                    b.nf4_dequantize_double(out, codes, qabsmax, nested, map, &Nf4Double { P, offset: *offset })
-                }
-            },
-        }
+        self.weight.dequantize(b, out, (self.O, self.C))
     }
 
     /// First row and rows of each part.
@@ -211,6 +243,9 @@ impl Linear {
         N: usize,
     ) -> Result<()> {
         assert_eq!(outs.len(), self.parts.len(), "{}: one output a part", self.name);
+        if let Some(observer) = &scratch.observer {
+            observer.linear(b, self, inp, N)?;
+        }
         let C = self.C;
         let weight = self.dense(b, scratch)?;
         let mut adapter = None;

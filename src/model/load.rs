@@ -3,12 +3,17 @@ use super::attention::{Attention, Qkv};
 use super::block::Block;
 use super::experts::Experts;
 use super::latent::{Latent, Narrow};
-use super::linear::{Linear, Projections, Weight};
+use super::layout::Layout;
+use super::linear::{Linear, Lora, Projections, Weight};
 use super::lora::{LoraConfig, Targets};
 use super::mlp::Mlp;
+use super::norm::NormParams;
 use super::param::Param;
 use super::quantized::{self, Floats, Scheme, Stored};
-use super::spec::{Bias, ExpertFiles, Head, LinearSpec, MlpKind, NarrowSpec, QkNorm, Sinks, Spec};
+use super::spec::{
+    Bias, ExpertFiles, Gating, Head, LinearSpec, MlpKind, NarrowSpec, NormKind, NormSpec, Positions, QkNorm, Sinks,
+    Spec, WeightLayout,
+};
 use super::table::Table;
 use super::weights::Weights;
 use super::{Model, arch, check, lora};
@@ -16,6 +21,7 @@ use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::nf4;
+use std::borrow::Cow;
 use std::path::Path;
 
 mod experts;
@@ -143,6 +149,11 @@ impl Model {
     pub fn load(b: &dyn Backend, folder: &Path, options: &LoadOptions) -> Result<Model> {
         let (spec, stored) = (arch::read_spec(folder)?, quantized::scheme(folder)?);
         options.check(&spec, stored)?;
+        if stored.is_some() && spec.layout != WeightLayout::Rows {
+            let what = format!("quantized checkpoints of {} are not supported yet", spec.model_type);
+            let what = format!("{what}: take the unquantized model and load_in_4bit or load_in_8bit");
+            return Err(Error::content(folder.join("config.json"), "quantization_config", what));
+        }
         let tensors = Weights::open(folder, Some(&spec))?;
         check::first(check::weights(&spec, stored, &tensors), folder)?;
         // a quantized checkpoint says itself which layers stay floats
@@ -172,8 +183,16 @@ impl Loader<'_> {
         let shape = [spec.V, spec.C];
         let file = |module: &str| format!("{module}.weight");
         let embed_table = self.table(&file(embed), &file(embed), &shape, own_embed, train_embed)?;
+        let positions = match spec.positions {
+            Positions::Learned => {
+                let name = file(spec.names.positions);
+                Some(self.param(&name, &name, &[spec.max_positions, spec.C], full)?)
+            }
+            Positions::Implicit => None,
+        };
         let blocks = (0..spec.layers).map(|l| self.block(l)).collect::<Result<Vec<_>>>()?;
-        let final_norm = self.param(&file(spec.names.final_norm), &file(spec.names.final_norm), &[spec.C], full)?;
+        let bias = spec.norm == NormKind::Layer(Bias::Present);
+        let final_norm = self.norm(&[spec.names.final_norm.to_string()], &[spec.C], bias)?;
         // As PEFT: a module to save is a copy of its own, which unties a tied head.
         let untie = spec.head == Head::Tied && (own_embed || own_head);
         let head_table = match spec.head {
@@ -181,25 +200,35 @@ impl Loader<'_> {
             Head::Tied if untie => Some(self.table(&file(embed), &file(head), &shape, own_head, train_head)?),
             Head::Tied => None,
         };
+        let bias_name = format!("{head}.bias");
+        let head_bias = match spec.head_bias {
+            Bias::Present => Some(self.param(&bias_name, &bias_name, &[spec.V], train_head)?),
+            Bias::Absent => None,
+        };
         if let Some(staging) = self.staging {
             self.b.free(staging);
         }
         let lora = self.options.lora.clone();
-        Ok(Model { spec, dtype: self.options.dtype, embed: embed_table, blocks, final_norm, head: head_table, lora })
+        let (dtype, embed, head) = (self.options.dtype, embed_table, head_table);
+        Ok(Model { spec, dtype, embed, positions, blocks, final_norm, head, head_bias, lora })
     }
 
     /// The tensor `from` as the parameter `name`.
     fn param(&self, from: &str, name: &str, shape: &[usize], train: bool) -> Result<Param> {
+        self.param_of(from, name, (shape, Layout::Rows), train)
+    }
+
+    fn param_of(&self, from: &str, name: &str, (shape, layout): (&[usize], Layout), train: bool) -> Result<Param> {
         let stored = self.tensors.find(from, shape)?;
-        let mut param = Param::zeros(self.b, name, shape, self.options.dtype)?;
+        let mut param = Param::zeros(self.b, name, shape, self.options.dtype)?.laid_out(layout);
         match &stored {
-            Stored::Float(floats) if floats.dtype == self.options.dtype => {
+            Stored::Float(floats) if layout == Layout::Rows && floats.dtype == self.options.dtype => {
                 param.set_bytes(self.b, 0, &floats.bytes)?;
                 if train {
                     param.unfreeze(self.b)?;
                 }
             }
-            // where the model has no quantized form for it (a head in 4 bits), its exact values
+            // where the model has no quantized form for it (a head in 4 bits), or another order, its exact values
             _ => {
                 if train {
                     param.unfreeze(self.b)?;
@@ -222,10 +251,13 @@ impl Loader<'_> {
         let (s, n) = (self.spec, &self.spec.names);
         Ok(Block {
             kind: s.kind_of[layer],
-            pre_norms: self.norms(layer, [n.attention_norm, n.mlp_norm], s.norm_place.before())?,
-            post_norms: self.norms(layer, [n.attention_post_norm, n.mlp_post_norm], s.norm_place.after())?,
+            pre_norms: match s.norm_place.before() {
+                true => self.norms(layer, &[n.attention_norm, n.mlp_norm])?,
+                false => Vec::new(),
+            },
+            post_norms: self.two_norms(layer, [n.attention_post_norm, n.mlp_post_norm], s.norm_place.after())?,
             attention: Attention {
-                head_norms: self.norms(layer, [n.q_norm, n.k_norm], s.qk_norm != QkNorm::Absent)?,
+                head_norms: self.two_norms(layer, [n.q_norm, n.k_norm], s.qk_norm != QkNorm::Absent)?,
                 sinks: match s.sinks {
                     Sinks::PerHead => {
                         let name = n.of(layer, n.sinks);
@@ -249,23 +281,58 @@ impl Loader<'_> {
     }
 
     fn dense(&mut self, layer: usize, gate_up: Vec<LinearSpec>, down: LinearSpec) -> Result<Mlp> {
-        let gate_up = self.projections(layer, gate_up)?;
-        Ok(Mlp::Dense { gate_up, down: Box::new(self.linear(layer, down)?) })
+        let Projections(mut first) = self.projections(layer, gate_up)?;
+        let down = Box::new(self.linear(layer, down)?);
+        Ok(match self.spec.gating {
+            Gating::Gated => Mlp::Dense { gate_up: Projections(first), down },
+            Gating::Plain => Mlp::Plain { up: Box::new(first.remove(0)), down },
+        })
     }
 
-    /// Two norms, if they are there; their lengths are as the spec has them.
-    fn norms(&self, layer: usize, modules: [&str; 2], there: bool) -> Result<Option<[Param; 2]>> {
+    /// Those of the modules that the spec has a norm for.
+    fn norms(&self, layer: usize, modules: &[&str]) -> Result<Vec<NormParams>> {
+        let specs = self.spec.norms();
+        let there = modules.iter().filter_map(|module| specs.iter().find(|norm| norm.module == *module));
+        let load = |norm: &NormSpec| {
+            let (files, shape) = norm.files();
+            let names: Vec<String> = files.iter().map(|module| self.spec.names.of(layer, module)).collect();
+            self.norm(&names, shape, norm.bias == Bias::Present)
+        };
+        there.map(load).collect()
+    }
+
+    fn two_norms(&self, layer: usize, modules: [&str; 2], there: bool) -> Result<Option<[NormParams; 2]>> {
         if !there {
             return Ok(None);
         }
-        Ok(Some([self.norm(layer, modules[0])?, self.norm(layer, modules[1])?]))
+        let two = <[_; 2]>::try_from(self.norms(layer, &modules)?);
+        two.map(Some).map_err(|_| Error::Bug(format!("the spec does not have both norms {modules:?}")))
     }
 
-    fn norm(&self, layer: usize, module: &str) -> Result<Param> {
-        let len = self.spec.norms().iter().find(|(name, _)| *name == module).map(|(_, len)| *len);
-        let len = len.ok_or_else(|| Error::Bug(format!("the spec has no norm `{module}`")))?;
-        let name = format!("{}.weight", self.spec.names.of(layer, module));
-        self.param(&name, &name, &[len], self.options.full())
+    /// A norm whose weight is in one file or, with a part for each head, in several.
+    fn norm(&self, modules: &[String], shape: &[usize], bias: bool) -> Result<NormParams> {
+        let files: Vec<String> = modules.iter().map(|module| format!("{module}.weight")).collect();
+        let full = self.options.full();
+        let weight = match modules {
+            [_] => self.param(&files[0], &files[0], shape, full)?,
+            _ => self.many(files, shape)?,
+        };
+        let bias_name = format!("{}.bias", modules[0]);
+        let bias = if bias { Some(self.param(&bias_name, &bias_name, shape, full)?) } else { None };
+        Ok(NormParams { weight, bias })
+    }
+
+    /// Vectors, one after the other.
+    fn many(&self, files: Vec<String>, shape: &[usize]) -> Result<Param> {
+        let held = [1, shape.iter().product()];
+        let mut param = Param::stack(self.b, files.clone(), shape, held, self.options.dtype)?;
+        if self.options.full() {
+            param.unfreeze(self.b)?;
+        }
+        for (i, file) in files.iter().enumerate() {
+            param.set_part(self.b, i, &self.tensors.find(file, shape)?.to_f32())?;
+        }
+        Ok(param)
     }
 
     fn qkv(&mut self, layer: usize) -> Result<Qkv> {
@@ -280,7 +347,7 @@ impl Loader<'_> {
     }
 
     fn narrow(&mut self, layer: usize, narrow: NarrowSpec) -> Result<Narrow> {
-        Ok(Narrow { norm: self.norm(layer, narrow.norm)?, down: self.linear(layer, narrow.down)? })
+        Ok(Narrow { norm: self.norms(layer, &[narrow.norm])?.remove(0), down: self.linear(layer, narrow.down)? })
     }
 
     fn projections(&mut self, layer: usize, modules: Vec<LinearSpec>) -> Result<Projections> {
@@ -291,10 +358,11 @@ impl Loader<'_> {
         let (full, router) = (self.options.full(), is_router(self.spec, module.module));
         let (name, O, C) = (self.spec.names.of(layer, module.module), module.O(), module.C);
         let quantize = if router { (false, false) } else { self.quantize };
-        let weight = self.weight(&format!("{name}.weight"), &[O, C], quantize)?;
+        let layout = self.spec.layout_of(module.module);
+        let weight = self.weight(&format!("{name}.weight"), (&[O, C], layout), quantize)?;
         let bias_name = format!("{name}.bias");
         let bias = match module.bias {
-            Bias::Present => Some(self.param(&bias_name, &bias_name, &[O], full)?),
+            Bias::Present => Some(self.param_of(&bias_name, &bias_name, (&[O], layout.of_rows()), full)?),
             Bias::Absent => None,
         };
         let mut linear = Linear { name, O, parts: module.parts, C, weight, bias, lora: None };
@@ -302,14 +370,17 @@ impl Loader<'_> {
         let config = self.options.lora.as_ref().filter(|c| c.target_modules.matches(&linear.name));
         if let Some(config) = config.filter(named) {
             config.attach(self.b, &mut linear, self.options.dtype, self.options.train, self.options.seed)?;
+            linear.lora = linear.lora.map(|lora| Lora { b: lora.b.laid_out(layout.of_rows()), ..lora });
         }
         Ok(linear)
     }
 
     /// As the file has it, or quantized on the device from the file's own precision.
-    fn weight(&mut self, name: &str, shape: &[usize], quantize: (bool, bool)) -> Result<Weight> {
-        let C = shape.last().copied().unwrap_or(1);
-        let O = shape.iter().product::<usize>() / C;
+    fn weight(&mut self, name: &str, (held, layout): (&[usize], Layout), quantize: (bool, bool)) -> Result<Weight> {
+        let C = held.last().copied().unwrap_or(1);
+        let O = held.iter().product::<usize>() / C;
+        let turned = layout.turned([O, C]);
+        let shape = if layout == Layout::Rows { held } else { &turned[..] };
         let floats = match self.tensors.find(name, shape)? {
             Stored::Nf4(q) => return Ok(Weight::Nf4(q.upload(self.b)?)),
             Stored::Int8(q) => return Ok(Weight::Int8(q.upload(self.b)?)),
@@ -320,19 +391,19 @@ impl Loader<'_> {
         };
         match quantize {
             (true, _) => {
-                let inp = self.stage(&[floats], O, C)?;
+                let inp = self.stage(&[floats], (O, C, layout))?;
                 quantized::quantize_nf4(self.b, &inp).map(Weight::Nf4)
             }
             (_, true) => {
-                let inp = self.stage(&[floats], O, C)?;
+                let inp = self.stage(&[floats], (O, C, layout))?;
                 quantized::quantize_int8(self.b, &inp, O, C).map(Weight::Int8)
             }
-            _ => Ok(Weight::Dense(self.param(name, name, shape, self.options.full())?)),
+            _ => Ok(Weight::Dense(self.param_of(name, name, (shape, layout), self.options.full())?)),
         }
     }
 
     /// Tensors [O, C] of one type on the device, one after the other, in memory that the next ones reuse.
-    fn stage(&mut self, tensors: &[Floats], O: usize, C: usize) -> Result<Buf> {
+    fn stage(&mut self, tensors: &[Floats], (O, C, layout): (usize, usize, Layout)) -> Result<Buf> {
         let staged: Vec<_> = tensors.iter().map(|floats| quantized::staged(floats, C)).collect();
         let (dtype, P) = (staged[0].0, O * C);
         let len = staged.len() * P;
@@ -345,8 +416,12 @@ impl Loader<'_> {
             self.staging = Some(self.b.alloc(largest.max(len), dtype)?);
         }
         let view = self.staging.as_ref().expect("made above").view(0, len);
-        for (i, (_, bytes)) in staged.iter().enumerate() {
-            self.b.upload(&mut view.view(i * P, P), bytes)?;
+        for (i, (dtype, bytes)) in staged.iter().enumerate() {
+            let ordered = match layout {
+                Layout::Rows => Cow::Borrowed(&**bytes),
+                _ => Cow::Owned(layout.to_device(bytes, layout.turned([O, C]), dtype.size())),
+            };
+            self.b.upload(&mut view.view(i * P, P), &ordered)?;
         }
         Ok(view)
     }

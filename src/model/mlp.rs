@@ -1,22 +1,28 @@
-//! What follows attention in a block: a gated MLP, or a mixture of them (`moe.rs`).
+//! What follows attention in a block: an MLP with a gate or without one, or a mixture of experts (`moe.rs`).
 //!
 //! ```text
 //! forward                                     backward (dout: ∂L/∂out)
 //! gate, up = gate(n2), up(n2)       [N,F]     dh = down⁻(dout);  h, dgate, dup = swiglu⁻(dh, gate, up)
 //! out = down(swiglu(gate, up))      [N,C]     dn = gate⁻(dgate) + up⁻(dup)
+//!
+//! up = up(n2)                       [N,F]     dh = down⁻(dout);  h, dup = activation⁻(dh, up)
+//! out = down(activation(up))        [N,C]     dn = up⁻(dup)
 //! ```
 use super::experts::Experts;
-use super::linear::{Linear, LinearScratch, Projections};
+use super::linear::{Linear, LinearScratch, Observer, Projections};
 use super::moe::{self, Moe};
 use super::param::Param;
-use super::spec::{MlpKind, Spec};
+use super::spec::{Gating, MlpKind, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::ops::activation::Activation;
 use crate::ops::swiglu::SwiGlu;
+use std::rc::Rc;
 
 pub enum Mlp {
     Dense { gate_up: Projections, down: Box<Linear> },
+    Plain { up: Box<Linear>, down: Box<Linear> },
     Moe(Box<Moe>),
 }
 
@@ -27,7 +33,8 @@ pub struct Saved {
 }
 
 struct Dense {
-    gate: Buf,
+    /// `None`: there is no gate.
+    gate: Option<Buf>,
     up: Buf,
 }
 
@@ -41,7 +48,8 @@ pub struct Scratch {
 impl Saved {
     pub fn new(scope: &Scope, s: &Spec, kinds: &[MlpKind], N: usize, dtype: DType) -> Result<Saved> {
         let buf = || scope.alloc(N * s.F, dtype);
-        let dense = || Ok(Dense { gate: buf()?, up: buf()? });
+        let gated = s.gating == Gating::Gated;
+        let dense = || Ok(Dense { gate: gated.then(buf).transpose()?, up: buf()? });
         let dense = kinds.contains(&MlpKind::Dense).then(dense).transpose()?;
         let moe = s.moe.as_ref().filter(|_| kinds.contains(&MlpKind::Moe));
         Ok(Saved { dense, moe: moe.map(|moe| moe::Saved::new(scope, s, moe, N, dtype)).transpose()? })
@@ -50,7 +58,7 @@ impl Saved {
     pub fn bytes(s: &Spec, kinds: &[MlpKind], N: usize, dtype: DType) -> u64 {
         let of = |kind: &MlpKind| match (kind, &s.moe) {
             (MlpKind::Moe, Some(moe)) => moe::Saved::bytes(moe, N, dtype),
-            _ => (2 * N * s.F * dtype.size()) as u64,
+            _ => ((1 + usize::from(s.gating == Gating::Gated)) * N * s.F * dtype.size()) as u64,
         };
         kinds.iter().map(of).sum()
     }
@@ -80,6 +88,11 @@ impl Scratch {
         };
         s.mlps().into_iter().map(of).sum()
     }
+    pub fn observe(&mut self, observer: Option<Rc<dyn Observer>>) {
+        if let Some(moe) = &mut self.moe {
+            moe.observe(observer);
+        }
+    }
 }
 
 impl Mlp {
@@ -94,8 +107,11 @@ impl Mlp {
         N: usize,
     ) -> Result<()> {
         match (self, saved, t) {
-            (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate, up }), .. }, _) => {
+            (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate: Some(gate), up }), .. }, _) => {
                 gate_up.forward(b, linear, &mut [gate, up], n2, N)
+            }
+            (Mlp::Plain { up: linear_up, .. }, Saved { dense: Some(Dense { up, .. }), .. }, _) => {
+                linear_up.forward(b, linear, &mut [up], n2, N)
             }
             (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {
                 moe.forward_saved(b, s, saved, (t, linear), n2, N)
@@ -117,10 +133,14 @@ impl Mlp {
         match (self, saved, t) {
             (
                 Mlp::Dense { down, .. },
-                Saved { dense: Some(Dense { gate, up }), .. },
+                Saved { dense: Some(Dense { gate: Some(gate), up }), .. },
                 Scratch { dense: Some(h), .. },
             ) => {
                 b.swiglu_forward(h, gate, up, &swiglu_params(s, N, down.C))?;
+                down.forward(b, linear, &mut [out], h, N)
+            }
+            (Mlp::Plain { down, .. }, Saved { dense: Some(Dense { up, .. }), .. }, Scratch { dense: Some(h), .. }) => {
+                b.activation_forward(h, up, &activation_params(s, N))?;
                 down.forward(b, linear, &mut [out], h, N)
             }
             (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {
@@ -143,11 +163,16 @@ impl Mlp {
         match (self, saved, t) {
             (
                 Mlp::Dense { down, .. },
-                Saved { dense: Some(Dense { gate, up }), .. },
+                Saved { dense: Some(Dense { gate: Some(gate), up }), .. },
                 Scratch { dense: Some(h), .. },
             ) => {
                 down.backward_input(b, linear, h, &[dout], N, false)?;
                 b.swiglu_backward(h, gate, up, &swiglu_params(s, N, down.C))?;
+                down.backward_weight(b, linear, &[dout], h, N)
+            }
+            (Mlp::Plain { down, .. }, Saved { dense: Some(Dense { up, .. }), .. }, Scratch { dense: Some(h), .. }) => {
+                down.backward_input(b, linear, h, &[dout], N, false)?;
+                b.activation_backward(h, up, &activation_params(s, N))?;
                 down.backward_weight(b, linear, &[dout], h, N)
             }
             (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {
@@ -169,8 +194,12 @@ impl Mlp {
         N: usize,
     ) -> Result<()> {
         match (self, saved, t) {
-            (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate, up }), .. }, _) => {
+            (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate: Some(gate), up }), .. }, _) => {
                 gate_up.backward(b, linear, dn, &[gate, up], n2, N)
+            }
+            (Mlp::Plain { up: linear_up, .. }, Saved { dense: Some(Dense { up, .. }), .. }, _) => {
+                linear_up.backward_input(b, linear, dn, &[up], N, false)?;
+                linear_up.backward_weight(b, linear, &[up], n2, N)
             }
             (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {
                 moe.backward(b, s, saved, (t, linear), dn, n2, N)
@@ -183,6 +212,7 @@ impl Mlp {
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let all: Vec<&Linear> = match self {
             Mlp::Dense { gate_up, down } => gate_up.0.iter().chain([&**down]).collect(),
+            Mlp::Plain { up, down } => vec![&**up, &**down],
             Mlp::Moe(moe) => {
                 [&moe.router].into_iter().chain(moe.shared.iter().flat_map(|shared| shared.linears())).collect()
             }
@@ -201,6 +231,7 @@ impl Mlp {
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
         let (linears, bias): (Vec<&mut Linear>, _) = match self {
             Mlp::Dense { gate_up, down } => (gate_up.0.iter_mut().chain([&mut **down]).collect(), None),
+            Mlp::Plain { up, down } => (vec![&mut **up, &mut **down], None),
             Mlp::Moe(moe) => {
                 let Moe { router, bias, gate_up, down, shared } = &mut **moe;
                 let shared = shared.iter_mut().flat_map(|shared| shared.linears_mut());
@@ -212,8 +243,13 @@ impl Mlp {
     }
 }
 
+fn activation_params(s: &Spec, N: usize) -> Activation {
+    let (act, slope, cubic) = s.activation.coefficients();
+    Activation { N: N as u32, F: s.F as u32, act, slope, cubic }
+}
+
 fn swiglu_params(s: &Spec, N: usize, F: usize) -> SwiGlu {
-    let (slope, cubic) = s.activation.coefficients();
+    let (act, slope, cubic) = s.activation.coefficients();
     let [N, F] = [N, F].map(|x| x as u32);
-    SwiGlu { N, F, ld_gate: F, ld_up: F, slope, cubic }
+    SwiGlu { N, F, ld_gate: F, ld_up: F, act, slope, cubic }
 }

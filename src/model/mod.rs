@@ -4,6 +4,7 @@
 //! ids [N] -> embed -> block × L -> final norm -> head, in chunks of tokens -> logp [N]
 //! ```
 //! A training method is a function of logp: it gives coef = ∂loss/∂logp, and [`Session::backward`] turns that into gradients.
+use crate::backend::Backend;
 use crate::dtype::DType;
 
 pub mod arch;
@@ -16,12 +17,13 @@ pub mod experts;
 pub mod gguf;
 mod head;
 pub mod latent;
+pub mod layout;
 pub mod linear;
 pub mod load;
 pub mod lora;
 pub mod mlp;
 pub mod moe;
-mod norm;
+pub mod norm;
 pub mod param;
 pub mod quantized;
 pub mod rope;
@@ -42,10 +44,13 @@ pub struct Model {
     /// Of activations and unquantized weights.
     pub dtype: DType,
     pub embed: table::Table,
+    /// Added to the embedding by position.
+    pub positions: Option<param::Param>,
     pub blocks: Vec<block::Block>,
-    pub final_norm: param::Param,
+    pub final_norm: norm::NormParams,
     /// `None`: the embedding's weight.
     pub head: Option<table::Table>,
+    pub head_bias: Option<param::Param>,
     /// The adapter's config, if there is one.
     pub lora: Option<lora::LoraConfig>,
 }
@@ -54,13 +59,15 @@ impl Model {
     /// Every weight that is no quantized base, in the order of the forward pass.
     pub fn params(&self) -> impl Iterator<Item = &param::Param> {
         let blocks = self.blocks.iter().flat_map(block::Block::params);
-        let head = self.head.iter().filter_map(table::Table::param);
-        self.embed.param().into_iter().chain(blocks).chain([&self.final_norm]).chain(head)
+        let before = self.embed.param().into_iter().chain(&self.positions);
+        let head = self.head.iter().filter_map(table::Table::param).chain(&self.head_bias);
+        before.chain(blocks).chain(self.final_norm.params()).chain(head)
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut param::Param> {
         let blocks = self.blocks.iter_mut().flat_map(block::Block::params_mut);
-        let head = self.head.iter_mut().filter_map(table::Table::param_mut);
-        self.embed.param_mut().into_iter().chain(blocks).chain([&mut self.final_norm]).chain(head)
+        let before = self.embed.param_mut().into_iter().chain(&mut self.positions);
+        let head = self.head.iter_mut().filter_map(table::Table::param_mut).chain(&mut self.head_bias);
+        before.chain(blocks).chain(self.final_norm.params_mut()).chain(head)
     }
     /// The weights that are trained.
     pub fn trained(&self) -> impl Iterator<Item = &param::Param> {
@@ -69,6 +76,14 @@ impl Model {
     /// Trained values, counted as PEFT's `print_trainable_parameters` does.
     pub fn trainable_parameters(&self) -> usize {
         self.trained().map(param::Param::elements).sum()
+    }
+    /// Gives back the memory of what is not trained; trained weights may have moved to an optimizer's buffers.
+    pub fn free(self, b: &dyn Backend) {
+        let frozen = self.params().filter(|p| p.train.is_none()).map(|p| &p.value);
+        let linears = self.linears().chain(self.experts().map(|experts| &experts.stack));
+        let tables = [Some(&self.embed), self.head.as_ref()].into_iter().flatten().filter_map(table::Table::packed);
+        let bufs = frozen.chain(linears.flat_map(|linear| linear.weight.quantized())).chain(tables);
+        bufs.for_each(|buf| b.free(buf.view(0, buf.len())));
     }
     pub fn linears(&self) -> impl Iterator<Item = &linear::Linear> {
         self.blocks.iter().flat_map(block::Block::linears)

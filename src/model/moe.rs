@@ -14,7 +14,7 @@
 //! added to out, and its gradient to dn. Everything about the routing stays on the device. Shazeer et al. 2017,
 //! arXiv:1701.06538; Jiang et al. 2024, arXiv:2401.04088.
 use super::experts::{Experts, RowScale, Rows};
-use super::linear::{Linear, LinearScratch};
+use super::linear::{Linear, LinearScratch, Observer};
 use super::param::Param;
 use super::shared::{self, Shared};
 use super::spec::{GatedUnit, MoeSpec, RouterWeights, Scores, Spec};
@@ -26,6 +26,7 @@ use crate::ops::group_router::GroupRouter;
 use crate::ops::route::{RouteGather, RouteIndex};
 use crate::ops::routed_swiglu::RoutedSwiGlu;
 use crate::ops::router::Router;
+use std::rc::Rc;
 
 pub struct Moe {
     pub router: Linear,
@@ -96,6 +97,10 @@ impl Saved {
 }
 
 impl Scratch {
+    pub fn observe(&mut self, observer: Option<Rc<dyn Observer>>) {
+        self.linear.observer = observer;
+    }
+
     pub fn new(
         scope: &Scope,
         s: &Spec,

@@ -1,4 +1,5 @@
 //! A named weight on the device, and what training it needs.
+use super::layout::Layout;
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -15,6 +16,8 @@ pub struct Param {
     parts: Vec<String>,
     /// Rows and columns on the device, of one.
     held: [usize; 2],
+    /// The order in files.
+    layout: Layout,
     /// In the model's dtype.
     pub value: Buf,
     pub train: Option<Train>,
@@ -43,7 +46,17 @@ impl Param {
     /// The same, with room for `held` rows and columns on the device.
     pub fn zeros_held(b: &dyn Backend, name: &str, shape: &[usize], held: [usize; 2], dtype: DType) -> Result<Param> {
         let value = b.alloc(held[0] * held[1], dtype)?;
-        Ok(Param { name: name.into(), shape: shape.to_vec(), parts: vec![name.into()], held, value, train: None })
+        let (name, shape, parts) = (name.to_string(), shape.to_vec(), vec![name.into()]);
+        Ok(Param { name, shape, parts, held, layout: Layout::Rows, value, train: None })
+    }
+
+    /// The same weight, ordered so in files; the shape stays the file's.
+    pub fn laid_out(mut self, layout: Layout) -> Param {
+        if self.held == matrix(&self.shape) {
+            self.held = layout.turned(self.held);
+        }
+        self.layout = layout;
+        self
     }
 
     /// Many of the same shape.
@@ -56,7 +69,7 @@ impl Param {
     ) -> Result<Param> {
         let value = b.alloc(names.len() * held[0] * held[1], dtype)?;
         let name = names.first().cloned().unwrap_or_default();
-        Ok(Param { name, shape: shape.to_vec(), parts: names, held, value, train: None })
+        Ok(Param { name, shape: shape.to_vec(), parts: names, held, layout: Layout::Rows, value, train: None })
     }
 
     /// The names in files; each is of `shape`.
@@ -112,7 +125,8 @@ impl Param {
 
     /// Sets the `i`th weight from a file's bytes in the weight's own dtype, without a detour; before `unfreeze`.
     pub fn set_bytes(&mut self, b: &dyn Backend, i: usize, bytes: &[u8]) -> Result<()> {
-        assert_eq!(self.held, matrix(&self.shape), "padded weights come as values");
+        let as_file = self.held == matrix(&self.shape) && self.layout == Layout::Rows;
+        assert!(as_file, "weights that are padded or ordered otherwise come as values");
         b.upload(&mut self.part(&self.value, i), bytes)
     }
 
@@ -140,12 +154,14 @@ impl Param {
 
     /// Tensors in the file's layout (one or all), laid out as on the device.
     pub fn pad(&self, values: &[f32]) -> Vec<f32> {
-        let [rows, cols] = matrix(&self.shape);
+        let file = matrix(&self.shape);
+        let [rows, cols] = self.layout.turned(file);
         let count = values.len() / (rows * cols).max(1);
         assert!(values.len() == count * rows * cols && (count == 1 || count == self.parts.len()), "{}", self.name);
         let one = self.held[0] * self.held[1];
         let mut held = vec![0.0; count * one];
         for (held, values) in held.chunks_mut(one).zip(values.chunks(rows * cols)) {
+            let values = self.layout.to_device(values, file, 1);
             for (to, from) in held.chunks_mut(self.held[1]).zip(values.chunks(cols)) {
                 to[..cols].copy_from_slice(from);
             }
@@ -154,9 +170,13 @@ impl Param {
     }
 
     fn unpad(&self, held: &[f32]) -> Vec<f32> {
-        let [rows, cols] = matrix(&self.shape);
-        let ones = held.chunks(self.held[0] * self.held[1]);
-        ones.flat_map(|one| one.chunks(self.held[1]).take(rows)).flat_map(|row| &row[..cols]).copied().collect()
+        let file = matrix(&self.shape);
+        let [rows, cols] = self.layout.turned(file);
+        let one = |one: &[f32]| {
+            let rows = one.chunks(self.held[1]).take(rows).flat_map(|row| &row[..cols]);
+            self.layout.to_file(&rows.copied().collect::<Vec<f32>>(), file, 1)
+        };
+        held.chunks(self.held[0] * self.held[1]).flat_map(one).collect()
     }
 }
 

@@ -22,6 +22,9 @@ use serde::Deserialize;
 use std::borrow::Cow;
 use std::path::Path;
 
+mod stack;
+pub use stack::stack;
+
 /// How the linear layers of a checkpoint are stored, where they are no floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {

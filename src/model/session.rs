@@ -2,8 +2,8 @@
 use super::Model;
 use super::batch::{Inputs, Tokens};
 use super::block::{BlockScratch, Cache, Saved};
-use super::head::HeadScratch;
-use super::linear::LinearScratch;
+use super::head::{HeadScratch, Weights};
+use super::linear::{LinearScratch, Observer};
 use super::norm::Norm;
 use super::param::Param;
 use super::spec::Spec;
@@ -13,6 +13,8 @@ use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::embedding::Embedding;
+use crate::ops::residual::Residual;
+use std::rc::Rc;
 
 /// What is kept of the forward pass for the backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +56,7 @@ pub struct Session<'b> {
     scratch: BlockScratch,
     /// final norm's output [N, C] and statistics; for training also the gradient of both
     h: Buf,
-    rstd: Buf,
+    stats: Buf,
     dh: Option<(Buf, Buf)>,
     embed: Option<EmbedScratch>,
     head: HeadScratch,
@@ -84,12 +86,17 @@ impl<'b> Session<'b> {
             saved: kept.iter().map(|mlps| Saved::new(&scope, s, mlps, N, dtype)).collect::<Result<_>>()?,
             scratch: BlockScratch::new(&scope, s, (linear, experts), N, dtype, train)?,
             h: stream()?,
-            rstd: scope.alloc(N, DType::F32)?,
+            stats: scope.alloc(Norm::rows(s, N).stats(), DType::F32)?,
             dh: if train { Some((stream()?, stream()?)) } else { None },
             embed: EmbedScratch::new(&scope, &model.embed, s.V, N)?,
-            head: HeadScratch::new(&scope, s, model.head.as_ref().unwrap_or(&model.embed), N, dtype, train)?,
+            head: HeadScratch::new(&scope, s, head_of(model).table, N, dtype, train)?,
             _scope: scope,
         })
+    }
+
+    /// From now on `observer` sees what each linear layer is given in a forward pass; `None`: nobody does.
+    pub fn observe(&mut self, observer: Option<Rc<dyn Observer>>) {
+        self.scratch.observe(observer);
     }
 
     /// Embedding, blocks, final norm.
@@ -112,6 +119,10 @@ impl<'b> Session<'b> {
         let embedding = embedding_params(s, N, model.dtype);
         let (out, values) = (&mut self.x[0], &mut self.h);
         embed(b, &model.embed, &mut self.embed, (out, values), &self.inputs.ids, &embedding)?;
+        if let (Some(weight), Some(positions)) = (&model.positions, &self.inputs.positions) {
+            b.embedding_forward(&mut self.h, &positions.rows, &weight.value, &positions_params(s, N))?;
+            b.residual_backward(&mut self.x[0], &self.h, &Residual { P: (N * s.C) as u32, scale: 1.0 })?;
+        }
         for (l, block) in model.blocks.iter().enumerate() {
             let saved = &mut self.saved[if self.plan == Plan::Keep { l } else { 0 }];
             let (x, out) = stream_pair(&mut self.x, l);
@@ -119,30 +130,28 @@ impl<'b> Session<'b> {
             block.forward(b, s, saved, &mut self.scratch, out, x, &self.inputs, cache)?;
         }
         let last = &self.x[model.blocks.len() % self.x.len()];
-        Norm::rows(s, N).forward(b, &mut self.h, &mut self.rstd, last, &model.final_norm)
+        Norm::rows(s, N).forward(b, &mut self.h, &mut self.stats, last, &model.final_norm)
     }
 
     /// The logits of tokens `first..first + n` of the last forward, [n, V], on the host.
     pub fn logits(&self, model: &Model, first: usize, n: usize) -> Result<Vec<f32>> {
-        let table = model.head.as_ref().unwrap_or(&model.embed);
-        self.head.download_logits(self.b, table, &self.h, first, n)
+        self.head.download_logits(self.b, head_of(model), &self.h, first, n)
     }
 
     /// The log-probability of each token's label after a forward; 0 where it is ignored.
     pub fn logprobs(&mut self, model: &Model, labels: &[u32]) -> Result<Vec<f32>> {
-        let table = model.head.as_ref().unwrap_or(&model.embed);
-        self.head.forward(self.b, table, &self.h, labels)
+        self.head.forward(self.b, head_of(model), &self.h, labels)
     }
 
     /// After a forward: adds ∂(Σ coef·logp)/∂weight to the gradient of every trained weight.
     pub fn backward(&mut self, model: &mut Model, labels: &[u32], coef: &[f32]) -> Result<()> {
         let (b, N) = (self.b, self.N);
-        let Model { spec: s, dtype, embed, blocks, final_norm, head, .. } = model;
+        let Model { spec: s, dtype, embed, positions, blocks, final_norm, head, head_bias, .. } = model;
         let (dx, dh) = self.dh.as_mut().expect("a session for training");
         let table = head.as_mut().unwrap_or(embed);
-        self.head.backward(b, table, dh, &self.h, labels, coef)?;
+        self.head.backward(b, (table, head_bias.as_mut()), dh, &self.h, labels, coef)?;
         b.fill(dx, 0.0)?;
-        Norm::rows(s, N).backward(b, final_norm, dx, dh, &self.x[blocks.len()], &self.rstd)?;
+        Norm::rows(s, N).backward(b, final_norm, dx, dh, &self.x[blocks.len()], &self.stats)?;
         for (l, block) in blocks.iter_mut().enumerate().rev() {
             let saved = &mut self.saved[if self.plan == Plan::Keep { l } else { 0 }];
             if self.plan == Plan::Recompute {
@@ -154,6 +163,9 @@ impl<'b> Session<'b> {
             let p = embedding_params(s, N, *dtype);
             b.embedding_backward(&mut train.grad, dx, &self.inputs.ids, &self.inputs.order, &p)?;
         }
+        if let (Some(Param { train: Some(train), .. }), Some(own)) = (positions, &self.inputs.positions) {
+            b.embedding_backward(&mut train.grad, dx, &own.rows, &own.order, &positions_params(s, N))?;
+        }
         Ok(())
     }
 
@@ -163,8 +175,16 @@ impl<'b> Session<'b> {
     }
 }
 
+fn head_of(model: &Model) -> Weights<'_> {
+    Weights { table: model.head.as_ref().unwrap_or(&model.embed), bias: model.head_bias.as_ref() }
+}
+
 fn embedding_params(s: &Spec, N: usize, dtype: DType) -> Embedding {
     Embedding { N: N as u32, V: s.V as u32, C: s.C as u32, scale: dtype.round(s.embed_scale) }
+}
+
+fn positions_params(s: &Spec, N: usize) -> Embedding {
+    Embedding { N: N as u32, V: s.max_positions as u32, C: s.C as u32, scale: 1.0 }
 }
 
 /// Block l's input and output; with two buffers they take turns.

@@ -99,7 +99,7 @@ impl Shared {
     }
     fn plain(&self, N: usize) -> SwiGlu {
         let F = self.down.C as u32;
-        SwiGlu { N: N as u32, F, ld_gate: F, ld_up: F, slope: 1.0, cubic: 0.0 }
+        SwiGlu { N: N as u32, F, ld_gate: F, ld_up: F, act: 0, slope: 1.0, cubic: 0.0 }
     }
 
     /// Up to gate, up and the weight: all that the backward needs.

@@ -1,5 +1,7 @@
 //! A decoder as data: what an architecture's config says, in terms the layers understand.
+use super::layout::Layout;
 use super::rope::{Reach, Rope};
+use crate::ops::activation;
 
 mod latent;
 pub use latent::{LatentNames, LatentSpec, NarrowSpec};
@@ -44,6 +46,9 @@ pub struct Spec {
     pub dense_layers: Vec<usize>,
     /// Layers after the last, which checkpoints may hold and nothing here reads: they predict further tokens.
     pub ignored_layers: usize,
+    pub norm: NormKind,
+    pub residual: ResidualKind,
+    pub gating: Gating,
     pub norm_weight: NormWeight,
     pub norm_place: NormPlace,
     pub qk_norm: QkNorm,
@@ -61,7 +66,11 @@ pub struct Spec {
     pub attention_softcap: f32,
     pub logit_softcap: f32,
     pub head: Head,
+    /// The head has a bias.
+    pub head_bias: Bias,
     pub max_positions: usize,
+    pub positions: Positions,
+    pub layout: WeightLayout,
     /// Standard deviation of freshly made weights.
     pub initializer_range: f32,
     pub names: Names,
@@ -89,6 +98,53 @@ pub enum RopePairs {
 pub enum Bias {
     Absent,
     Present,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// RMSNorm.
+    Rms,
+    /// LayerNorm, with or without a bias.
+    Layer(Bias),
+}
+
+/// What the MLP reads and what its output is added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResidualKind {
+    /// The stream after attention.
+    Sequential,
+    /// The stream before attention, through a norm of its own.
+    Parallel,
+    /// The same through attention's norm.
+    ParallelShared,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gating {
+    /// down(act(gate(x))·up(x))
+    Gated,
+    /// down(act(up(x)))
+    Plain,
+}
+
+/// How tokens know where they are, RoPE aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Positions {
+    /// Not otherwise.
+    Implicit,
+    /// A weight [max_positions, C] is added to the embedding.
+    Learned,
+}
+
+/// How the file orders the weights of linear layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightLayout {
+    /// [O, C], parts of a fused module one after the other.
+    Rows,
+    /// [C, O]: transformers' `Conv1D`.
+    Conv1d,
+    /// Rows; those of the fused q, k, v head after head.
+    PerHead,
 }
 
 /// How a norm's factor is stored.
@@ -134,6 +190,8 @@ pub enum QkNorm {
     PerHead,
     /// All heads as one row.
     Whole,
+    /// Each head with a weight of its own: [H, D] in all. Where `{}` in its name is the head's number, each is a tensor.
+    EachHead,
 }
 
 impl QkNorm {
@@ -150,21 +208,32 @@ pub enum Sinks {
     PerHead,
 }
 
-/// Of the MLP's gate: x·σ(x·(slope + cubic·x²)).
+/// Of the MLP, or of its gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     Silu,
-    /// `gelu_pytorch_tanh`
+    /// `gelu_pytorch_tanh`, `gelu_new`
     GeluTanh,
+    /// Exact: `gelu`
+    Gelu,
+    /// x·σ(1.702·x)
+    QuickGelu,
+    Relu,
+    /// relu(x)²
+    Relu2,
 }
 
 impl Activation {
-    /// (slope, cubic)
-    pub fn coefficients(self) -> (f32, f32) {
+    /// (act, slope, cubic) of the ops.
+    pub fn coefficients(self) -> (u32, f32, f32) {
         let gelu = (8.0 / std::f64::consts::PI).sqrt();
         match self {
-            Activation::Silu => (1.0, 0.0),
-            Activation::GeluTanh => (gelu as f32, (gelu * 0.044715) as f32),
+            Activation::Silu => (activation::SIGMOID, 1.0, 0.0),
+            Activation::GeluTanh => (activation::SIGMOID, gelu as f32, (gelu * 0.044715) as f32),
+            Activation::QuickGelu => (activation::SIGMOID, 1.702, 0.0),
+            Activation::Gelu => (activation::GELU, 0.0, 0.0),
+            Activation::Relu => (activation::RELU, 0.0, 0.0),
+            Activation::Relu2 => (activation::RELU2, 0.0, 0.0),
         }
     }
 }
@@ -278,6 +347,8 @@ pub struct Names {
     pub embed: &'static str,
     /// `{}` is the layer's number.
     pub layer: &'static str,
+    /// Read with [`Positions::Learned`] only.
+    pub positions: &'static str,
     pub final_norm: &'static str,
     pub head: &'static str,
     /// Norms of inputs; not read with [`NormPlace::After`].
@@ -326,6 +397,25 @@ pub struct LinearSpec {
     pub bias: Bias,
 }
 
+/// A norm of a block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NormSpec {
+    /// Its name within the layer.
+    pub module: &'static str,
+    pub shape: Vec<usize>,
+    pub bias: Bias,
+}
+
+impl NormSpec {
+    /// The modules it is in files, and the shape of each.
+    pub fn files(&self) -> (Vec<String>, &[usize]) {
+        match self.module.contains("{}") {
+            true => ((0..self.shape[0]).map(|h| self.module.replace("{}", &h.to_string())).collect(), &self.shape[1..]),
+            false => (vec![self.module.into()], &self.shape),
+        }
+    }
+}
+
 impl LinearSpec {
     /// Output channels in all.
     pub fn O(&self) -> usize {
@@ -363,9 +453,12 @@ impl Spec {
         let values = self.latent.as_ref().map_or(self.D, |latent| latent.Y);
         LinearSpec { module: self.names.o, parts: vec![self.C], C: self.H * values, bias: self.o_bias }
     }
-    /// The modules that make gate and up: two, or one.
+    /// The modules that make gate and up: two, or one; without a gate, up alone.
     pub fn gate_up(&self) -> Vec<LinearSpec> {
-        self.gated([self.names.gate, self.names.up], self.F, self.mlp_bias)
+        match self.gating {
+            Gating::Gated => self.gated([self.names.gate, self.names.up], self.F, self.mlp_bias),
+            Gating::Plain => fused(&[(self.names.up, self.F)], self.C, self.mlp_bias),
+        }
     }
     pub fn down(&self) -> LinearSpec {
         LinearSpec { module: self.names.down, parts: vec![self.C], C: self.F, bias: self.mlp_bias }
@@ -428,41 +521,79 @@ impl Spec {
         }
     }
 
-    /// The norms of a block: name within the layer and length.
-    pub fn norms(&self) -> Vec<(&'static str, usize)> {
-        let (n, C) = (&self.names, self.C);
+    /// That of the heads of q and k; theirs have no bias where each has a weight of its own.
+    pub fn head_norm(&self) -> NormKind {
+        match (self.qk_norm, self.norm) {
+            (QkNorm::EachHead, _) => NormKind::Layer(Bias::Absent),
+            (_, kind) => kind,
+        }
+    }
+
+    /// The norms of a block.
+    pub fn norms(&self) -> Vec<NormSpec> {
+        let n = &self.names;
+        let norm = |module, shape: &[usize], kind| {
+            let bias = if kind == NormKind::Layer(Bias::Present) { Bias::Present } else { Bias::Absent };
+            NormSpec { module, shape: shape.to_vec(), bias }
+        };
+        let row = |module| norm(module, &[self.C], self.norm);
         let mut all = Vec::new();
         if self.norm_place.before() {
-            all.extend([(n.attention_norm, C), (n.mlp_norm, C)]);
+            all.push(row(n.attention_norm));
+            if self.residual != ResidualKind::ParallelShared {
+                all.push(row(n.mlp_norm));
+            }
         }
         if self.norm_place.after() {
-            all.extend([(n.attention_post_norm, C), (n.mlp_post_norm, C)]);
+            all.extend([row(n.attention_post_norm), row(n.mlp_post_norm)]);
         }
-        if self.qk_norm != QkNorm::Absent {
-            let length = |heads| self.qk_norm.shape(1, heads, self.D).1;
-            all.extend([(n.q_norm, length(self.H)), (n.k_norm, length(self.K))]);
+        for (module, heads) in [(n.q_norm, self.H), (n.k_norm, self.K)] {
+            match self.qk_norm {
+                QkNorm::Absent => {}
+                QkNorm::EachHead => all.push(norm(module, &[heads, self.D], self.head_norm())),
+                _ => all.push(norm(module, &[self.qk_norm.shape(1, heads, self.D).1], self.head_norm())),
+            }
         }
-        all.extend(self.latent.iter().flat_map(|latent| latent.norms(self)));
+        let narrow = self.latent.iter().flat_map(|latent| latent.norms(self));
+        all.extend(narrow.map(|(module, len)| norm(module, &[len], self.norm)));
         all
+    }
+
+    /// How the file orders a linear layer's weight.
+    pub fn layout_of(&self, module: &str) -> Layout {
+        match self.layout {
+            WeightLayout::Conv1d => Layout::Transposed,
+            WeightLayout::PerHead if module == self.names.q => Layout::Heads { H: self.H, D: self.D },
+            _ => Layout::Rows,
+        }
     }
 
     /// Every weight a checkpoint of this model has, in the order of the forward pass.
     pub fn weights(&self) -> Vec<WeightSpec> {
         let weight =
             |module: String, shape: &[usize]| WeightSpec { name: format!("{module}.weight"), shape: shape.to_vec() };
+        let bias = |module: &str, len| WeightSpec { name: format!("{module}.bias"), shape: vec![len] };
         let mut all = vec![weight(self.names.embed.into(), &[self.V, self.C])];
+        if self.positions == Positions::Learned {
+            all.push(weight(self.names.positions.into(), &[self.max_positions, self.C]));
+        }
         for l in 0..self.layers {
-            for (norm, len) in self.norms() {
-                all.push(weight(self.names.of(l, norm), &[len]));
+            for norm in self.norms() {
+                let (modules, shape) = norm.files();
+                all.extend(modules.iter().map(|module| weight(self.names.of(l, module), shape)));
+                if norm.bias == Bias::Present {
+                    all.push(bias(&self.names.of(l, norm.module), shape[0]));
+                }
             }
             if self.sinks == Sinks::PerHead {
                 all.push(WeightSpec { name: self.names.of(l, self.names.sinks), shape: vec![self.H] });
             }
             for linear in self.linears(l) {
                 let module = self.names.of(l, linear.module);
-                all.push(weight(module.clone(), &[linear.O(), linear.C]));
+                let shape = self.layout_of(linear.module).turned([linear.O(), linear.C]);
+                all.push(weight(module.clone(), &shape));
                 if linear.bias == Bias::Present {
-                    all.push(WeightSpec { name: format!("{module}.bias"), shape: vec![linear.O()] });
+                    all.push(bias(&module, linear.O()));
                 }
             }
             let E = self.moe.as_ref().map_or(0, |moe| moe.E);
@@ -471,8 +602,14 @@ impl Spec {
             all.extend(self.experts(l).iter().flat_map(|linear| self.expert_weights(l, linear)));
         }
         all.push(weight(self.names.final_norm.into(), &[self.C]));
+        if self.norm == NormKind::Layer(Bias::Present) {
+            all.push(bias(self.names.final_norm, self.C));
+        }
         if self.head == Head::Own {
             all.push(weight(self.names.head.into(), &[self.V, self.C]));
+        }
+        if self.head_bias == Bias::Present {
+            all.push(bias(self.names.head, self.V));
         }
         all
     }

@@ -21,6 +21,10 @@ pub enum Table {
 }
 
 impl Table {
+    /// What packed rows lie in.
+    pub fn packed(&self) -> Option<&Buf> {
+        if let Table::Packed(weight) = self { Some(&weight.blocks) } else { None }
+    }
     pub fn param(&self) -> Option<&Param> {
         if let Table::Dense(param) = self { Some(param) } else { None }
     }

@@ -13,12 +13,21 @@ pub enum Weights {
     Gguf(GgufWeights),
 }
 
+/// The tensors of a folder, named as `spec` names them.
+pub fn safetensors(folder: &Path, spec: Option<&Spec>) -> Result<Tensors> {
+    let tensors = Tensors::open_folder(folder, "model")?;
+    Ok(match spec {
+        Some(Spec { names, .. }) => tensors.with_prefix(&format!("{}.weight", names.embed), names.head),
+        None => tensors,
+    })
+}
+
 impl Weights {
     /// Of a folder, or of a GGUF file; of the latter only what `spec` has.
     pub fn open(path: &Path, spec: Option<&Spec>) -> Result<Weights> {
         match gguf::find(path)? {
             Some(file) => Ok(Weights::Gguf(GgufWeights::new(Gguf::open(&file)?, spec))),
-            None => Tensors::open_folder(path, "model").map(Weights::Safetensors),
+            None => safetensors(path, spec).map(Weights::Safetensors),
         }
     }
 

@@ -6,6 +6,7 @@ pub(crate) mod table;
 use crate::dtype::{DType, Real};
 use table::for_each_op;
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod attention_sink;
@@ -22,6 +23,7 @@ pub mod group_router;
 pub mod grouped;
 pub mod int8;
 pub mod latent;
+pub mod layernorm;
 pub mod logprob;
 pub mod matmul;
 pub mod mxfp4;

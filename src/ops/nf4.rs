@@ -4,8 +4,9 @@
 //! dequantize  out[i] = LEVELS[code[i]]·absmax[i/64]
 //! double      absmax[b] = map[qabsmax[b]]·nested[b/256] + offset: the scales themselves in 8 bits (see `dyn8`)
 //! Two codes a byte, the first in the high half: bitsandbytes' layout, bit for bit.
-use super::params;
+use super::{dyn8, params};
 use crate::dtype::Real;
+use rayon::prelude::*;
 
 params! { Nf4 { P: u32 } }
 params! { Nf4Double { P: u32, /** mean of the scales */ offset: f32 } }
@@ -87,17 +88,22 @@ pub fn nf4_dequantize_double<R: Real>(
 ) {
     for i in 0..p.P as usize {
         let b = i / BLOCK;
-        let absmax = map[qabsmax[b] as usize] * nested[b / super::dyn8::BLOCK] + R::from(p.offset);
+        let absmax = map[qabsmax[b] as usize] * nested[b / dyn8::BLOCK] + R::from(p.offset);
         out[i] = level::<R>(codes[i / 2], i) * absmax;
     }
 }
 
 /// Double quantization of a weight's scales: their codes, the scales of those codes, and the mean that was taken off first.
 pub fn double_quantize(absmax: &[f32]) -> (Vec<u8>, Vec<f32>, f32) {
+    /// Scales that one thread takes at a time: whole blocks.
+    const PART: usize = 64 * dyn8::BLOCK;
     let offset = (absmax.iter().map(|x| *x as f64).sum::<f64>() / absmax.len() as f64) as f32;
     let centred: Vec<f32> = absmax.iter().map(|x| x - offset).collect();
-    let (mut codes, mut nested) = (vec![0; absmax.len()], vec![0.0; absmax.len().div_ceil(super::dyn8::BLOCK)]);
-    let p = super::dyn8::Dyn8 { P: absmax.len() as u32 };
-    super::dyn8::dyn8_quantize(&mut codes, &mut nested, &centred, &super::dyn8::dynamic_map(true), &p);
+    let (mut codes, mut nested) = (vec![0; absmax.len()], vec![0.0; absmax.len().div_ceil(dyn8::BLOCK)]);
+    let map = dyn8::dynamic_map(true);
+    let parts = codes.par_chunks_mut(PART).zip(nested.par_chunks_mut(PART / dyn8::BLOCK)).zip(centred.par_chunks(PART));
+    parts.for_each(|((codes, nested), centred)| {
+        dyn8::dyn8_quantize(codes, nested, centred, &map, &dyn8::Dyn8 { P: centred.len() as u32 });
+    });
     (codes, nested, offset)
 }

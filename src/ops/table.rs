@@ -21,6 +21,16 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// dweight += ∂L/∂weight. Its own row: it reduces over N, rmsnorm_backward over C.
     rmsnorm::rmsnorm_backward_weight{N, C}(dweight: add f32 [C], dout: read [N, C], inp: read [N, C], rstd: read f32 [N]; RmsNorm);
 
+    /// out = (inp − mean)·rstd·weight + bias, with the mean and 1/√(variance + eps) of each head's C channels; H is 1 for a norm of whole rows.
+    layernorm::layernorm_forward{N, H, C}(out: write [N, H*C], mean: write f32 [N, H], rstd: write f32 [N, H], inp: read [N, H*C], weight: read [H, C],
+        bias: opt read [H, C]; LayerNorm);
+    /// dinp += ∂L/∂inp.
+    layernorm::layernorm_backward{N, H, C}(dinp: add [N, H*C], dout: read [N, H*C], inp: read [N, H*C], weight: read [H, C], mean: read f32 [N, H],
+        rstd: read f32 [N, H]; LayerNorm);
+    /// dweight += ∂L/∂weight; the bias' gradient is bias_backward of dout.
+    layernorm::layernorm_backward_weight{N, H, C}(dweight: add f32 [H, C], dout: read [N, H*C], inp: read [N, H*C], mean: read f32 [N, H],
+        rstd: read f32 [N, H]; LayerNorm);
+
     /// out = alpha·a·bᵀ: a linear layer's forward (a = inp, b = weight).
     matmul::matmul_nt{I, J, Q}(out: write [I, J; ld_out], a: read [I, Q; ld_a], b: read [J, Q; ld_b]; MatMul);
     /// out += alpha·a·bᵀ.
@@ -70,7 +80,12 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     attention_sink::attention_sink_backward{N, H, D}(dsinks: add f32 [H], dout: read [N, H*D], out: read [N, H*D], lse: read f32 [N, H],
         sinks: read [H]; AttentionSink);
 
-    /// out = act(gate)·up, with act(x) = x·σ(x·(slope + cubic·x²)): silu, or gelu by its tanh formula.
+    /// out = act(inp): silu, gelu, relu or relu².
+    activation::activation_forward{N, F}(out: write [N, F], inp: read [N, F]; Activation);
+    /// In place: dout becomes out (recomputed), inp becomes dinp.
+    activation::activation_backward{N, F}(dout: update [N, F], inp: update [N, F]; Activation);
+
+    /// out = act(gate)·up.
     swiglu::swiglu_forward{N, F}(out: write [N, F], gate: read [N, F; ld_gate], up: read [N, F; ld_up]; SwiGlu);
     /// In place: dout becomes out (recomputed), gate becomes dgate, up becomes dup.
     swiglu::swiglu_backward{N, F}(dout: update [N, F], gate: update [N, F; ld_gate], up: update [N, F; ld_up]; SwiGlu);

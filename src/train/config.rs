@@ -55,7 +55,8 @@ macro_rules! keys {
 keys! {
     /// Everything that a run is told. Paths are relative to the working directory.
     TrainConfig in "" {
-        /// The base model: a folder with `config.json`, safetensors and tokenizer files, as Hugging Face writes it; or a GGUF file.
+        /// The base model: a folder with `config.json`, safetensors and tokenizer files, as Hugging Face writes it; its
+        /// name on the Hub, `org/name` or `org/name@revision`; or a GGUF file.
         model_name_or_path | "base_model" | "model": PathBuf;
         /// `"sft"`: supervised fine-tuning on conversations or texts. `"pretrain"`: documents end to end.
         method: Method = Method::Sft;

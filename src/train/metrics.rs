@@ -1,6 +1,7 @@
 //! What a run says of itself: `metrics.jsonl`, one JSON object a line, and the `Reporter` that the loop talks to.
 use super::disk;
 use crate::error::{Error, Result};
+use crate::io::hub::Event;
 use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -51,7 +52,9 @@ pub trait Reporter {
     fn saved(&mut self, path: &Path);
     /// Anything else worth a line: what was loaded, what was skipped, a warning.
     fn message(&mut self, text: &str);
-    /// Asked after every step: `true` makes the loop save and end with `Error::Interrupted`.
+    /// The base model's files, where they come from the Hub.
+    fn download(&mut self, _: Event) {}
+    /// Asked after every step, and on the way of a download: `true` makes the loop save and end with `Error::Interrupted`.
     fn is_interrupted(&self) -> bool {
         false
     }

@@ -13,7 +13,10 @@ use crate::data::{self, Batch, BatchOptions, Dataset, Tokenizer};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::infer::{self, Sampling};
+use crate::io::hub;
+use crate::model::spec::Positions;
 use crate::model::{self, Model, Session, Tokens, Weights};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Tokens of the sample that shows the model before and after.
@@ -21,7 +24,8 @@ const SAMPLE_TOKENS: usize = 64;
 
 /// Runs a config to its end, from wherever an earlier run of it got to. Returns the last evaluation's loss.
 pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
-    let (spec, tokenizer) = model::check(&config.model_name_or_path)?.sound()?;
+    let base = base_folder(config, reporter)?;
+    let (spec, tokenizer) = model::check(&base)?.sound()?;
     if config.dtype == DType::F16 {
         let what = "training in float16 needs loss scaling, which is not there yet: set dtype to bfloat16 (any backend has it) or float32";
         return Err(Error::Usage(what.into()));
@@ -33,8 +37,8 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let total = config.total_steps(cursor.micro_batches());
     let run_dir = RunDir::open(&config.output_dir)?;
     let real = |path: &std::path::Path| path.canonicalize().map_err(Error::read(path));
-    let base = real(&config.model_name_or_path)?;
-    let home = if base.is_file() { base.parent().unwrap_or(&base) } else { &base };
+    let real_base = real(&base)?;
+    let home = if real_base.is_file() { real_base.parent().unwrap_or(&real_base) } else { &real_base };
     if real(run_dir.path())? == home {
         return Err(Error::Usage(
             "output_dir is the model's own folder, and a result would overwrite the model: choose another".into(),
@@ -45,7 +49,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         num_input_tokens_seen: 0,
         dataset: data.report.fingerprint.clone(),
         course: state::course(config)?,
-        model: Weights::open(&config.model_name_or_path, Some(&spec))?.fingerprint(),
+        model: Weights::open(&base, Some(&spec))?.fingerprint(),
     };
     let resume = state::find(config, reporter)?;
     if let Some((folder, found)) = &resume {
@@ -59,7 +63,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
             return Ok(None);
         }
     }
-    let mut model = Model::load(b, &config.model_name_or_path, &setup::load_options(config))?;
+    let mut model = Model::load(b, &base, &setup::load_options(config))?;
     let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
     let mut state = fresh;
     if let Some((folder, found)) = resume {
@@ -69,6 +73,13 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     }
     let N = config.per_device_train_batch_size * config.max_length;
     let plan = setup::plan(config, b, &model, N);
+    let s = &model.spec;
+    if s.positions == Positions::Learned && config.max_length > s.max_positions {
+        let (wanted, most) = (config.max_length, s.max_positions);
+        return Err(Error::Usage(format!(
+            "max_length is {wanted}, but the model has learned {most} positions: set {most}"
+        )));
+    }
     let session = Session::new(b, &model, N, config.max_length, plan)?;
     // only now is it certain that the run starts, so only now may what it replaces go
     for old in run_dir.remove_after(state.global_step)? {
@@ -90,6 +101,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let clock = Clock { since: Instant::now(), tokens: 0, epoch: 0.0 };
     Run {
         config,
+        base,
         b,
         tokenizer: &tokenizer,
         data: &data,
@@ -105,6 +117,14 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         clock,
     }
     .run(reporter)
+}
+
+/// Where the base model's files are.
+fn base_folder(config: &TrainConfig, reporter: &mut dyn Reporter) -> Result<PathBuf> {
+    hub::resolve(&config.model_name_or_path, hub::Kind::Model, &mut |event| {
+        reporter.download(event);
+        !reporter.is_interrupted()
+    })
 }
 
 fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {
@@ -128,6 +148,8 @@ struct Clock {
 
 struct Run<'a> {
     config: &'a TrainConfig,
+    /// The base model's folder.
+    base: PathBuf,
     b: &'a dyn Backend,
     tokenizer: &'a Tokenizer,
     data: &'a Dataset,
@@ -171,7 +193,7 @@ impl Run<'_> {
         if saved != self.total {
             self.save(reporter)?;
         }
-        state::publish(self.b, &self.model, self.config, &self.state, self.run_dir.path())?;
+        state::publish(self.b, &self.model, self.config, &self.base, &self.state, self.run_dir.path())?;
         reporter.saved(self.run_dir.path());
         self.sample(reporter)?;
         Ok(eval)
@@ -230,7 +252,8 @@ impl Run<'_> {
     fn save(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
         let started = Instant::now();
         self.metrics.sync()?;
-        let folder = state::save(self.b, &self.run_dir, &self.model, &self.optimizer, self.config, &self.state)?;
+        let folder =
+            state::save(self.b, &self.run_dir, &self.model, &self.optimizer, self.config, &self.base, &self.state)?;
         reporter.saved(&folder);
         self.clock.since += started.elapsed();
         Ok(())

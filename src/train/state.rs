@@ -59,10 +59,16 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
 }
 
 /// The trained weights as other tools load them: an adapter, or a whole model, with the tokenizer's files beside it.
-pub(super) fn write_result(b: &dyn Backend, model: &Model, config: &TrainConfig, out: &Path) -> Result<()> {
-    let base = &config.model_name_or_path;
+/// `base` is the folder of the base model.
+pub(super) fn write_result(
+    b: &dyn Backend,
+    model: &Model,
+    config: &TrainConfig,
+    base: &Path,
+    out: &Path,
+) -> Result<()> {
     match model.lora {
-        Some(_) => peft::save(b, model, &base.to_string_lossy(), out)?,
+        Some(_) => peft::save(b, model, &config.model_name_or_path.to_string_lossy(), out)?,
         None => export::full::save(b, model, base, out)?,
     }
     export::folder::copy_companions(base, out)?;
@@ -95,8 +101,15 @@ pub(super) fn unpublish(dir: &Path) -> Result<()> {
 }
 
 /// The result at the top of the output folder; the state comes last and says that all of it is there.
-pub(super) fn publish(b: &dyn Backend, model: &Model, config: &TrainConfig, state: &State, dir: &Path) -> Result<()> {
-    disk::publish_all(dir, |dir| write_result(b, model, config, dir))?;
+pub(super) fn publish(
+    b: &dyn Backend,
+    model: &Model,
+    config: &TrainConfig,
+    base: &Path,
+    state: &State,
+    dir: &Path,
+) -> Result<()> {
+    disk::publish_all(dir, |dir| write_result(b, model, config, base, dir))?;
     let text = serde_json::to_vec_pretty(state).map_err(|e| Error::Bug(e.to_string()))?;
     disk::publish(&dir.join(STATE), |file| disk::write(file, &text))
 }
@@ -113,10 +126,11 @@ pub(super) fn save(
     model: &Model,
     optimizer: &Optimizer,
     config: &TrainConfig,
+    base: &Path,
     state: &State,
 ) -> Result<PathBuf> {
     run.save(state.global_step, config.save_total_limit, |dir| {
-        write_result(b, model, config, dir)?;
+        write_result(b, model, config, base, dir)?;
         optimizer.save(b, model, &dir.join(OPTIMIZER))?;
         let text = serde_json::to_vec_pretty(state).map_err(|e| Error::Bug(e.to_string()))?;
         std::fs::write(dir.join(STATE), text).map_err(Error::write(dir.join(STATE)))

@@ -271,14 +271,36 @@ pub fn all() -> Vec<(String, Case)> {
             add!(bias_backward, bias::BiasBackward { N, O, ld_dout: O + pad });
         }
         for (N, F, a, b) in [(1, 8, 0, 0), (3, 34, 2, 4), (7, 2056, 8, 0), (5, 2054, 2, 0)] {
-            let p = swiglu::SwiGlu { N, F, ld_gate: F + a, ld_up: F + b, slope: 1.5, cubic: 0.07 };
+            let act = F % 4;
+            let p = swiglu::SwiGlu { N, F, ld_gate: F + a, ld_up: F + b, act, slope: 1.5, cubic: 0.07 };
             add!(swiglu_forward, p);
             add!(swiglu_backward, p);
+            for act in 0..4 {
+                let p = activation::Activation { N, F, act, slope: 1.5, cubic: 0.07 };
+                add!(activation_forward, p);
+                add!(activation_backward, p);
+            }
         }
         for (N, C) in [(1, 8), (9, 128), (3, 34), (17, 1024), (3, 1032), (2, 4096), (2, 8192), (2, 10_248), (3, 2050)] {
             let p = rmsnorm::RmsNorm { N, C, eps: 1e-5, shift: 0.5 };
             add!(rmsnorm_forward, p);
             add!(rmsnorm_backward, p);
+        }
+        for (N, H, C, bias) in [
+            (1, 1, 8, 1),
+            (9, 3, 128, 0),
+            (3, 1, 34, 0),
+            (17, 2, 1024, 1),
+            (3, 1, 1032, 1),
+            (2, 1, 10_248, 1),
+            (3, 2, 2050, 0),
+        ] {
+            let p = layernorm::LayerNorm { N, H, C, eps: 1e-5, bias };
+            add!(layernorm_forward, p);
+            add!(layernorm_backward, p);
+            if C < 200 {
+                add!(layernorm_backward_weight, p);
+            }
         }
         // codes without a sign bit where the scales are, so that those are numbers
         let plain = |mut c: Case| {

@@ -54,7 +54,12 @@ CASES |= {  # of Llama's family
 }
 EXTRA = {  # only with `second`, or by name
   "starcoder2": ("Starcoder2Config", dict(norm_epsilon=1e-5)), "cohere": ("CohereConfig", dict(logit_scale=0.5)),
-  "stablelm": ("StableLmConfig", dict(hidden_size=48)), "gpt_oss": ("GptOssConfig", dict(head_dim=16 if not SECOND else 6, num_local_experts=4, num_experts_per_tok=2, sliding_window=8, swiglu_limit=1.5 if not SECOND else 7.0)),
+  "cohere_qk_norm": ("CohereConfig", dict(logit_scale=0.5, use_qk_norm=True, tie_word_embeddings=True)),
+  "cohere2": ("Cohere2Config", dict(logit_scale=0.5, sliding_window=8, num_hidden_layers=4, tie_word_embeddings=True)),
+  "stablelm_parallel": ("StableLmConfig", dict(use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True, rope_parameters=rp(partial_rotary_factor=0.67))),
+  "gpt_neox_sequential": ("GPTNeoXConfig", dict(use_parallel_residual=False, hidden_act="gelu_fast", attention_bias=False, tie_word_embeddings=True, rope_parameters=rp(partial_rotary_factor=1.0))),
+  "phi": ("PhiConfig", dict(num_key_value_heads=None, qk_layernorm=True, rope_parameters=rp(partial_rotary_factor=0.67))),
+  "stablelm": ("StableLmConfig", dict(hidden_size=48) if SECOND else dict(rope_parameters=rp(partial_rotary_factor=0.34))), "gpt_oss": ("GptOssConfig", dict(head_dim=16 if not SECOND else 6, num_local_experts=4, num_experts_per_tok=2, sliding_window=8, swiglu_limit=1.5 if not SECOND else 7.0)),
   # in `second` odd heads and values; narrow rows that are no multiples; groups of two
   "deepseek_v3": ("DeepseekV3Config", DEEPSEEK),
   # q at once, halves turn together, biases, one group, weights as they are
@@ -62,12 +67,13 @@ EXTRA = {  # only with `second`, or by name
   "deepseek_v3_yarn": ("DeepseekV3Config", DEEPSEEK | dict(first_k_dense_replace=0, n_shared_experts=2, rope_parameters=rp(rope_type="yarn", factor=8.0, beta_fast=32, beta_slow=1, mscale=0.9, mscale_all_dim=1.3, original_max_position_embeddings=16))),
   "qwen2_moe": ("Qwen2MoeConfig", dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=40, norm_topk_prob=False, num_hidden_layers=3, mlp_only_layers=[0] if not SECOND else [])),
   "qwen3_moe_mixed": ("Qwen3MoeConfig", dict(head_dim=12, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=False, num_hidden_layers=4, decoder_sparse_step=2, mlp_only_layers=[3] if not SECOND else [])),
-  "gpt2": ("GPT2Config", None), "gpt_neox": ("GPTNeoXConfig", dict(hidden_size=48, num_key_value_heads=6)),
+  "gpt2": ("GPT2Config", None), "gpt_neox": ("GPTNeoXConfig", dict(hidden_size=48, num_key_value_heads=6) if SECOND else dict(rope_parameters=rp(partial_rotary_factor=0.34))),
 }
 
 def build(cls, kw):
     if cls == "GPT2Config":
-        cfg = transformers.GPT2Config(vocab_size=BASE["vocab_size"], n_embd=48, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1)
+        sizes = dict(n_embd=36, n_layer=3, n_head=6, n_inner=52) if SECOND else dict(n_embd=48, n_layer=2, n_head=4)
+        cfg = transformers.GPT2Config(vocab_size=BASE["vocab_size"], n_positions=64, bos_token_id=0, eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **sizes)
     else:
         k = dict(BASE); k.update(kw)
         if k.get("num_key_value_heads") is None: k["num_key_value_heads"] = k["num_attention_heads"]
@@ -243,10 +249,15 @@ def attempt(f, *a, **k):
     except Exception as e:
         import traceback; traceback.print_exc(); print("FAILED", a[:1], repr(e)[:300], flush=True)
 
-if ONLY:  # just the named model cases
+TRAIN = {  # by name only
+  "train_lora_gpt2": (*EXTRA["gpt2"], dict(r=4, lora_alpha=8, fan_in_fan_out=True, target_modules=["c_attn", "c_proj", "c_fc"])),
+  "train_lora_gpt_neox": (*EXTRA["gpt_neox"], dict(r=5, lora_alpha=10, target_modules=["query_key_value", "dense", "dense_4h_to_h"])),
+}
+if ONLY:  # just the named cases
     for n in ONLY:
         if n == "gpt_oss_mxfp4": attempt(mxfp4_case, n)
         elif n == "bnb_8bit_dequant": attempt(dequant_8bit, f"{OUT}/bnb_8bit")
+        elif n in TRAIN: attempt(train_case, n, *TRAIN[n])
         else: attempt(model_case, n, *(CASES | EXTRA)[n])
     sys.exit()
 for n, (c, k) in CASES.items(): attempt(model_case, n, c, k)

@@ -1,6 +1,6 @@
 //! The reference backend: every op is the plain Rust function of its name at f32, rows in parallel; products go to the
 //! gemm crate and attention to blocks of it (`fast.rs`).
-use super::{Backend, Buf, Launch, Memory, same_bytes};
+use super::{Backend, Buf, Launch, Memory, copy_bytes, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Elem, Extent, Op, Slice};
@@ -12,6 +12,22 @@ mod grouped;
 
 /// 8-aligned memory that many buffers share.
 type Slab = Box<[UnsafeCell<u64>]>;
+
+/// Values of an upload that one thread decodes at a time.
+const UPLOAD: usize = 1 << 18;
+
+/// Zeros that take no memory before they are written; `None`: there is not enough.
+fn zeroed(words: usize) -> Option<Slab> {
+    if words == 0 {
+        return Some(Slab::default());
+    }
+    let layout = std::alloc::Layout::array::<UnsafeCell<u64>>(words).ok()?;
+    // SAFETY: the size is not 0; zeros are u64s, and `Box` frees them by the same layout.
+    unsafe {
+        let start = std::alloc::alloc_zeroed(layout) as *mut UnsafeCell<u64>;
+        (!start.is_null()).then(|| Box::from_raw(std::ptr::slice_from_raw_parts_mut(start, words)))
+    }
+}
 
 /// Holds floats as f32 and rounds to the buffer's dtype at each store.
 #[derive(Default)]
@@ -93,10 +109,14 @@ fn by_rows(op: Op) -> bool {
         Op::embedding_forward
             | Op::rmsnorm_forward
             | Op::rmsnorm_backward
+            | Op::layernorm_forward
+            | Op::layernorm_backward
             | Op::attention_sink_forward
             | Op::bias_forward
             | Op::rope_forward
             | Op::rope_backward
+            | Op::activation_forward
+            | Op::activation_backward
             | Op::swiglu_forward
             | Op::swiglu_backward
             | Op::logprob_forward
@@ -141,13 +161,10 @@ impl Backend for Cpu {
     fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
         let width = if dtype.is_float() { 4 } else { dtype.size() };
         let words = (len * width).div_ceil(8);
-        let mut zeros: Vec<u64> = Vec::new();
-        zeros
-            .try_reserve_exact(words)
-            .map_err(|_| Error::device("cpu", format!("out of memory: {} MiB wanted", words >> 17)))?;
-        zeros.resize(words, 0);
+        let slab =
+            zeroed(words).ok_or_else(|| Error::device("cpu", format!("out of memory: {} MiB wanted", words >> 17)))?;
         let mut slabs = self.slabs.borrow_mut();
-        slabs.push(Some(zeros.into_iter().map(UnsafeCell::new).collect()));
+        slabs.push(Some(slab));
         let mut memory = self.memory.get();
         memory.used += words as u64 * 8;
         memory.peak = memory.peak.max(memory.used);
@@ -164,11 +181,15 @@ impl Backend for Cpu {
 
     fn upload(&self, to: &mut Buf, bytes: &[u8]) -> Result<()> {
         same_bytes("upload", to.len * to.dtype.size(), bytes.len())?;
-        if to.dtype.is_float() {
-            self.floats(to).copy_from_slice(&to.dtype.decode(bytes));
+        let dtype = to.dtype;
+        if dtype.is_float() {
+            let parts = bytes.par_chunks(UPLOAD * to.dtype.size());
+            let to_part = |(to, from): (&mut [f32], &[u8])| dtype.decode_to(to, from);
+            self.floats(to).par_chunks_mut(UPLOAD).zip(parts).for_each(to_part);
         } else {
             // SAFETY: as in `floats`.
-            unsafe { std::slice::from_raw_parts_mut(self.ptr(to), bytes.len()) }.copy_from_slice(bytes);
+            let to = unsafe { std::slice::from_raw_parts_mut(self.ptr(to), bytes.len()) };
+            copy_bytes(to, bytes);
         }
         Ok(())
     }

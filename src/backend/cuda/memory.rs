@@ -1,6 +1,6 @@
 //! Device memory: allocations by number, and a pinned ring that uploads pass through so that they never wait for the stream.
 use super::driver::{Device, failed};
-use crate::backend::{Buf, Memory};
+use crate::backend::{Buf, Memory, copy_bytes};
 use crate::error::{Error, Result};
 use cudarc::driver::{result, sys};
 use std::collections::VecDeque;
@@ -113,7 +113,8 @@ impl Ring {
             let (to, stream) = (to + (i * PIECE) as u64, device.raw_stream());
             // SAFETY: `reserve` waited until no copy reads these bytes of the ring.
             let host = unsafe { std::slice::from_raw_parts_mut(self.base.add(start), part.len()) };
-            host.copy_from_slice(part);
+            // one thread copies out of a mapped file at a fraction of what the bus takes: each page of it is a fault
+            copy_bytes(host, part);
             let done =
                 result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed("an event"))?;
             // From here on the piece is in the queue, so that an error does not lose its event.

@@ -99,6 +99,11 @@ pub fn module(request: &Request) -> Result<Module, String> {
     }
     for arg in request.args {
         text += &format!("const has_{} = {};\n", arg.name, arg.dtype.is_some());
+        if arg.dtype.is_none() {
+            // a branch on `has_` is compiled all the same
+            text += &format!("fn ld_{}(i: u32) -> V {{ return V(); }}\n", arg.name);
+            text += &format!("fn ld1_{}(i: u32) -> f32 {{ return 0.0; }}\n", arg.name);
+        }
     }
     Ok(Module { text: text + COMMON + &code, bound })
 }

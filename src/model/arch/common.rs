@@ -1,8 +1,8 @@
 //! What the decoders of the Llama family have in common.
 use super::super::config::Keys;
 use super::super::spec::{
-    Activation, Bias, ExpertFiles, GatedUnit, Head, LayerKind, MoeSpec, Names, NormPlace, NormWeight, QkNorm,
-    RopePairs, RouterWeights, Scores, Sinks, Spec,
+    Activation, Bias, ExpertFiles, GatedUnit, Gating, Head, LayerKind, MoeSpec, Names, NormKind, NormPlace, NormWeight,
+    Positions, QkNorm, ResidualKind, RopePairs, RouterWeights, Scores, Sinks, Spec, WeightLayout,
 };
 use super::rope;
 use crate::error::Result;
@@ -10,6 +10,7 @@ use crate::error::Result;
 pub(super) const NAMES: Names = Names {
     embed: "model.embed_tokens",
     layer: "model.layers.{}",
+    positions: "",
     final_norm: "model.norm",
     head: "lm_head",
     attention_norm: "input_layernorm",
@@ -68,6 +69,9 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
         mlp_bias: Bias::Absent,
         latent: None,
         moe: None,
+        norm: NormKind::Rms,
+        residual: ResidualKind::Sequential,
+        gating: Gating::Gated,
         dense_layers: Vec::new(),
         ignored_layers: 0,
         norm_weight: NormWeight::Factor,
@@ -82,7 +86,10 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
         attention_softcap: 0.0,
         logit_softcap: 0.0,
         head: tied(keys, false)?,
+        head_bias: Bias::Absent,
         max_positions: keys.size("max_position_embeddings", Some(2048))?,
+        positions: Positions::Implicit,
+        layout: WeightLayout::Rows,
         initializer_range: keys.positive("initializer_range", Some(0.02))? as f32,
         names: NAMES,
     })
@@ -151,8 +158,17 @@ pub(super) fn activation(keys: &Keys, names: &[&str], default: &str) -> Result<A
     let name = names.iter().find(|name| keys.get(name).is_some()).unwrap_or(&names[0]);
     match keys.text(name, Some(default))?.as_str() {
         "silu" | "swish" => Ok(Activation::Silu),
-        "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
-        other => keys.wrong(name, format!("`silu` or `gelu_pytorch_tanh` is wanted, got `{other}`")),
+        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => {
+            Ok(Activation::GeluTanh)
+        }
+        "gelu" | "gelu_python" => Ok(Activation::Gelu),
+        "quick_gelu" => Ok(Activation::QuickGelu),
+        "relu" => Ok(Activation::Relu),
+        "relu2" => Ok(Activation::Relu2),
+        other => {
+            let known = "silu, gelu, gelu_pytorch_tanh, gelu_new, gelu_fast, quick_gelu, relu, relu2";
+            keys.wrong(name, format!("one of {known} is wanted, got `{other}`"))
+        }
     }
 }
 

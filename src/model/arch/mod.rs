@@ -5,6 +5,8 @@ use crate::error::{Error, Result, distance};
 use crate::io::gguf::{self, Gguf};
 use std::path::Path;
 
+mod cohere;
+mod cohere2;
 mod common;
 mod deepseek_v3;
 mod ernie4_5;
@@ -14,6 +16,8 @@ mod gemma2;
 mod gemma3;
 mod glm;
 mod glm4;
+mod gpt2;
+mod gpt_neox;
 mod gpt_oss;
 mod granite;
 mod llama;
@@ -23,6 +27,7 @@ mod mixtral;
 mod olmo2;
 mod olmo3;
 mod olmoe;
+mod phi;
 mod phi3;
 mod qwen2;
 mod qwen2_moe;
@@ -31,6 +36,8 @@ mod qwen3_moe;
 mod rope;
 mod seed_oss;
 mod smollm3;
+mod stablelm;
+mod starcoder2;
 mod unsupported;
 
 /// No real model has as many; keeps a hostile config from naming tensors without end.
@@ -41,6 +48,8 @@ type Read = fn(&Keys) -> Result<Spec>;
 
 /// `model_type` and how its config is read.
 const ARCHITECTURES: &[(&str, Read)] = &[
+    ("cohere", cohere::spec),
+    ("cohere2", cohere2::spec),
     ("deepseek_v3", deepseek_v3::spec),
     ("ernie4_5", ernie4_5::spec),
     ("exaone4", exaone4::spec),
@@ -49,6 +58,8 @@ const ARCHITECTURES: &[(&str, Read)] = &[
     ("gemma3_text", gemma3::spec),
     ("glm", glm::spec),
     ("glm4", glm4::spec),
+    ("gpt2", gpt2::spec),
+    ("gpt_neox", gpt_neox::spec),
     ("granite", granite::spec),
     ("gpt_oss", gpt_oss::spec),
     ("kimi_k2", deepseek_v3::spec),
@@ -59,6 +70,7 @@ const ARCHITECTURES: &[(&str, Read)] = &[
     ("olmo2", olmo2::spec),
     ("olmo3", olmo3::spec),
     ("olmoe", olmoe::spec),
+    ("phi", phi::spec),
     ("phi3", phi3::spec),
     ("qwen2", qwen2::spec),
     ("qwen2_moe", qwen2_moe::spec),
@@ -66,6 +78,8 @@ const ARCHITECTURES: &[(&str, Read)] = &[
     ("qwen3_moe", qwen3_moe::spec),
     ("seed_oss", seed_oss::spec),
     ("smollm3", smollm3::spec),
+    ("stablelm", stablelm::spec),
+    ("starcoder2", starcoder2::spec),
 ];
 
 /// The config of a model folder, of a GGUF file, or of a config file itself: the object of `config.json`.
@@ -275,5 +289,44 @@ mod tests {
         let long =
             serde_json::json!({"rope_scaling": {"type": "su", "short_factor": [1, 1, 1, 1, 1], "long_factor": [1, 1]}});
         assert!(with("phi3", long).unwrap_err().to_string().contains("6 numbers"));
+    }
+
+    /// The keys that published models of the LayerNorm families have, those of older transformers included.
+    #[test]
+    fn layernorm_families_as_published() {
+        use crate::model::spec::{Activation, Bias, Head, NormKind, Positions, QkNorm, ResidualKind};
+        let spec = |model_type, more| with(model_type, more).unwrap();
+        let gpt2 = spec(
+            "gpt2",
+            serde_json::json!({"n_ctx": 1024, "n_embd": 1600, "n_head": 25, "n_layer": 48, "n_positions": 1024}),
+        );
+        assert_eq!((gpt2.C, gpt2.F, gpt2.H, gpt2.K, gpt2.D, gpt2.layers), (1600, 6400, 25, 25, 64, 48));
+        assert_eq!((gpt2.positions, gpt2.max_positions, gpt2.head), (Positions::Learned, 1024, Head::Tied));
+        assert_eq!(gpt2.activation, Activation::GeluTanh);
+        let e = with("gpt2", serde_json::json!({"n_embd": 10, "n_head": 3})).unwrap_err().to_string();
+        assert!(e.contains("n_head"), "the key is called as in the file: {e}");
+
+        let pythia = serde_json::json!({"rotary_pct": 0.5, "rotary_emb_base": 20000, "hidden_act": "gelu"});
+        let pythia = spec("gpt_neox", pythia);
+        assert_eq!((pythia.A, pythia.K, pythia.residual), (6, 4, ResidualKind::Parallel));
+        assert_eq!((pythia.kinds[0].rope.as_ref().unwrap().theta, pythia.activation), (20000.0, Activation::Gelu));
+
+        let phi = serde_json::json!({"hidden_size": 160, "num_attention_heads": 2, "num_key_value_heads": null, "partial_rotary_factor": 0.4});
+        assert_eq!((spec("phi", phi.clone()).A, spec("phi", phi).K), (32, 2));
+        let stable = serde_json::json!({"hidden_size": 64, "qk_layernorm": true, "use_qkv_bias": true});
+        assert_eq!((spec("stablelm", stable.clone()).A, spec("stablelm", stable).qk_norm), (4, QkNorm::EachHead));
+        let command =
+            spec("cohere", serde_json::json!({"rope_theta": 8e6, "use_qk_norm": false, "model_max_length": 8192}));
+        assert_eq!(
+            (command.logit_scale, command.head, command.norm),
+            (0.0625, Head::Tied, NormKind::Layer(Bias::Absent))
+        );
+        let r7b =
+            spec("cohere2", serde_json::json!({"sliding_window": 8, "sliding_window_pattern": 3, "rotary_pct": 1.0}));
+        assert_eq!(r7b.kind_of, [0, 0, 1, 0, 0, 1]);
+        assert!(r7b.kinds[0].window == Some(8) && r7b.kinds[0].rope.is_some() && r7b.kinds[1].rope.is_none());
+        let star =
+            spec("starcoder2", serde_json::json!({"sliding_window": 4096, "use_bias": true, "norm_epsilon": 1e-6}));
+        assert_eq!((star.kinds[0].window, star.eps, star.head), (Some(4096), 1e-6, Head::Tied));
     }
 }

@@ -1,5 +1,5 @@
 //! Where a GGUF file has each weight of a model, and what llama.cpp's `convert_hf_to_gguf.py` did to it.
-use super::super::spec::{Bias, NormWeight, Spec};
+use super::super::spec::{Bias, NormSpec, NormWeight, Spec};
 use crate::io::gguf::{Gguf, Value};
 use std::collections::BTreeMap;
 
@@ -34,7 +34,7 @@ pub(super) fn places(spec: &Spec, gguf: &Gguf) -> BTreeMap<String, Place> {
     put(format!("{}.weight", names.final_norm), "output_norm.weight".into(), None, norm);
     put(format!("{}.weight", names.head), "output.weight".into(), None, Fix::Keep);
     for l in 0..spec.layers {
-        for (module, _) in spec.norms() {
+        for NormSpec { module, .. } in spec.norms() {
             let Some(tensor) = of_module(spec, module) else { continue };
             put(format!("{}.weight", names.of(l, module)), format!("blk.{l}.{tensor}.weight"), None, norm);
         }

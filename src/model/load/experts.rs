@@ -1,11 +1,11 @@
 //! The experts of a layer, which the file names one by one or stacks itself, as one stack.
 use super::super::experts::Layout;
+use super::super::layout::Layout as Order;
 use super::super::moe::Moe;
 use super::super::shared::Shared;
 use super::super::spec::{Bias, ExpertFiles, LinearSpec};
 use super::{Buf, DType, Experts, Floats, Linear, Loader, Param, Stored, Weight, quantized};
 use crate::error::{Error, Result};
-use crate::model::linear::GgufWeight;
 
 impl<'a> Loader<'a> {
     pub(super) fn moe(&mut self, layer: usize) -> Result<Moe> {
@@ -51,10 +51,7 @@ impl<'a> Loader<'a> {
                 let inp = self.staged_stack(&files, O, C)?;
                 quantized::quantize_int8(self.b, &inp, files.len() * O, C).map(Weight::Int8)?
             }
-            _ => match self.packed_stack(&files, O, C)? {
-                Some(packed) => Weight::Gguf(packed),
-                None => Weight::Dense(self.stack(files, O, C)?),
-            },
+            _ => self.stored(files, O, C)?,
         };
         let name = names.first().cloned().unwrap_or_default();
         let stack =
@@ -73,7 +70,7 @@ impl<'a> Loader<'a> {
         let (O, C) = (linear.O(), linear.C);
         let names = self.spec.expert_names(layer, linear.module);
         let (name, E) = (self.spec.names.of(layer, linear.module), names.len());
-        let weight = self.weight(&name, &[E, C, O], self.quantize)?;
+        let weight = self.weight(&name, (&[E, C, O], Order::Rows), self.quantize)?;
         let bias_name = format!("{name}_bias");
         let bias = match linear.bias {
             Bias::Present => Some(self.param(&bias_name, &bias_name, &[E, O], self.options.full())?),
@@ -87,17 +84,30 @@ impl<'a> Loader<'a> {
         Ok(Experts { names, O, C, layout, stack })
     }
 
-    fn stack(&self, files: Vec<String>, O: usize, C: usize) -> Result<Param> {
-        let tensors = self.tensors_of(&files, O, C)?;
-        let mut param = Param::stack(self.b, files, &[O, C], [O, C], self.options.dtype)?;
-        let exact = tensors.iter().all(|floats| floats.dtype == self.options.dtype);
-        if self.options.full() && !exact {
+    /// As the files have them.
+    fn stored(&self, files: Vec<String>, O: usize, C: usize) -> Result<Weight> {
+        let stored = |file: &String| self.tensors.find(file, &[O, C]);
+        let all = files.iter().map(stored).collect::<Result<Vec<_>>>()?;
+        match quantized::stack(self.b, &all)? {
+            Some(weight) => Ok(weight),
+            None => self.floats(files, &all, O, C).map(Weight::Dense),
+        }
+    }
+
+    /// Floats, or the exact values of what has no quantized form as a stack.
+    fn floats(&self, files: Vec<String>, all: &[Stored], O: usize, C: usize) -> Result<Param> {
+        let dtype = self.options.dtype;
+        let mut param = Param::stack(self.b, files, &[O, C], [O, C], dtype)?;
+        let exact = |stored: &Stored| matches!(stored, Stored::Float(floats) if floats.dtype == dtype);
+        if self.options.full() && !all.iter().all(exact) {
             param.unfreeze(self.b)?;
         }
-        for (i, floats) in tensors.iter().enumerate() {
-            match exact {
-                true => param.set_bytes(self.b, i, &floats.bytes)?,
-                false => param.set_part(self.b, i, &floats.to_f32())?,
+        for (i, stored) in all.iter().enumerate() {
+            match stored {
+                Stored::Float(floats) if param.train.is_none() && exact(stored) => {
+                    param.set_bytes(self.b, i, &floats.bytes)?;
+                }
+                _ => param.set_part(self.b, i, &stored.to_f32())?,
             }
         }
         if self.options.full() {
@@ -113,44 +123,14 @@ impl<'a> Loader<'a> {
             let what = "experts of one layer are stored in different types: save the model in one";
             return Err(Error::content(self.tensors.path(), &files[other], what));
         }
-        self.stage(&tensors, O, C)
+        self.stage(&tensors, (O, C, Order::Rows))
     }
 
     fn tensors_of(&self, files: &[String], O: usize, C: usize) -> Result<Vec<Floats<'a>>> {
         let floats = |file: &String| match self.tensors.find(file, &[O, C])? {
             Stored::Float(floats) => Ok(floats),
-            Stored::Nf4(_) => Err(self.unsupported(file, 4)),
-            Stored::Int8(_) => Err(self.unsupported(file, 8)),
-            Stored::Gguf(_) => Err(self.mixed(file)),
-            Stored::Mxfp4(_) => Err(Error::Bug(format!("{file}: only stacked experts come in MXFP4"))),
+            _ => Err(Error::Bug(format!("{file}: what is stored in few bits is not quantized again"))),
         };
         files.iter().map(floats).collect()
-    }
-
-    /// The blocks of all experts as one weight; `None`: the first one's are floats.
-    fn packed_stack(&self, files: &[String], O: usize, C: usize) -> Result<Option<GgufWeight>> {
-        let (mut all, mut format) = (Vec::new(), None);
-        for file in files {
-            match self.tensors.find(file, &[O, C])? {
-                Stored::Gguf(q) if *format.get_or_insert(q.format) == q.format => all.extend_from_slice(&q.bytes),
-                _ if format.is_none() => return Ok(None),
-                _ => return Err(self.mixed(file)),
-            }
-        }
-        let mut blocks = self.b.alloc(all.len(), DType::U8)?;
-        self.b.upload(&mut blocks, &all)?;
-        Ok(format.map(|format| GgufWeight { format, blocks }))
-    }
-
-    fn mixed(&self, file: &str) -> Error {
-        let what = "experts of one layer are stored in different formats: quantize the model in one";
-        Error::content(self.tensors.path(), file, what)
-    }
-
-    fn unsupported(&self, file: &str, bits: u32) -> Error {
-        let what = format!(
-            "expert weights stored in {bits} bits are not supported yet; load the unquantized model with load_in_{bits}bit"
-        );
-        Error::content(self.tensors.path(), file, what)
     }
 }

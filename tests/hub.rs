@@ -1,0 +1,295 @@
+//! Models by name, from a Hub that the test itself serves.
+use luthier::io::hub::{Event, Hub, Kind};
+use luthier::model::{LoadOptions, Model};
+use luthier::{Error, Result, backend::cpu::Cpu, dtype::DType};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+#[path = "hub/server.rs"]
+mod server;
+use server::{Repo, Server};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+const LLAMA: &str = "tests/golden/llama";
+
+/// The small Llama as a repository.
+fn llama() -> Repo {
+    let read = |name: &str| (name.to_string(), std::fs::read(Path::new(LLAMA).join(name)).unwrap());
+    let mut files: std::collections::BTreeMap<_, _> = ["config.json", "model.safetensors"].map(read).into();
+    files.insert("README.md".into(), b"not for us".to_vec());
+    files.insert("generation_config.json".into(), b"{\"eos_token_id\": 2}".to_vec());
+    Repo { commit: COMMIT.into(), revisions: vec!["main".into(), "refs/pr/1".into()], files, gated: None }
+}
+
+/// The same with its tensors in two shards.
+fn sharded() -> Repo {
+    let mut repo = llama();
+    let whole = repo.files.remove("model.safetensors").unwrap();
+    let file = safetensors::SafeTensors::deserialize(&whole).unwrap();
+    let mut map = serde_json::Map::new();
+    for (i, name) in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"].into_iter().enumerate() {
+        let views: Vec<_> =
+            file.tensors().into_iter().enumerate().filter(|(t, _)| t % 2 == i).map(|(_, v)| v).collect();
+        map.extend(views.iter().map(|(tensor, _)| (tensor.clone(), name.into())));
+        repo.files.insert(name.into(), safetensors::serialize(views, None).unwrap());
+    }
+    let index = serde_json::json!({ "weight_map": map }).to_string().into_bytes();
+    repo.files.insert("model.safetensors.index.json".into(), index);
+    repo
+}
+
+fn hub(server: &Server, cache: &TempDir) -> Hub {
+    Hub { endpoint: server.url.clone(), token: None, cache: cache.path().to_path_buf(), offline: false }
+}
+
+fn get(hub: &Hub, name: &str) -> Result<PathBuf> {
+    hub.resolve(name.as_ref(), Kind::Model, &mut |_| true)
+}
+
+fn refused(hub: &Hub, name: &str, code: u8, words: &[&str]) {
+    let e = get(hub, name).expect_err(name);
+    let said = e.to_string();
+    assert!(
+        e.exit_code() == code && words.iter().all(|w| said.contains(w)),
+        "{name}: {} {said}, not {words:?}",
+        e.exit_code()
+    );
+}
+
+fn loads(folder: &Path) {
+    let model = Model::load(&Cpu::new(), folder, &LoadOptions::frozen(DType::F32)).unwrap();
+    assert!(model.params().count() > 3);
+}
+
+#[test]
+fn a_model_comes_once_and_only_what_is_needed_of_it() {
+    let (server, cache) = (Server::start([("org/llama", llama())]), tempfile::tempdir().unwrap());
+    let hub = Hub { token: Some("secret".into()), ..hub(&server, &cache) };
+    let mut seen = Vec::new();
+    let folder = hub.resolve("org/llama".as_ref(), Kind::Model, &mut |event| {
+        if let Event::File { name, size, have: 0 } = event {
+            seen.push((name.to_string(), size as usize));
+        }
+        true
+    });
+    let folder = folder.unwrap();
+    let repo = llama();
+    let want =
+        ["config.json", "generation_config.json", "model.safetensors"].map(|f| (f.to_string(), repo.files[f].len()));
+    assert_eq!(seen, want);
+    let place = cache.path().join("models--org--llama");
+    assert_eq!(folder, place.join("snapshots").join(COMMIT));
+    assert_eq!(std::fs::read_to_string(place.join("refs/main")).unwrap(), COMMIT);
+    for (file, _) in &want {
+        assert_eq!(std::fs::read(folder.join(file)).unwrap(), repo.files[file], "{file}");
+        let target = std::fs::read_link(folder.join(file)).unwrap();
+        assert!(target.starts_with("../../blobs"), "{target:?}");
+    }
+    assert!(place.join(".no_exist").join(COMMIT).join("tokenizer.model").exists());
+    loads(&folder);
+    let log = server.log();
+    assert!(!log.iter().any(|line| line.contains("README")), "{log:?}");
+    // the token is the Hub's alone, and a redirect leads elsewhere
+    assert!(log.iter().all(|line| line.contains(" token") != line.contains("/cdn/")), "{log:?}");
+    assert!(log.iter().any(|line| line.contains("/cdn/")));
+
+    // again: one look at whether it has changed; by commit: none
+    assert_eq!(get(&hub, "org/llama").unwrap(), folder);
+    assert_eq!(server.log(), ["HEAD /org/llama/resolve/main/config.json token"]);
+    assert_eq!(get(&hub, &format!("org/llama@{COMMIT}")).unwrap(), folder);
+    assert!(server.log().is_empty());
+
+    // a new commit with the same weights: only what changed comes
+    let commit = COMMIT.replace('0', "f");
+    server.state.lock().unwrap().repos.insert("org/llama".into(), {
+        let mut repo = Repo { commit: commit.clone(), ..llama() };
+        repo.files.insert("generation_config.json".into(), b"{}".to_vec());
+        repo
+    });
+    let new = get(&hub, "org/llama").unwrap();
+    assert!(new.ends_with(&commit));
+    let fetched: Vec<String> = server.log().into_iter().filter(|line| line.starts_with("GET")).collect();
+    assert_eq!(fetched, [format!("GET /org/llama/resolve/{commit}/generation_config.json token")]);
+    loads(&new);
+}
+
+#[test]
+fn what_was_interrupted_goes_on_where_it_stopped() {
+    let (server, cache) = (Server::start([("org/llama", llama())]), tempfile::tempdir().unwrap());
+    let hub = hub(&server, &cache);
+    let size = llama().files["model.safetensors"].len();
+    // the connection breaks twice: the same call goes on by itself
+    server.state.lock().unwrap().cuts = vec![1000, 500];
+    // and then the user ends it
+    let mut bytes = 0;
+    let stopped = hub.resolve("org/llama".as_ref(), Kind::Model, &mut |event| {
+        if let Event::Bytes(have) = event {
+            bytes = have;
+        }
+        bytes != 1500
+    });
+    assert_eq!(stopped.unwrap_err().exit_code(), 130);
+    let blobs = cache.path().join("models--org--llama/blobs");
+    let part = || std::fs::read_dir(&blobs).unwrap().map(|e| e.unwrap().path()).find(|p| p.extension().is_some());
+    assert_eq!(std::fs::read(part().unwrap()).unwrap(), llama().files["model.safetensors"][..1500]);
+    server.log();
+
+    // a server that breaks off at once, again and again, is an error; what is there stays
+    server.state.lock().unwrap().cuts = vec![0; 5];
+    let e = get(&hub, "org/llama").unwrap_err();
+    assert_eq!(e.exit_code(), 74, "{e}");
+    assert_eq!(part().unwrap().metadata().unwrap().len(), 1500);
+    assert_eq!(server.log().iter().filter(|line| line.contains("/cdn/") && line.ends_with("bytes=1500-")).count(), 5);
+
+    let mut from = None;
+    let folder = hub.resolve("org/llama".as_ref(), Kind::Model, &mut |event| {
+        if let Event::File { name: "model.safetensors", have, .. } = event {
+            from = Some(have);
+        }
+        true
+    });
+    assert_eq!(from, Some(1500));
+    assert_eq!(std::fs::read(folder.unwrap().join("model.safetensors")).unwrap(), llama().files["model.safetensors"]);
+    assert!(part().is_none());
+
+    // leftovers that are too long, and a server that cannot give parts: from the start
+    for (leftover, whole) in [(size + 1, false), (size - 1, true), (size, false)] {
+        let cache = tempfile::tempdir().unwrap();
+        let hub = Hub { cache: cache.path().to_path_buf(), ..hub.clone() };
+        let etag = blake3::hash(&llama().files["model.safetensors"]).to_hex();
+        let blobs = cache.path().join("models--org--llama/blobs");
+        std::fs::create_dir_all(&blobs).unwrap();
+        let content = if leftover == size { llama().files["model.safetensors"].clone() } else { vec![7; leftover] };
+        std::fs::write(blobs.join(format!("{etag}.incomplete")), content).unwrap();
+        server.state.lock().unwrap().whole = whole;
+        let folder = get(&hub, "org/llama").unwrap();
+        assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), llama().files["model.safetensors"]);
+    }
+}
+
+#[test]
+fn offline_means_the_cache_and_nothing_else() {
+    let (server, cache) =
+        (Server::start([("org/llama", llama()), ("org/parts", sharded())]), tempfile::tempdir().unwrap());
+    let online = hub(&server, &cache);
+    let offline = Hub { offline: true, ..online.clone() };
+    refused(&offline, "org/llama", 74, &["not in the cache", "HF_HUB_OFFLINE"]);
+    let folder = get(&online, "org/llama@refs/pr/1").unwrap();
+    server.log();
+    assert_eq!(get(&offline, "org/llama@refs/pr/1").unwrap(), folder);
+    assert_eq!(get(&offline, &format!("org/llama@{COMMIT}")).unwrap(), folder);
+    refused(&offline, "org/llama", 74, &["org/llama is not in the cache"]);
+
+    // a shard is missing
+    let folder = get(&online, "org/parts").unwrap();
+    loads(&folder);
+    assert_eq!(get(&offline, "org/parts").unwrap(), folder);
+    let shard = folder.join("model-00002-of-00002.safetensors");
+    std::fs::remove_file(shard.canonicalize().unwrap()).unwrap();
+    refused(&offline, "org/parts", 74, &["not whole", "model-00002-of-00002.safetensors is missing"]);
+    // and comes again
+    loads(&get(&online, "org/parts").unwrap());
+
+    // nobody answers: the cache, with a word about it; where there is nothing, an error
+    let gone = Hub { endpoint: "http://127.0.0.1:9".into(), ..online };
+    let mut notes = Vec::new();
+    let found = gone.resolve("org/parts".as_ref(), Kind::Model, &mut |event| {
+        if let Event::Note(note) = event {
+            notes.push(note.to_string());
+        }
+        true
+    });
+    assert_eq!(found.unwrap(), folder);
+    assert!(notes.len() == 1 && notes[0].contains("127.0.0.1:9") && notes[0].contains(COMMIT), "{notes:?}");
+    refused(&gone, "org/other", 74, &["no such folder here", "does not answer"]);
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let old = || {
+        let mut repo = llama();
+        let weights = repo.files.remove("model.safetensors").unwrap();
+        repo.files.insert("pytorch_model.bin".into(), weights);
+        repo
+    };
+    let gated = Repo { gated: Some("mine".into()), ..llama() };
+    let mut leaving = sharded();
+    let index = "model.safetensors.index.json";
+    leaving.files.insert(index.into(), br#"{"weight_map": {"a": "../../../x.safetensors"}}"#.to_vec());
+    let bare = Repo { files: Default::default(), ..llama() };
+    let repos = [("o/llama", llama()), ("o/gated", gated), ("o/old", old()), ("o/leaving", leaving), ("o/bare", bare)];
+    let (server, cache) = (Server::start(repos), tempfile::tempdir().unwrap());
+    let hub = hub(&server, &cache);
+    let other = Hub { token: Some("other".into()), ..hub.clone() };
+    let mine = Hub { token: Some("mine".into()), ..hub.clone() };
+    refused(&hub, "o/lama", 74, &["no such folder here", "no such model", "check the name", "HF_TOKEN"]);
+    refused(&hub, "o/llama@v2", 74, &["no revision `v2`"]);
+    refused(&hub, "o/gated", 74, &["gated", "accept its licence", "/o/gated", "set HF_TOKEN"]);
+    refused(&other, "o/gated", 74, &["gated", "the token in use", "no access"]);
+    loads(&get(&mine, "o/gated").unwrap());
+    refused(&hub, "o/old", 65, &["pytorch_model.bin", "no safetensors", "refs/pr/1"]);
+    refused(&hub, "o/leaving", 65, &["../../../x.safetensors", "no safetensors file of this folder"]);
+    refused(&hub, "o/bare", 65, &["has no config.json"]);
+    refused(&hub, "./o/llama", 74, &["no such folder"]);
+    let no_adapter = hub.resolve("o/llama".as_ref(), Kind::Adapter, &mut |_| true).unwrap_err();
+    assert!(matches!(&no_adapter, Error::Content { what, .. } if what.contains("adapter_config.json")), "{no_adapter}");
+}
+
+fn luthier(server: &Server, home: &Path, args: &[&str]) -> std::process::Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_luthier"));
+    for name in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"] {
+        command.env_remove(name);
+    }
+    command.env("HF_ENDPOINT", &server.url).env("HF_HOME", home).args(args).output().unwrap()
+}
+
+#[test]
+fn commands_take_names() {
+    let gated = Repo { gated: Some("saved".into()), ..base() };
+    let (server, dir) = (Server::start([("org/base", gated)]), tempfile::tempdir().unwrap());
+    let home = dir.path().join("hf");
+    std::fs::create_dir(&home).unwrap();
+    std::fs::write(home.join("token"), "saved\n").unwrap();
+    let out = luthier(&server, &home, &["inspect", "org/base"]);
+    let said = String::from_utf8_lossy(&out.stdout).to_string() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && said.contains("downloading model.safetensors"), "{said}");
+    assert!(said.contains("no mismatch"), "{said}");
+
+    let config = dir.path().join("run.toml");
+    let data = dir.path().join("data.jsonl");
+    std::fs::write(&data, "{\"text\": \"fn main() { println!(); }\"}\n".repeat(4)).unwrap();
+    let (data, result) = (data.display(), dir.path().join("out"));
+    let text = format!(
+        "model_name_or_path = \"org/base@main\"\ndataset = {data:?}\noutput_dir = {result:?}\nmax_length = 16\nmax_steps = 1\n\
+         per_device_train_batch_size = 1\ndtype = \"float32\"\n[lora]\nr = 2\n"
+    );
+    std::fs::write(&config, text.replace(&format!("{data:?}"), &format!("\"{data}\""))).unwrap();
+    let out = luthier(&server, &home, &["train", config.to_str().unwrap(), "--backend", "cpu"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let adapter = std::fs::read(result.join("adapter_config.json")).unwrap();
+    let adapter: serde_json::Value = serde_json::from_slice(&adapter).unwrap();
+    assert_eq!(
+        (adapter["base_model_name_or_path"].as_str(), adapter["revision"].as_str()),
+        (Some("org/base"), Some("main"))
+    );
+    assert!(result.join("tokenizer.json").exists());
+
+    // the adapter, in its turn, by name
+    let read = |name: &str| (name.to_string(), std::fs::read(result.join(name)).unwrap());
+    let files = ["adapter_config.json", "adapter_model.safetensors"].map(read).into();
+    server.state.lock().unwrap().repos.insert("org/adapter".into(), Repo { files, ..llama() });
+    let words = ["--prompt", "fn", "--raw", "--max-new-tokens", "2", "--backend", "cpu"];
+    let names = ["generate", "--model", "org/base", "--adapter", "org/adapter"];
+    let out = luthier(&server, &home, &[&names[..], &words].concat());
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let there = home.join("hub/models--org--adapter/snapshots").join(COMMIT);
+    assert!(there.join("adapter_model.safetensors").exists() && !there.join("README.md").exists());
+}
+
+/// The model that comes with the project.
+fn base() -> Repo {
+    let files = std::fs::read_dir("assets/base").unwrap().map(|e| e.unwrap().path());
+    let read = |path: PathBuf| (path.file_name().unwrap().to_str().unwrap().to_string(), std::fs::read(&path).unwrap());
+    Repo { files: files.map(read).collect(), ..llama() }
+}
