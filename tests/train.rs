@@ -60,7 +60,8 @@ fn live_name(name: &str) -> String {
     match name.strip_suffix(".weight") {
         Some(module) if name.contains(".lora_") => format!("{module}.default.weight"),
         Some(module) => format!("base_model.model.{module}.modules_to_save.default.weight"),
-        None => name.to_string(),
+        // magnitudes have no `.weight` in files
+        None => format!("{name}.default.weight"),
     }
 }
 
@@ -88,6 +89,7 @@ fn run(b: &dyn Backend, folder: &Path) -> Result<String, Error> {
         max_grad_norm: t.number("clip"),
         eight_bit: false,
         decay_all: true,
+        embedding_rate: 1.0,
     };
     let mut optimizer = Optimizer::new(b, &mut model, hyper)?;
     let (steps, warmup) = (t.number("steps") as u64, t.number("warmup") as u64);

@@ -45,7 +45,9 @@ pub struct Generate {
 
 impl Generate {
     pub fn run(self) -> Result<()> {
-        let (_, tokenizer) = model::check(&self.model)?.sound()?;
+        let (spec, tokenizer) = model::check(&self.model)?.sound()?;
+        let own = self.adapter.as_deref().map(|folder| peft::tokenizer(folder, spec.V)).transpose()?.flatten();
+        let tokenizer = own.unwrap_or(tokenizer);
         let prompt = self.ids(&tokenizer)?;
         let (backend, which) = pick::pick(&self.backend)?;
         super::say!("{which}");

@@ -3,7 +3,7 @@ use super::attention::Attention;
 use super::block::Block;
 use super::experts::Experts;
 use super::linear::{Linear, Projections, Weight};
-use super::lora::LoraConfig;
+use super::lora::{LoraConfig, Rules};
 use super::mlp::Mlp;
 use super::moe::Moe;
 use super::param::Param;
@@ -42,7 +42,7 @@ impl LoadOptions {
         LoadOptions { dtype, load_in_4bit: false, load_in_8bit: false, lora: None, train: false, seed: 0 }
     }
     /// The first contradiction, if any.
-    fn check(&self, spec: &Spec, stored: Option<Scheme>) -> Result<()> {
+    fn check(&self, spec: &Spec, stored: Option<Scheme>, folder: &Path) -> Result<()> {
         let usage = |what: String| Err(Error::Usage(what));
         let wanted = [(self.load_in_4bit, Scheme::Nf4), (self.load_in_8bit, Scheme::Int8)];
         let wanted: Vec<Scheme> = wanted.into_iter().filter(|(on, _)| *on).map(|(_, scheme)| scheme).collect();
@@ -75,11 +75,10 @@ impl LoadOptions {
             return usage(format!("{what}: use dtype = \"float32\""));
         }
         if let Some(config) = &self.lora {
-            let modules = linear_names(spec);
-            config.target_modules.check(&modules).or_else(usage)?;
+            Rules::new(config, folder)?.check(&linear_names(spec))?;
             let known = [spec.names.embed, spec.names.head];
             if let Some(name) = config.modules_to_save.iter().find(|m| !known.iter().any(|k| lora::names(m, k))) {
-                return usage(format!("lora.modules_to_save: `{name}` is none of embed_tokens, lm_head"));
+                return Err(config.error(folder, "modules_to_save", format!("`{name}` is none of {known:?}")));
             }
         }
         Ok(())
@@ -117,12 +116,13 @@ impl Model {
     /// Loads a Hugging Face folder: `config.json` and `model.safetensors` or its shards.
     pub fn load(b: &dyn Backend, folder: &Path, options: &LoadOptions) -> Result<Model> {
         let (spec, stored) = (arch::read_spec(folder)?, quantized::scheme(folder)?);
-        options.check(&spec, stored)?;
+        options.check(&spec, stored, folder)?;
         let tensors = Tensors::open_folder(folder, "model")?;
         check::first(check::weights(&spec, stored, &tensors), folder)?;
         // a quantized checkpoint says itself which layers stay floats
         let quantize = (options.load_in_4bit && stored.is_none(), options.load_in_8bit && stored.is_none());
-        Loader { b, tensors: &tensors, options, quantize, spec: &spec, staging: None }.model(spec.clone())
+        let rules = options.lora.as_ref().map(|config| Rules::new(config, folder)).transpose()?;
+        Loader { b, tensors: &tensors, options, rules, quantize, spec: &spec, staging: None }.model(spec.clone())
     }
 }
 
@@ -130,6 +130,8 @@ struct Loader<'a> {
     b: &'a dyn Backend,
     tensors: &'a Tensors,
     options: &'a LoadOptions,
+    /// Of the adapter.
+    rules: Option<Rules<'a>>,
     /// Floats of linear layers go into 4 bits, into 8 bits.
     quantize: (bool, bool),
     spec: &'a Spec,
@@ -248,10 +250,12 @@ impl Loader<'_> {
             Bias::Absent => None,
         };
         let mut linear = Linear { name, O, parts: module.parts, C, weight, bias, lora: None };
-        let named = |c: &&LoraConfig| !router || !c.target_modules.all_linear();
-        let config = self.options.lora.as_ref().filter(|c| c.target_modules.matches(&linear.name));
-        if let Some(config) = config.filter(named) {
-            config.attach(self.b, &mut linear, self.options.dtype, self.options.train, self.options.seed)?;
+        if let Some(rules) = &self.rules
+            && !(router && rules.all_linear())
+            && rules.targets(&linear.name)?
+        {
+            let (adapter, options) = ((rules.shape(&linear.name)?, rules.use_dora()), self.options);
+            lora::attach(self.b, &mut linear, adapter, options.dtype, options.train, options.seed)?;
         }
         Ok(linear)
     }

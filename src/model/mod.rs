@@ -12,6 +12,7 @@ pub mod batch;
 pub mod block;
 pub mod check;
 mod config;
+pub mod dora;
 pub mod experts;
 mod head;
 pub mod linear;
@@ -61,6 +62,28 @@ impl Model {
     /// Trained values, counted as PEFT's `print_trainable_parameters` does.
     pub fn trainable_parameters(&self) -> usize {
         self.trained().map(param::Param::elements).sum()
+    }
+    /// All values, those of the adapter and of its own copies of modules included.
+    pub fn all_parameters(&self) -> u64 {
+        let own = |p: &&param::Param| {
+            let saved = |config: &lora::LoraConfig| config.saves(p.name.strip_suffix(".weight").unwrap_or(&p.name));
+            p.name.contains(".lora_") || self.lora.as_ref().is_some_and(saved)
+        };
+        self.spec.parameters() + self.params().filter(own).map(|p| p.elements() as u64).sum::<u64>()
+    }
+    /// Trained values by the last name of their modules (`q_proj`), in the order of the forward pass.
+    pub fn trainable_parts(&self) -> Vec<(String, usize)> {
+        let mut parts: Vec<(String, usize)> = Vec::new();
+        for param in self.trained() {
+            let module = param.name.split(".lora_").next().unwrap_or_default();
+            let module = module.trim_end_matches(".weight").trim_end_matches(".bias");
+            let leaf = module.rsplit('.').next().unwrap_or_default();
+            match parts.iter_mut().find(|(part, _)| part == leaf) {
+                Some((_, count)) => *count += param.elements(),
+                None => parts.push((leaf.to_string(), param.elements())),
+            }
+        }
+        parts
     }
     pub fn linears(&self) -> impl Iterator<Item = &linear::Linear> {
         self.blocks.iter().flat_map(block::Block::linears)

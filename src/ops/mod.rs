@@ -10,6 +10,7 @@ pub mod adamw;
 pub mod attention;
 pub mod bias;
 pub mod cast;
+pub mod dora;
 pub mod dyn8;
 pub mod embedding;
 pub mod fill;
@@ -42,6 +43,7 @@ pub const DIMS: &[(&str, &str)] = &[
     ("F", "ffn"),
     ("E", "experts"),
     ("S", "slots of a token: the experts it is given to"),
+    ("R", "adapter rank"),
     ("M", "routed rows: N·S tokens, sorted by expert"),
     ("P", "elements of a tensor, whatever its shape"),
     ("I", "rows of a product"),

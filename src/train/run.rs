@@ -7,11 +7,12 @@ use super::metrics::{EvalMetrics, MetricsFile, Reporter, StepMetrics};
 use super::optim::Optimizer;
 use super::schedule::Schedule;
 use super::state::{self, State};
-use super::{disk, setup};
+use super::{adapter, disk, setup};
 use crate::backend::Backend;
 use crate::data::{self, Batch, BatchOptions, Dataset, Tokenizer};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::export::peft;
 use crate::infer::{self, Sampling};
 use crate::io::safetensors::Tensors;
 use crate::model::{self, Model, Session, Tokens};
@@ -27,6 +28,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         let what = "training in float16 needs loss scaling, which is not there yet: set dtype to bfloat16 (any backend has it) or float32";
         return Err(Error::Usage(what.into()));
     }
+    let tokenizer = adapter::tokenizer(config, spec.V)?.unwrap_or(tokenizer);
     let data = data::load(&setup::data_options(config), &tokenizer)?;
     report_data(&data, reporter);
     let cursor =
@@ -39,12 +41,13 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
             "output_dir is the model's own folder, and a result would overwrite the model: choose another".into(),
         ));
     }
+    let own = config.adapter.as_deref().map(|folder| adapter::open(config, folder)).transpose()?;
     let fresh = State {
         global_step: 0,
         num_input_tokens_seen: 0,
         dataset: data.report.fingerprint.clone(),
         course: state::course(config)?,
-        model: Tensors::open_folder(&config.model_name_or_path, "model")?.fingerprint(),
+        model: adapter::fingerprint(Tensors::open_folder(&config.model_name_or_path, "model")?.fingerprint(), &own),
     };
     let resume = state::find(config, reporter)?;
     if let Some((folder, found)) = &resume {
@@ -58,7 +61,12 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
             return Ok(None);
         }
     }
-    let mut model = Model::load(b, &config.model_name_or_path, &setup::load_options(config))?;
+    let lora = own.as_ref().map(|own| own.lora.clone()).or(config.lora.as_ref().map(setup::lora));
+    let mut model = Model::load(b, &config.model_name_or_path, &setup::load_options(config, lora))?;
+    if let (Some(own), None) = (&own, &resume) {
+        peft::load(b, &mut model, own.folder)?;
+        own.notes.iter().for_each(|note| reporter.message(note));
+    }
     let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
     let mut state = fresh;
     if let Some((folder, found)) = resume {
@@ -80,10 +88,8 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     state::unpublish(run_dir.path())?;
     let metrics = MetricsFile::open(&config.output_dir, state.global_step)?;
     disk::publish(&config.output_dir.join("config.toml"), |file| disk::write(file, config.to_toml()?.as_bytes()))?;
-    let trainable = model.trainable_parameters();
-    let all = spec.parameters() + if config.lora.is_some() { trainable as u64 } else { 0 };
-    let percent = 100.0 * trainable as f64 / all as f64;
-    reporter.message(&format!("{trainable} of {all} parameters are trained ({percent:.2} %), activations: {plan:?}, {total} steps of {N} tokens"));
+    report_parameters(&model, reporter);
+    reporter.message(&format!("activations: {plan:?}, {total} steps of {N} tokens"));
     reporter.start(state.global_step, total);
     let schedule = Schedule::new(config, total);
     let clock = Clock { since: Instant::now(), tokens: 0, epoch: 0.0 };
@@ -104,6 +110,26 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         clock,
     }
     .run(reporter)
+}
+
+/// As PEFT's `print_trainable_parameters`, then part by part.
+fn report_parameters(model: &Model, reporter: &mut dyn Reporter) {
+    let (trainable, all) = (model.trainable_parameters() as u64, model.all_parameters());
+    let percent = 100.0 * trainable as f64 / all as f64;
+    let (count, total) = (grouped(trainable), grouped(all));
+    reporter.message(&format!("trainable params: {count} || all params: {total} || trainable%: {percent:.4}"));
+    let parts = model.trainable_parts().into_iter().map(|(part, count)| format!("{part} {}", grouped(count as u64)));
+    reporter.message(&format!("of these: {}", parts.collect::<Vec<_>>().join(", ")));
+}
+
+/// Digits in groups of three: 1,234,567.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let comma = |(i, digit): (usize, char)| {
+        let comma = i > 0 && (digits.len() - i).is_multiple_of(3);
+        comma.then_some(',').into_iter().chain([digit])
+    };
+    digits.chars().enumerate().flat_map(comma).collect()
 }
 
 fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {

@@ -23,7 +23,7 @@ pub(super) struct State {
     pub dataset: String,
     /// Of the config's keys that decide the course of training.
     pub course: String,
-    /// Of the base model's config and weights.
+    /// Of the base model's config and weights, and those of the adapter that the run went on from.
     pub model: String,
 }
 
@@ -35,6 +35,7 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "dataset",
         "eval_dataset",
         "model_name_or_path",
+        "adapter",
         "backend",
         "logging_steps",
         "eval_steps",
@@ -44,6 +45,7 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "gradient_checkpointing",
         // may be changed on the way, after a loss that ran off for one
         "learning_rate",
+        "embedding_learning_rate",
         "lr_scheduler_type",
         "lr_scheduler_kwargs",
         "warmup_steps",
@@ -64,7 +66,8 @@ pub(super) fn write_result(b: &dyn Backend, model: &Model, config: &TrainConfig,
         Some(_) => peft::save(b, model, &base.to_string_lossy(), out)?,
         None => export::full::save(b, model, base, out)?,
     }
-    export::folder::copy_companions(base, out)
+    export::folder::copy_companions(base, out)?;
+    config.adapter.as_ref().map_or(Ok(()), |adapter| export::folder::copy_companions(adapter, out))
 }
 
 /// Names of results; those of an earlier run must not stay beside a new one.

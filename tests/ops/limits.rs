@@ -38,7 +38,7 @@ fn class(op: Op) -> Class {
         Op::matmul_nt | Op::matmul_nn | Op::matmul_tn | Op::matmul_nt_add | Op::matmul_nn_add | Op::matmul_tn_add => {
             Class::Product
         }
-        Op::rmsnorm_forward => Class::NormForward,
+        Op::rmsnorm_forward | Op::dora_norm => Class::NormForward,
         Op::rmsnorm_backward | Op::rmsnorm_backward_weight => Class::NormBackward,
         Op::logprob_forward | Op::logprob_backward => Class::Softmax,
         Op::attention_forward => Class::AttentionForward,

@@ -1,0 +1,173 @@
+//! Adapters that PEFT made (`tests/golden/make_adapters.py`): what they compute, what is trained, and the way back.
+//!
+//! `LUTHIER_ADAPTERS=DIR` takes other goldens. `LUTHIER_TRAINED=DIR` keeps the trained adapters for `make_adapters.py check`.
+#![allow(non_snake_case, reason = "dims are named as in the ops")]
+#![allow(clippy::neg_cmp_op_on_partial_ord, reason = "`!(err <= tol)`, so that NaN fails")]
+use luthier::backend::Backend;
+use luthier::dtype::DType;
+use luthier::error::Error;
+use luthier::export::peft;
+use luthier::io::safetensors::{Dtype, Outline, Writer};
+use luthier::model::{LoadOptions, Model, Plan, Session};
+use luthier::train::optim::{Hyper, Optimizer};
+use std::path::{Path, PathBuf};
+mod support;
+use support::*;
+
+const LOGITS: f64 = 1e-4;
+const LOSS: f64 = 1e-5;
+const GRADIENT: f64 = 1e-9;
+
+/// PEFT's name of a parameter while it is trained.
+fn live_name(name: &str) -> String {
+    match name.strip_suffix(".weight") {
+        Some(module) if name.contains(".lora_") => format!("{module}.default.weight"),
+        Some(module) => format!("base_model.model.{module}.modules_to_save.default.weight"),
+        // magnitudes have no `.weight` in files
+        None => format!("{name}.default.weight"),
+    }
+}
+
+fn check(what: &str, err: f64, tol: f64) -> Result<(), Error> {
+    if err <= tol { Ok(()) } else { Err(Error::Bug(format!("{what} differs by {err:.1e}, at most {tol:.0e}"))) }
+}
+
+fn load(b: &dyn Backend, base: &Path, adapter: &Path, train: bool) -> Result<Model, Error> {
+    let lora = Some(peft::read_config(adapter)?);
+    let mut model = Model::load(b, &base.join("model"), &LoadOptions { train, lora, ..LoadOptions::frozen(DType::F32) })?;
+    peft::load(b, &mut model, adapter)?;
+    Ok(model)
+}
+
+fn logits(b: &dyn Backend, model: &Model, golden: &Path) -> Result<Vec<f32>, Error> {
+    let (tokens, _) = packed(&open(golden), "input_ids", "labels");
+    let N = tokens.ids.len();
+    let mut session = Session::new(b, model, N, N, Plan::Inference)?;
+    session.forward(model, &tokens)?;
+    session.logits(model, 0, N)
+}
+
+/// The adapter as it came, three steps of training, and the result saved and loaded again.
+fn run(b: &dyn Backend, base: &Path, kind: &str, out: &Path) -> Result<(), Error> {
+    let file = base.join(kind).join("golden.safetensors");
+    let golden = open(&file);
+    let mut model = load(b, base, &base.join(kind), true)?;
+    let counts = golden.get("params")?.to_i64().expect("counts");
+    assert_eq!([model.trainable_parameters() as i64, model.all_parameters() as i64], counts[..], "{kind}");
+    let parts: usize = model.trainable_parts().iter().map(|(_, count)| count).sum();
+    assert_eq!(parts, model.trainable_parameters(), "{kind}");
+
+    let (tokens, labels) = packed(&golden, "input_ids", "labels");
+    let N = tokens.ids.len();
+    let hyper = Hyper {
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.0,
+        max_grad_norm: 0.0,
+        eight_bit: false,
+        decay_all: false,
+        embedding_rate: 1.0,
+    };
+    let mut optimizer = Optimizer::new(b, &mut model, hyper)?;
+    let mut session = Session::new(b, &model, N, N, Plan::Keep)?;
+    for step in 0..3 {
+        session.forward(&model, &tokens)?;
+        if step == 0 {
+            check("logits", max_abs(&session.logits(&model, 0, N)?, &floats(&golden, "logits")), LOGITS)?;
+        }
+        session.backward(&mut model, &labels, &mean_loss(&[], &labels).1)?;
+        if step == 0 {
+            let loss = mean_loss(&session.backward_logprobs()?, &labels).0;
+            check("loss", (loss - floats(&golden, "loss")[0] as f64).abs(), LOSS)?;
+            let wanted = golden.names().filter(|name| name.starts_with("grad.")).count();
+            assert_eq!(model.trained().count(), wanted, "{kind}: tensors with a gradient");
+            for param in model.trained() {
+                let want = floats(&golden, &format!("grad.{}", live_name(&param.name)));
+                check(&param.name, nmse(&param.grad(b)?, &want), GRADIENT)?;
+            }
+        }
+        optimizer.step(b, 1e-2)?;
+    }
+
+    let ours = logits(b, &model, &file)?;
+    if !(max_abs(&ours, &floats(&golden, "logits")) > 1e-3) {
+        return Err(Error::Bug("training moved nothing".into()));
+    }
+    peft::save(b, &model, "model", out)?;
+    let shape = vec![ours.len()];
+    let mut writer = Writer::create(
+        &out.join("logits.safetensors"),
+        vec![Outline { name: "logits".into(), dtype: Dtype::F32, shape }],
+    )?;
+    writer.write(&DType::F32.encode(&ours))?;
+    writer.finish()?;
+    check("the saved adapter", max_abs(&logits(b, &load(b, base, out, false)?, &file)?, &ours), 1e-6)
+}
+
+fn folders(dir: &Path) -> Vec<PathBuf> {
+    let all = std::fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    let mut all: Vec<PathBuf> = all.map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn adapters_of_every_kind_go_on_and_come_back() {
+    let root = std::env::var_os("LUTHIER_ADAPTERS").map_or_else(|| golden_root().join("adapters"), PathBuf::from);
+    let own = tempfile::tempdir().unwrap();
+    let out = std::env::var_os("LUTHIER_TRAINED").map_or_else(|| own.path().to_path_buf(), PathBuf::from);
+    let (backends, mut failed, mut checked) = (backends(), Vec::new(), 0);
+    for base in folders(&root) {
+        for folder in folders(&base).iter().filter(|f| f.join("adapter_config.json").exists()) {
+            let kind = folder.file_name().unwrap().to_str().unwrap();
+            let name = format!("{}/{kind}", base.file_name().unwrap().to_str().unwrap());
+            for b in &backends {
+                checked += 1;
+                std::fs::create_dir_all(out.join(&name)).unwrap();
+                match run(&**b, &base, kind, &out.join(&name)) {
+                    Ok(()) => println!("{name} {} ok", b.name()),
+                    Err(e) => failed.push(format!("{name} {}: {e}", b.name())),
+                }
+            }
+        }
+    }
+    assert!(checked > 0, "no adapters in {}", root.display());
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// A copy of a golden adapter with one line of its config replaced; what reading it says.
+fn changed(key: &str, value: &str) -> Result<luthier::model::lora::LoraConfig, Error> {
+    let dir = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string("tests/golden/adapters/llama/layers/adapter_config.json").unwrap();
+    let mut json: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+    json.insert(key.into(), serde_json::from_str(value).unwrap());
+    std::fs::write(dir.path().join("adapter_config.json"), serde_json::to_vec(&json).unwrap()).unwrap();
+    peft::read_config(dir.path())
+}
+
+#[test]
+fn other_kinds_of_adapters_are_named() {
+    for (key, value) in [
+        ("peft_type", "\"LOHA\""),
+        ("bias", "\"lora_only\""),
+        ("lora_bias", "true"),
+        ("init_lora_weights", "\"pissa_niter_4\""),
+        ("fan_in_fan_out", "true"),
+        ("target_parameters", "[\"experts.gate_up_proj\"]"),
+        ("trainable_token_indices", "[1, 2]"),
+        ("layer_replication", "[[0, 2], [1, 3]]"),
+        ("r", "0"),
+        ("rank_pattern", "{\"q_proj\": 100000}"),
+        ("rank_pattern", "{\"(\": 4}"),
+        ("target_modules", "\"[\""),
+    ] {
+        let e = changed(key, value).unwrap_err();
+        assert_eq!(e.exit_code(), 65, "{e}");
+        assert!(e.to_string().contains(&format!("adapter_config.json: {key}: ")), "{key} {value}: {e}");
+    }
+    for (key, value) in [("init_lora_weights", "\"gaussian\""), ("bias", "null"), ("use_dora", "null"), ("new", "{}")] {
+        changed(key, value).unwrap_or_else(|e| panic!("{key} {value}: {e}"));
+    }
+    assert_eq!(changed("layers_to_transform", "2").unwrap().layers_to_transform, [2]);
+}

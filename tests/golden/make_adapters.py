@@ -1,0 +1,112 @@
+"""Adapters of many kinds made by PEFT on tiny random models, with what they compute; and the way back.
+
+    python make_adapters.py make OUT {first|second}    goldens: OUT/<base>/model, OUT/<base>/<kind>/{adapter_*, golden.safetensors}
+    python make_adapters.py check OUT TRAINED          adapters that `cargo test --test adapters` trained, loaded by PEFT
+
+golden.safetensors: input_ids, labels [B,T] i64 (-100 = ignored, not shifted), logits [B,T,V], loss, grad.<parameter>, and
+params = [trained, all] as `print_trainable_parameters` counts. float32, eager attention, no dropout.
+TRAINED/<base>/<kind> holds an adapter and logits.safetensors; LUTHIER_TRAINED=TRAINED makes the test write them.
+"""
+import json, os, sys
+sys.path.pop(0)  # the goldens beside this file have a folder `bitsandbytes`, which is no module
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+SECOND = "second" in sys.argv
+torch.manual_seed(5 + SECOND)
+g = torch.Generator().manual_seed(11 + SECOND)
+SIZES = dict(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+             max_position_embeddings=64, bos_token_id=0, eos_token_id=1, pad_token_id=2, tie_word_embeddings=False)
+if SECOND:
+    SIZES.update(vocab_size=51, hidden_size=18, intermediate_size=27, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1)
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+BASES = {
+    "llama": ("LlamaConfig", dict(attention_bias=True), {
+        "patterns": dict(r=4, lora_alpha=8, target_modules=ALL, rank_pattern={r"layers\.1\..*down_proj": 6, "down_proj": 2, "q_proj": 1},
+                         alpha_pattern={"v_proj": 32, r"0\.mlp.*": 3}),
+        "rslora": dict(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj", "up_proj"], rank_pattern={"up_proj": 9}),
+        "regex": dict(r=3, lora_alpha=6, target_modules=r"model\.layers\.(?!1)\d+\..*(q|v|up)_proj"),
+        "layers": dict(r=2, lora_alpha=4, target_modules=["k_proj", "gate_proj"], layers_to_transform=[1], layers_pattern="layers"),
+        "one_layer": dict(r=2, lora_alpha=4, target_modules=["o_proj"], layers_to_transform=0),
+        "exclude": dict(r=2, lora_alpha=4, target_modules="all-linear", exclude_modules=["k_proj", "layers.0.mlp.up_proj"]),
+        "dora": dict(r=4, lora_alpha=8, use_dora=True, target_modules="all-linear"),
+        "dora_patterns": dict(r=4, lora_alpha=8, use_dora=True, use_rslora=True, target_modules=["q_proj", "down_proj", "v_proj"],
+                              rank_pattern={"q_proj": 9}, alpha_pattern={"down_proj": 2}),
+        "dora_save": dict(r=2, lora_alpha=8, use_dora=True, target_modules=["v_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+        "save_head": dict(r=2, lora_alpha=8, target_modules=["v_proj"], modules_to_save=["lm_head"]),
+    }),
+    "phi3": ("Phi3Config", {}, {
+        "dora": dict(r=4, lora_alpha=8, use_dora=True, target_modules="all-linear"),
+        "regex": dict(r=4, lora_alpha=8, target_modules=r".*\.(qkv_proj|down_proj)"),
+    }),
+    "tied": ("LlamaConfig", dict(tie_word_embeddings=True), {
+        "save_both": dict(r=2, lora_alpha=8, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+        "save_embed": dict(r=2, lora_alpha=8, target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
+    }),
+}
+
+
+def base_model(kind, keys):
+    config = getattr(transformers, kind)(**(SIZES | keys))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * 0.3 + (1.0 if "norm" in name else 0.0))
+    return model.eval()
+
+
+def run(model, ids, labels):
+    out = model(input_ids=ids, labels=labels, use_cache=False)
+    return out.logits, out.loss
+
+
+def make(out):
+    for base, (kind, keys, adapters) in BASES.items():
+        folder = f"{out}/{base}"
+        base_model(kind, keys).save_pretrained(f"{folder}/model")
+        for name, lora in adapters.items():
+            model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", attn_implementation="eager", dtype=torch.float32)
+            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **lora))
+            with torch.no_grad():
+                for n, p in model.named_parameters():
+                    if "lora_B" in n: p.copy_(torch.randn(p.shape, generator=g) * 0.2)
+                    elif "magnitude" in n: p.mul_(1.0 + 0.3 * torch.rand(p.shape, generator=g))
+                    elif "modules_to_save" in n: p.add_(torch.randn(p.shape, generator=g) * 0.1)
+            model.save_pretrained(f"{folder}/{name}", save_embedding_layers=False)
+            if os.path.exists(f"{folder}/{name}/README.md"): os.remove(f"{folder}/{name}/README.md")
+            path = f"{folder}/{name}/adapter_config.json"
+            config = json.load(open(path))
+            config["base_model_name_or_path"] = "model"
+            json.dump(config, open(path, "w"), indent=2, sort_keys=True)
+            ids = torch.randint(3, SIZES["vocab_size"], (2, 12), generator=g)
+            labels = ids.clone(); labels[0, :4] = -100
+            logits, loss = run(model, ids, labels)
+            loss.backward()
+            t = {"grad." + n: p.grad.contiguous() for n, p in model.named_parameters() if p.grad is not None}
+            params = torch.tensor(model.get_nb_trainable_parameters())
+            save_file(t | dict(input_ids=ids, labels=labels, logits=logits.detach().contiguous(), loss=loss.detach().reshape(1), params=params),
+                      f"{folder}/{name}/golden.safetensors")
+            print("ok", base, name, params.tolist(), float(loss), flush=True)
+
+
+def check(out, trained):
+    bad = 0
+    for base, (_, _, adapters) in BASES.items():
+        for name in adapters:
+            model = AutoModelForCausalLM.from_pretrained(f"{out}/{base}/model", attn_implementation="eager", dtype=torch.float32)
+            model = PeftModel.from_pretrained(model, f"{trained}/{base}/{name}").eval()
+            golden = load_file(f"{out}/{base}/{name}/golden.safetensors")
+            with torch.no_grad(): logits, _ = run(model, golden["input_ids"], golden["labels"])
+            want = load_file(f"{trained}/{base}/{name}/logits.safetensors")["logits"].reshape(logits.shape)
+            error, moved = (logits - want).abs().max().item(), (logits - golden["logits"]).abs().max().item()
+            bad += not (error <= 1e-4 and moved > 1e-3)
+            print(base, name, f"PEFT and luthier differ by {error:.1e}; training moved the logits by {moved:.1e}", flush=True)
+    sys.exit(bad)
+
+
+if sys.argv[1] == "make": make(sys.argv[2])
+else: check(sys.argv[2], sys.argv[3])
