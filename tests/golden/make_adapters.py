@@ -25,8 +25,9 @@ if SECOND:
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BASES = {
+    # PEFT sorts the patterns when it saves them: these are in that order
     "llama": ("LlamaConfig", dict(attention_bias=True), {
-        "patterns": dict(r=4, lora_alpha=8, target_modules=ALL, rank_pattern={r"layers\.1\..*down_proj": 6, "down_proj": 2, "q_proj": 1},
+        "patterns": dict(r=4, lora_alpha=8, target_modules=ALL, rank_pattern={r"layers\.1\..*down_proj": 6, r"mlp\.down_proj": 2, "q_proj": 1},
                          alpha_pattern={"v_proj": 32, r"0\.mlp.*": 3}),
         "rslora": dict(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj", "up_proj"], rank_pattern={"up_proj": 9}),
         "regex": dict(r=3, lora_alpha=6, target_modules=r"model\.layers\.(?!1)\d+\..*(q|v|up)_proj"),
