@@ -8,6 +8,7 @@ use luthier::dtype::DType;
 use luthier::error::Error;
 use luthier::export::peft;
 use luthier::io::safetensors::{Dtype, Outline, Writer};
+use luthier::model::lora::{LoraConfig, Targets};
 use luthier::model::{LoadOptions, Model, Plan, Session};
 use luthier::train::optim::{Hyper, Optimizer};
 use std::path::{Path, PathBuf};
@@ -34,7 +35,8 @@ fn check(what: &str, err: f64, tol: f64) -> Result<(), Error> {
 
 fn load(b: &dyn Backend, base: &Path, adapter: &Path, train: bool) -> Result<Model, Error> {
     let lora = Some(peft::read_config(adapter)?);
-    let mut model = Model::load(b, &base.join("model"), &LoadOptions { train, lora, ..LoadOptions::frozen(DType::F32) })?;
+    let mut model =
+        Model::load(b, &base.join("model"), &LoadOptions { train, lora, ..LoadOptions::frozen(DType::F32) })?;
     peft::load(b, &mut model, adapter)?;
     Ok(model)
 }
@@ -170,4 +172,125 @@ fn other_kinds_of_adapters_are_named() {
         changed(key, value).unwrap_or_else(|e| panic!("{key} {value}: {e}"));
     }
     assert_eq!(changed("layers_to_transform", "2").unwrap().layers_to_transform, [2]);
+}
+
+/// A tiny model with a new adapter, and a batch for it.
+fn fresh(b: &dyn Backend, options: LoadOptions) -> (Model, Session<'_>, luthier::model::Tokens, Vec<u32>) {
+    let base = Path::new("tests/golden/adapters/llama");
+    let model = Model::load(b, &base.join("model"), &options).unwrap();
+    let (tokens, labels) = packed(&open(&base.join("dora/golden.safetensors")), "input_ids", "labels");
+    let N = tokens.ids.len();
+    let session = Session::new(b, &model, N, N, Plan::Recompute).unwrap();
+    (model, session, tokens, labels)
+}
+
+fn all_linear(use_dora: bool, lora_dropout: f64) -> LoadOptions {
+    let lora = Some(LoraConfig { r: 3, use_dora, lora_dropout, ..LoraConfig::default() });
+    LoadOptions { train: true, lora, ..LoadOptions::frozen(DType::F32) }
+}
+
+/// Magnitudes that are the weights' own norms change nothing, whatever the base is stored as; then they learn.
+#[test]
+fn dora_starts_at_the_base_and_learns() {
+    let plain = LoadOptions { lora: None, train: false, ..all_linear(false, 0.0) };
+    let four = LoadOptions { load_in_4bit: true, ..plain.clone() };
+    let eight = LoadOptions { load_in_8bit: true, ..plain.clone() };
+    let half = LoadOptions { dtype: DType::Bf16, ..plain.clone() };
+    for b in backends() {
+        // bf16 rounds a scaled output once more
+        for (options, tol) in [(&plain, 1e-5), (&four, 1e-5), (&eight, 1e-5), (&half, 0.1)] {
+            let (model, mut session, tokens, _) = fresh(&*b, options.clone());
+            session.forward(&model, &tokens).unwrap();
+            let want = session.logits(&model, 0, tokens.ids.len()).unwrap();
+
+            let LoadOptions { lora, train, .. } = all_linear(true, 0.0);
+            let (mut model, mut session, tokens, labels) = fresh(&*b, LoadOptions { lora, train, ..options.clone() });
+            let hyper = Hyper {
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                weight_decay: 0.0,
+                max_grad_norm: 1.0,
+                eight_bit: false,
+                decay_all: false,
+                embedding_rate: 1.0,
+            };
+            let mut optimizer = Optimizer::new(&*b, &mut model, hyper).unwrap();
+            let mut losses = Vec::new();
+            for step in 0..12 {
+                session.forward(&model, &tokens).unwrap();
+                if step == 0 {
+                    let err = max_abs(&session.logits(&model, 0, tokens.ids.len()).unwrap(), &want);
+                    assert!(err <= tol, "{} {options:?}: {err}", b.name());
+                }
+                session.backward(&mut model, &labels, &mean_loss(&[], &labels).1).unwrap();
+                losses.push(mean_loss(&session.backward_logprobs().unwrap(), &labels).0);
+                optimizer.step(&*b, 2e-2).unwrap();
+            }
+            assert!(losses[11] < losses[0] - 0.5, "{} {options:?}: {losses:?}", b.name());
+            let moved = model.trained().filter(|p| p.name.ends_with("lora_magnitude_vector"));
+            assert_eq!(moved.count(), 21);
+        }
+    }
+}
+
+/// Under one seed dropout is a fixed function: along its gradient the loss rises by the gradient's square.
+#[test]
+fn dropout_has_the_gradient_of_its_mask() {
+    for b in backends() {
+        let (mut model, mut session, tokens, labels) = fresh(&*b, all_linear(false, 0.4));
+        for param in model.params_mut().filter(|p| p.name.contains("lora_B")) {
+            let values: Vec<f32> = (0..param.elements()).map(|i| ((i * 37 % 23) as f32 - 11.0) * 0.02).collect();
+            param.set(&*b, &values).unwrap();
+        }
+        let mut loss = |model: &Model, seed| {
+            session.set_dropout(seed);
+            session.forward(model, &tokens).unwrap();
+            mean_loss(&session.logprobs(model, &labels).unwrap(), &labels).0
+        };
+        let (one, again, two, none) =
+            (loss(&model, Some(1)), loss(&model, Some(1)), loss(&model, Some(2)), loss(&model, None));
+        assert!(one == again && one != two && one != none && two != none, "{one} {again} {two} {none}");
+
+        session.set_dropout(Some(1));
+        session.forward(&model, &tokens).unwrap();
+        session.backward(&mut model, &labels, &mean_loss(&[], &labels).1).unwrap();
+        let grads: Vec<Vec<f32>> = model.trained().map(|p| p.grad(&*b).unwrap()).collect();
+        let square: f64 = grads.iter().flatten().map(|g| (*g as f64).powi(2)).sum();
+        let h = 1e-3 / square.sqrt();
+        let mut at = |h: f64| {
+            let trained = model.params_mut().filter(|p| p.train.is_some());
+            let start: Vec<Vec<f32>> = trained.map(|p| p.get(&*b).unwrap()).collect();
+            let put = |model: &mut Model, h: f64| {
+                let trained = model.params_mut().filter(|p| p.train.is_some());
+                for (param, (w, g)) in trained.zip(start.iter().zip(&grads)) {
+                    let moved: Vec<f32> = w.iter().zip(g).map(|(w, g)| w + h as f32 * g).collect();
+                    param.set(&*b, &moved).unwrap();
+                }
+            };
+            put(&mut model, h);
+            session.forward(&model, &tokens).unwrap();
+            let loss = mean_loss(&session.logprobs(&model, &labels).unwrap(), &labels).0;
+            put(&mut model, 0.0);
+            loss
+        };
+        let slope = (at(h) - at(-h)) / (2.0 * h);
+        assert!((slope / square - 1.0).abs() < 0.02, "{}: {slope} for {square}", b.name());
+    }
+}
+
+#[test]
+fn what_cannot_be_trained_is_said() {
+    let b: &dyn Backend = &luthier::backend::cpu::Cpu::new();
+    let model = Path::new("tests/golden/adapters/llama/model");
+    let says = |lora: LoraConfig| {
+        let options = LoadOptions { lora: Some(lora), ..all_linear(false, 0.0) };
+        let e = Model::load(b, model, &options).err().expect("an error");
+        assert_eq!(e.exit_code(), 65, "{e}");
+        e.to_string()
+    };
+    let base = LoraConfig::default();
+    assert!(says(LoraConfig { use_dora: true, lora_dropout: 0.1, ..base.clone() }).contains("lora.lora_dropout"));
+    assert!(says(LoraConfig { modules_to_save: vec!["norm".into()], ..base.clone() }).contains("`norm` is none of"));
+    assert!(says(LoraConfig { target_modules: Targets::Word("q_proj".into()), ..base }).contains("matches no linear"));
 }

@@ -173,7 +173,7 @@ fn mistakes_are_named_with_their_line() {
         ("dtype = 'int8'", &["must be \"bfloat16\", \"float16\" or \"float32\", got \"int8\""]),
         ("backend = 'rocm'", &["must be \"auto\", \"cuda\", \"wgpu\" or \"cpu\""]),
         ("[lora]\nr = 0", &["line 5: `lora.r` must be 1 or more, got 0"]),
-        ("[lora]\nlora_dropout = 0.1", &["line 5: `lora.lora_dropout` must be 0: dropout", "got 0.1"]),
+        ("[lora]\nlora_dropout = 1.0", &["line 5: `lora.lora_dropout` must be at least 0 and less than 1, got 1"]),
         ("[lora]\ntarget_modules = 3", &["\"all-linear\", a regular expression, or a list of layer names", "got 3"]),
         (
             "[lora]\nrank_pattern = { q = 'x' }",

@@ -3,6 +3,7 @@
 //! forward   Y = X·W[e]ᵀ + s·(X·A[e]ᵀ)·B[e]ᵀ                     for the rows X of expert e
 //! backward  dX = G·W[e] + s·P·A[e],  P = G·B[e];   dA[e] = s·Pᵀ·X,  dB[e] = s·Gᵀ·(X·A[e]ᵀ),  dW[e] = Gᵀ·X
 //! The experts' matrices lie one below the other, W as [E·O, C], so that whatever holds a weight holds theirs, too.
+use super::dropout::Dropout;
 use super::linear::{Linear, LinearScratch, Lora, Weight, part};
 use super::lora::{self, Rules, Shape};
 use super::param::Param;
@@ -46,7 +47,8 @@ impl Experts {
         b.grouped_nt(out, inp, &weight, rows.offsets, &self.product(M, O, C, 1.0))?;
         if let Some(lora) = &self.stack.lora {
             let mut xa = part(&scratch.xa, M * lora.R);
-            b.grouped_nt(&mut xa, inp, &lora.a.value, rows.offsets, &self.product(M, lora.R, C, 1.0))?;
+            let inp = lora.input(b, scratch, inp, M * C)?;
+            b.grouped_nt(&mut xa, &inp, &lora.a.value, rows.offsets, &self.product(M, lora.R, C, 1.0))?;
             b.grouped_nt_add(out, &xa, &lora.b.value, rows.offsets, &self.product(M, O, lora.R, lora.scale))?;
         }
         Ok(())
@@ -72,7 +74,11 @@ impl Experts {
         if let Some(lora) = &self.stack.lora {
             let mut p = part(&scratch.p, M * lora.R);
             b.grouped_nn(&mut p, dout, &lora.b.value, rows.offsets, &self.product(M, lora.R, O, 1.0))?;
-            b.grouped_nn_add(dinp, &p, &lora.a.value, rows.offsets, &self.product(M, C, lora.R, lora.scale))?;
+            let params = self.product(M, C, lora.R, lora.scale);
+            lora.input_backward(b, scratch, dinp, M * C, |out, add| match add {
+                true => b.grouped_nn_add(out, &p, &lora.a.value, rows.offsets, &params),
+                false => b.grouped_nn(out, &p, &lora.a.value, rows.offsets, &params),
+            })?;
         }
         Ok(())
     }
@@ -93,13 +99,13 @@ impl Experts {
             b.grouped_tn_add(&mut train.grad, dout, inp, rows.offsets, &tn(O, C, 1.0))?;
         }
         if let Some(lora) = &mut self.stack.lora {
-            let (R, s) = (lora.R, lora.scale);
+            let (R, s, seen) = (lora.R, lora.scale, lora.input(b, scratch, inp, M * C)?);
             if let Some(train) = &mut lora.a.train {
-                b.grouped_tn_add(&mut train.grad, &part(&scratch.p, M * R), inp, rows.offsets, &tn(R, C, s))?;
+                b.grouped_tn_add(&mut train.grad, &part(&scratch.p, M * R), &seen, rows.offsets, &tn(R, C, s))?;
             }
             if let Some(train) = &mut lora.b.train {
                 let mut xa = part(&scratch.xa, M * R);
-                b.grouped_nt(&mut xa, inp, &lora.a.value, rows.offsets, &tn(R, C, 1.0))?;
+                b.grouped_nt(&mut xa, &seen, &lora.a.value, rows.offsets, &tn(R, C, 1.0))?;
                 b.grouped_tn_add(&mut train.grad, dout, &xa, rows.offsets, &tn(O, R, s))?;
             }
         }
@@ -125,7 +131,14 @@ impl Experts {
     }
 
     /// As [`lora::attach`], an adapter for each expert.
-    pub fn attach(&mut self, shape: Shape, b: &dyn Backend, dtype: DType, train: bool, seed: u64) -> Result<()> {
+    pub fn attach(
+        &mut self,
+        (shape, dropout): (Shape, f64),
+        b: &dyn Backend,
+        dtype: DType,
+        train: bool,
+        seed: u64,
+    ) -> Result<()> {
         let (r, R, C, O) = (shape.r, shape.R(), self.stack.C, self.O);
         let names = |side: &str| -> Vec<String> { self.names.iter().map(|n| lora::weight_name(n, side)).collect() };
         let mut a = Param::stack(b, names("A"), &[r, C], [R, C], dtype)?;
@@ -137,7 +150,8 @@ impl Experts {
         for (i, name) in names("A").iter().enumerate() {
             a.set_part(b, i, &lora::first_values(seed, name, r, C))?;
         }
-        self.stack.lora = Some(Lora { a, b: bb, R, scale: shape.scale, dora: None });
+        self.stack.lora =
+            Some(Lora { a, b: bb, R, scale: shape.scale, dora: None, dropout: Dropout::new(dropout, &self.names[0]) });
         Ok(())
     }
 }

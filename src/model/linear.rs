@@ -6,6 +6,7 @@
 //! A fused module (one weight, several outputs) writes each part of its rows to a buffer of its own: Y = [Y1 | Y2 | ..].
 //! B·A is never formed. Hu et al. 2021, arXiv:2106.09685; rank-stabilized s: Kalajdzievski 2023, arXiv:2312.03732.
 use super::dora::{Dora, DoraScratch};
+use super::dropout::{Dropout, DropoutScratch};
 use super::param::Param;
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
@@ -69,6 +70,7 @@ pub struct Lora {
     /// lora_alpha/r, or lora_alpha/√r when rank-stabilized.
     pub scale: f32,
     pub dora: Option<Dora>,
+    pub dropout: Option<Dropout>,
 }
 
 /// What the linears of a model share while they run, sized for the largest.
@@ -80,6 +82,7 @@ pub struct LinearScratch {
     /// P = G·B, [N, R]; left by `backward_input` for `backward_weight`.
     pub(super) p: Option<Buf>,
     pub(super) dora: DoraScratch,
+    pub(super) dropout: DropoutScratch,
 }
 
 impl LinearScratch {
@@ -93,6 +96,7 @@ impl LinearScratch {
         let (mut weight, mut rank) = (0, 0);
         let linears: Vec<&Linear> = linears.collect();
         let dora = DoraScratch::new(scope, &linears, N, dtype)?;
+        let dropout = DropoutScratch::new(scope, &linears, N, dtype)?;
         for linear in linears {
             if !matches!(linear.weight, Weight::Dense(_)) {
                 weight = weight.max(linear.O * linear.C);
@@ -100,7 +104,7 @@ impl LinearScratch {
             rank = rank.max(linear.lora.as_ref().map_or(0, |lora| lora.R));
         }
         let buf = |len: usize| if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) };
-        Ok(LinearScratch { weight: buf(weight)?, xa: buf(N * rank)?, p: buf(N * rank)?, dora })
+        Ok(LinearScratch { weight: buf(weight)?, xa: buf(N * rank)?, p: buf(N * rank)?, dora, dropout })
     }
 }
 
@@ -168,7 +172,8 @@ impl Linear {
         let mut adapter = None;
         if let Some(lora) = &self.lora {
             let mut xa = part(&scratch.xa, N * lora.R);
-            b.matmul_nt(&mut xa, inp, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
+            let inp = lora.input(b, scratch, inp, N * C)?;
+            b.matmul_nt(&mut xa, &inp, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
             lora.measure(b, &scratch.dora, &weight, self.O, C)?;
             adapter = Some((lora, xa));
         }
@@ -220,7 +225,11 @@ impl Linear {
             }
         }
         let Some(lora) = &self.lora else { return Ok(()) };
-        b.matmul_nn_add(dinp, &part(&scratch.p, N * lora.R), &lora.a.value, &nn(N, C, lora.R, lora.scale))
+        let (p, params) = (part(&scratch.p, N * lora.R), nn(N, C, lora.R, lora.scale));
+        lora.input_backward(b, scratch, dinp, N * C, |out, add| match add {
+            true => b.matmul_nn_add(out, &p, &lora.a.value, &params),
+            false => b.matmul_nn(out, &p, &lora.a.value, &params),
+        })
     }
 
     /// With DoRA: the gradient of a part of the outputs before they were scaled, in the scratch.
@@ -248,14 +257,18 @@ impl Linear {
     ) -> Result<()> {
         let C = self.C;
         let rows: Vec<_> = self.rows().collect();
-        if let Some(Lora { a: Param { train: Some(train), .. }, R, scale, .. }) = &mut self.lora {
-            b.matmul_tn_add(&mut train.grad, &part(&scratch.p, N * *R), inp, &tn(*R, C, N, *scale))?;
-        }
         let mut xa = None;
-        if let Some(Lora { a, b: Param { train: Some(_), .. }, R, .. }) = &self.lora {
-            let mut out = part(&scratch.xa, N * R);
-            b.matmul_nt(&mut out, inp, &a.value, &nt(N, *R, C, 1.0))?;
-            xa = Some(out);
+        if let Some(lora) = &mut self.lora {
+            let seen = lora.input(b, scratch, inp, N * C)?;
+            if let Some(train) = &mut lora.a.train {
+                let p = part(&scratch.p, N * lora.R);
+                b.matmul_tn_add(&mut train.grad, &p, &seen, &tn(lora.R, C, N, lora.scale))?;
+            }
+            if lora.b.train.is_some() {
+                let mut out = part(&scratch.xa, N * lora.R);
+                b.matmul_nt(&mut out, &seen, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
+                xa = Some(out);
+            }
         }
         for (dout, (first, O)) in douts.iter().zip(rows) {
             if let Weight::Dense(Param { train: Some(train), .. }) = &mut self.weight {

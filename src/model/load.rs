@@ -76,6 +76,11 @@ impl LoadOptions {
         }
         if let Some(config) = &self.lora {
             Rules::new(config, folder)?.check(&linear_names(spec))?;
+            if self.train && config.use_dora && config.lora_dropout > 0.0 {
+                let what =
+                    format!("training DoRA with dropout is not supported: set it to 0, got {}", config.lora_dropout);
+                return Err(config.error(folder, "lora_dropout", what));
+            }
             let known = [spec.names.embed, spec.names.head];
             if let Some(name) = config.modules_to_save.iter().find(|m| !known.iter().any(|k| lora::names(m, k))) {
                 return Err(config.error(folder, "modules_to_save", format!("`{name}` is none of {known:?}")));
@@ -254,7 +259,7 @@ impl Loader<'_> {
             && !(router && rules.all_linear())
             && rules.targets(&linear.name)?
         {
-            let (adapter, options) = ((rules.shape(&linear.name)?, rules.use_dora()), self.options);
+            let (adapter, options) = ((rules.shape(&linear.name)?, rules), self.options);
             lora::attach(self.b, &mut linear, adapter, options.dtype, options.train, options.seed)?;
         }
         Ok(linear)

@@ -1,5 +1,6 @@
 //! LoRA as configured: PEFT's keys and rules. Hu et al. 2021, arXiv:2106.09685.
 use super::dora::Dora;
+use super::dropout::Dropout;
 use super::linear::{Linear, Lora};
 use super::param::Param;
 use crate::backend::Backend;
@@ -116,7 +117,7 @@ pub(super) fn weight_name(module: &str, side: &str) -> String {
 pub fn attach(
     b: &dyn Backend,
     linear: &mut Linear,
-    (shape, dora): (Shape, bool),
+    (shape, rules): (Shape, &Rules),
     dtype: DType,
     train: bool,
     seed: u64,
@@ -129,8 +130,9 @@ pub fn attach(
         bb.unfreeze(b)?;
     }
     a.set(b, &first_values(seed, &a.name, r, C))?;
-    let dora = if dora { Some(Dora::new(b, &linear.name, O, train)?) } else { None };
-    linear.lora = Some(Lora { a, b: bb, R, scale: shape.scale, dora });
+    let dora = if rules.use_dora() { Some(Dora::new(b, &linear.name, O, train)?) } else { None };
+    linear.lora =
+        Some(Lora { a, b: bb, R, scale: shape.scale, dora, dropout: Dropout::new(rules.lora_dropout(), &linear.name) });
     Dora::start(b, linear, dtype)
 }
 

@@ -65,6 +65,10 @@ impl Scratch {
             None => Scratch::Dense(scope.alloc(N * s.F, dtype)?),
         })
     }
+    /// What the experts share.
+    pub fn experts(&mut self) -> Option<&mut LinearScratch> {
+        if let Scratch::Moe(moe) = self { Some(&mut moe.linear) } else { None }
+    }
     /// Bytes of one for N tokens, adapters and dequantized weights not counted.
     pub fn bytes(s: &Spec, N: usize, dtype: DType, train: bool) -> u64 {
         match &s.moe {

@@ -13,6 +13,7 @@ pub mod block;
 pub mod check;
 mod config;
 pub mod dora;
+pub mod dropout;
 pub mod experts;
 mod head;
 pub mod linear;

@@ -81,6 +81,11 @@ impl<'b> Session<'b> {
         })
     }
 
+    /// The seed of the adapters' dropout from now on; `None`, as at first: nothing is dropped.
+    pub fn set_dropout(&mut self, seed: Option<u32>) {
+        self.scratch.set_dropout(seed);
+    }
+
     /// Embedding, blocks, final norm.
     pub fn forward(&mut self, model: &Model, tokens: &Tokens) -> Result<()> {
         self.inputs.set(self.b, &model.spec, tokens, 0)?;

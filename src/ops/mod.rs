@@ -11,6 +11,7 @@ pub mod attention;
 pub mod bias;
 pub mod cast;
 pub mod dora;
+pub mod dropout;
 pub mod dyn8;
 pub mod embedding;
 pub mod fill;

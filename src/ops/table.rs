@@ -45,6 +45,11 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// dmagnitude[o] += Σ_N dout[n,o]·inp[n,o]/norm[o].
     dora::dora_backward_weight{N, O}(dmagnitude: add f32 [O], dout: read [N, O], inp: read [N, O], norm: read f32 [O]; Dora);
 
+    /// out = scale·inp where a hash of (index, seed, stream) is at least `drop`, else 0.
+    dropout::dropout_forward{P}(out: write [P], inp: read [P]; Dropout);
+    /// dinp += scale·dout where the forward kept it.
+    dropout::dropout_backward{P}(dinp: add [P], dout: read [P]; Dropout);
+
     /// Rotates the first A channels of each head of x in place by its token's position; `table` holds cos then sin per position.
     rope::rope_forward{N, H, D, A, T}(x: update [N, H*D; ld_x], table: read f32 [T, A], positions: read u32 [N]; Rope);
     /// The inverse rotation, in place: dx becomes the gradient of the unrotated x.

@@ -188,8 +188,8 @@ keys! {
         use_rslora | "use_rslora": bool = false;
         /// DoRA: directions and magnitudes of the weights are adapted apart.
         use_dora | "use_dora" | "peft_use_dora": bool = false;
-        /// Dropout before the adapters.
-        lora_dropout | "lora_dropout": f64 = 0.0, if |x| *x == 0.0, "0: dropout before adapters is not supported yet";
+        /// The share of the adapters' inputs that a step of training sets to 0.
+        lora_dropout | "lora_dropout": f64 = 0.0, if |x| (0.0..1.0).contains(x), "at least 0 and less than 1";
         /// Which biases are trained.
         bias | "lora_bias": LoraBias = LoraBias::None;
         /// Of the adapters' initialisation; the run's `seed` where not given.

@@ -16,6 +16,7 @@ use crate::export::peft;
 use crate::infer::{self, Sampling};
 use crate::io::safetensors::Tensors;
 use crate::model::{self, Model, Session, Tokens};
+use crate::rng::Rng;
 use std::time::Instant;
 
 /// Tokens of the sample that shows the model before and after.
@@ -210,7 +211,8 @@ impl Run<'_> {
         let (batches, epoch) = self.cursor.step(self.state.global_step);
         let counted: usize = batches.iter().map(|batch| batch.counted).sum();
         let mut loss = 0.0;
-        for batch in batches {
+        for (micro, batch) in batches.into_iter().enumerate() {
+            self.session.set_dropout(Some(self.dropout_seed(micro)));
             let coef = cross_entropy::coef(&batch.labels, counted);
             let Batch { ids, labels, positions, cu_seqlens, tokens, .. } = batch;
             self.session.forward(&self.model, &Tokens { ids, positions, cu_seqlens })?;
@@ -219,6 +221,7 @@ impl Run<'_> {
             self.state.num_input_tokens_seen += tokens as u64;
             self.clock.tokens += tokens as u64;
         }
+        self.session.set_dropout(None);
         if !loss.is_finite() {
             return Err(self.stopped(format!("the loss is {loss}")));
         }
@@ -246,6 +249,11 @@ impl Run<'_> {
             (self.clock.since, self.clock.tokens) = (Instant::now(), 0);
         }
         Ok(())
+    }
+
+    /// The same for the same step, whenever it is run.
+    fn dropout_seed(&self, micro: usize) -> u32 {
+        Rng::named(self.config.seed, &format!("dropout {} {micro}", self.state.global_step)).bits() as u32
     }
 
     /// Nothing was changed by the step that failed; the last checkpoint is good.

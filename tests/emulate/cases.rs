@@ -226,6 +226,11 @@ pub fn all() -> Vec<(String, Case)> {
             add!(dora_backward, p, |c: Case| c.positive(&["norm"]));
             add!(dora_backward_weight, p, |c: Case| c.positive(&["norm"]));
         }
+        for P in [1, 2049, 4096] {
+            let p = dropout::Dropout::new(P, 0.3, 5, 6);
+            add!(dropout_forward, p);
+            add!(dropout_backward, p);
+        }
         for (O, C, R) in [(3, 34, 8), (2, 2056, 24)] {
             let p = dora::DoraNorm { O, C, R, scale: 0.5 };
             add!(dora_norm, p, |c: Case| c.positive(&["wa", "b", "gram"]));

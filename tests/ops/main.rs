@@ -30,7 +30,7 @@ macro_rules! files {
     };
 }
 files! {
-    adamw, attention, bias, cast, dora, dyn8, embedding, fill, gradnorm, grouped, int8, logprob, matmul, nf4, residual, rmsnorm, rope,
+    adamw, attention, bias, cast, dora, dropout, dyn8, embedding, fill, gradnorm, grouped, int8, logprob, matmul, nf4, residual, rmsnorm, rope,
     route, routed_swiglu, router, swiglu,
 }
 

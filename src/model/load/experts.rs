@@ -27,7 +27,13 @@ impl<'a> Loader<'a> {
         if let Some(rules) = &self.rules
             && let Some(shape) = experts.targeted(rules)?
         {
-            experts.attach(shape, self.b, self.options.dtype, self.options.train, self.options.seed)?;
+            experts.attach(
+                (shape, rules.lora_dropout()),
+                self.b,
+                self.options.dtype,
+                self.options.train,
+                self.options.seed,
+            )?;
         }
         Ok(experts)
     }

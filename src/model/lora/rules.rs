@@ -95,6 +95,10 @@ impl<'c> Rules<'c> {
         if !c.layers_pattern.is_empty() && c.layers_to_transform.is_empty() {
             return Err(self.error("layers_pattern", "wants layers_to_transform, the numbers of the layers"));
         }
+        if !(0.0..1.0).contains(&c.lora_dropout) {
+            let what = format!("must be at least 0 and less than 1, got {}", c.lora_dropout);
+            return Err(self.error("lora_dropout", what));
+        }
         let ranks = [("r", c.r)].into_iter().chain(c.rank_pattern.0.iter().map(|(_, r)| ("rank_pattern", *r)));
         match ranks.into_iter().find(|(_, r)| *r == 0 || *r > MAX_RANK) {
             Some((key, r)) => Err(self.error(key, format!("a rank must be from 1 to {MAX_RANK}, got {r}"))),
@@ -104,6 +108,9 @@ impl<'c> Rules<'c> {
 
     pub fn all_linear(&self) -> bool {
         matches!(self.targets, Matcher::All)
+    }
+    pub fn lora_dropout(&self) -> f64 {
+        self.config.lora_dropout
     }
     pub fn use_dora(&self) -> bool {
         self.config.use_dora
