@@ -1,5 +1,18 @@
 // DoRA: norms of the adapted rows, their scaling, and the gradient of the magnitudes.
 
+// to = from·magnitude/norm, 8 values of a row to a thread.
+template <typename To, typename From> INLINE void scale_rows(To* to, const From* from, const float* magnitude, const float* norm, u32 O) {
+    u32 o = (blockIdx.y * 256 + threadIdx.x) * 8;
+    u64 row = (u64)blockIdx.x * O;
+    float x[8], m[8], r[8];
+    fetch(x, from + row, o, O, wide(from, O));
+    fetch(m, magnitude, o, O, wide(magnitude, 0));
+    fetch(r, norm, o, O, wide(norm, 0));
+#pragma unroll
+    for (int k = 0; k < 8; k++) x[k] *= o + k < O ? m[k] / r[k] : 0.f;
+    stash(to + row, o, O, wide(to, O), x);
+}
+
 // op dora_norm grid(O) block(256)
 extern "C" __global__ void __launch_bounds__(256) dora_norm(T_norm* norm, const T_weight* weight, const T_wa* wa, const T_b* b, const T_gram* gram, Params p) {
     u64 o = blockIdx.x;
@@ -16,19 +29,6 @@ extern "C" __global__ void __launch_bounds__(256) dora_norm(T_norm* norm, const 
     for (u32 i = threadIdx.x; i < p.R * p.R; i += 256) square += widen(bs[i / p.R]) * widen(gram[i]) * widen(bs[i % p.R]);
     float total = block_sum<8>(sum + 2.f * p.scale * cross + p.scale * p.scale * square);
     if (threadIdx.x == 0) norm[o] = sqrtf(total);
-}
-
-// to = from·magnitude/norm, 8 values of a row to a thread.
-template <typename To, typename From> INLINE void scale_rows(To* to, const From* from, const float* magnitude, const float* norm, u32 O) {
-    u32 o = (blockIdx.y * 256 + threadIdx.x) * 8;
-    u64 row = (u64)blockIdx.x * O;
-    float x[8], m[8], r[8];
-    fetch(x, from + row, o, O, wide(from, O));
-    fetch(m, magnitude, o, O, wide(magnitude, 0));
-    fetch(r, norm, o, O, wide(norm, 0));
-#pragma unroll
-    for (int k = 0; k < 8; k++) x[k] *= o + k < O ? m[k] / r[k] : 0.f;
-    stash(to + row, o, O, wide(to, O), x);
 }
 
 // op dora_forward grid(N, ceil(O, 2048)) block(256)

@@ -49,6 +49,19 @@ fn logits(b: &dyn Backend, model: &Model, golden: &Path) -> Result<Vec<f32>, Err
     session.logits(model, 0, N)
 }
 
+fn adam() -> Hyper {
+    Hyper {
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.0,
+        max_grad_norm: 0.0,
+        eight_bit: false,
+        decay_all: false,
+        embedding_rate: 1.0,
+    }
+}
+
 /// The adapter as it came, three steps of training, and the result saved and loaded again.
 fn run(b: &dyn Backend, base: &Path, kind: &str, out: &Path) -> Result<(), Error> {
     let file = base.join(kind).join("golden.safetensors");
@@ -61,17 +74,7 @@ fn run(b: &dyn Backend, base: &Path, kind: &str, out: &Path) -> Result<(), Error
 
     let (tokens, labels) = packed(&golden, "input_ids", "labels");
     let N = tokens.ids.len();
-    let hyper = Hyper {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.0,
-        max_grad_norm: 0.0,
-        eight_bit: false,
-        decay_all: false,
-        embedding_rate: 1.0,
-    };
-    let mut optimizer = Optimizer::new(b, &mut model, hyper)?;
+    let mut optimizer = Optimizer::new(b, &mut model, adam())?;
     let mut session = Session::new(b, &model, N, N, Plan::Keep)?;
     for step in 0..3 {
         session.forward(&model, &tokens)?;
@@ -205,17 +208,7 @@ fn dora_starts_at_the_base_and_learns() {
 
             let LoadOptions { lora, train, .. } = all_linear(true, 0.0);
             let (mut model, mut session, tokens, labels) = fresh(&*b, LoadOptions { lora, train, ..options.clone() });
-            let hyper = Hyper {
-                beta1: 0.9,
-                beta2: 0.999,
-                eps: 1e-8,
-                weight_decay: 0.0,
-                max_grad_norm: 1.0,
-                eight_bit: false,
-                decay_all: false,
-                embedding_rate: 1.0,
-            };
-            let mut optimizer = Optimizer::new(&*b, &mut model, hyper).unwrap();
+            let mut optimizer = Optimizer::new(&*b, &mut model, adam()).unwrap();
             let mut losses = Vec::new();
             for step in 0..12 {
                 session.forward(&model, &tokens).unwrap();
@@ -293,4 +286,28 @@ fn what_cannot_be_trained_is_said() {
     assert!(says(LoraConfig { use_dora: true, lora_dropout: 0.1, ..base.clone() }).contains("lora.lora_dropout"));
     assert!(says(LoraConfig { modules_to_save: vec!["norm".into()], ..base.clone() }).contains("`norm` is none of"));
     assert!(says(LoraConfig { target_modules: Targets::Word("q_proj".into()), ..base }).contains("matches no linear"));
+}
+
+/// The first step of AdamW moves each value by its learning rate, whatever the gradient.
+#[test]
+fn embeddings_and_head_have_a_learning_rate_of_their_own() {
+    let b: &dyn Backend = &luthier::backend::cpu::Cpu::new();
+    let base = Path::new("tests/golden/adapters/llama");
+    let mut model = load(b, base, &base.join("dora_save"), true).unwrap();
+    let (tokens, labels) = packed(&open(&base.join("dora_save/golden.safetensors")), "input_ids", "labels");
+    let mut session = Session::new(b, &model, tokens.ids.len(), tokens.ids.len(), Plan::Keep).unwrap();
+    let mut optimizer = Optimizer::new(b, &mut model, Hyper { embedding_rate: 0.25, ..adam() }).unwrap();
+    let before: Vec<Vec<f32>> = model.trained().map(|p| p.get(b).unwrap()).collect();
+    session.forward(&model, &tokens).unwrap();
+    session.backward(&mut model, &labels, &mean_loss(&[], &labels).1).unwrap();
+    optimizer.step(b, 1e-2).unwrap();
+    let mut seen = 0;
+    for (param, before) in model.trained().zip(before) {
+        let step = max_abs(&param.get(b).unwrap(), &before);
+        let own = ["model.embed_tokens.weight", "lm_head.weight"].contains(&param.name.as_str());
+        let want = if own { 2.5e-3 } else { 1e-2 };
+        assert!((step - want).abs() < 1e-4 * want + 1e-6, "{}: {step}, wanted {want}", param.name);
+        seen += usize::from(own);
+    }
+    assert_eq!(seen, 2);
 }
