@@ -136,8 +136,8 @@ fn adapters_that_do_not_fit_are_refused() {
         ("\"q_proj\"", "\"k_proj\"", "the base model has no place for this tensor"),
         (
             "\"modules_to_save\": null",
-            "\"modules_to_save\": [\"norm\"]",
-            "adapter_config.json: modules_to_save: `norm`",
+            "\"modules_to_save\": [\"nrm\"]",
+            "adapter_config.json: modules_to_save: no module is called `nrm`",
         ),
         ("\"r\": 4", "\"r\": \"four\"", "adapter_config.json: line "),
     ] {

@@ -30,8 +30,7 @@ fn file_names(param: &Param) -> impl Iterator<Item = (String, usize)> {
 
 /// The adapter's weights: A, B and magnitudes of each adapted linear, and the modules it keeps a copy of.
 fn adapter_params<'m>(model: &'m Model, config: &'m LoraConfig) -> impl Iterator<Item = &'m Param> {
-    let saved = |p: &&Param| config.saves(p.name.strip_suffix(".weight").unwrap_or(&p.name));
-    model.params().filter(move |p| p.name.contains(".lora_") || saved(p))
+    model.params().filter(move |p| p.name.contains(".lora_") || config.saves_param(&p.name))
 }
 
 /// As PEFT would list them: the names that "all-linear" stands for.

@@ -15,6 +15,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Tensor, Tensors};
 use crate::ops::nf4;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 mod experts;
@@ -81,16 +82,38 @@ impl LoadOptions {
                     format!("training DoRA with dropout is not supported: set it to 0, got {}", config.lora_dropout);
                 return Err(config.error(folder, "lora_dropout", what));
             }
-            let known = [spec.names.embed, spec.names.head];
-            if let Some(name) = config.modules_to_save.iter().find(|m| !known.iter().any(|k| lora::names(m, k))) {
-                return Err(config.error(folder, "modules_to_save", format!("`{name}` is none of {known:?}")));
-            }
+            self.check_saved(config, spec, folder)?;
         }
         Ok(())
+    }
+    /// Every module to save is there, and none of them is an expert.
+    fn check_saved(&self, config: &LoraConfig, spec: &Spec, folder: &Path) -> Result<()> {
+        let mut modules: Vec<String> = spec.weights().iter().map(|w| lora::module_of(&w.name).to_string()).collect();
+        modules.push(spec.names.head.into());
+        let alone = |name: &String| LoraConfig { modules_to_save: vec![name.clone()], ..LoraConfig::default() };
+        if let Some(name) = config.modules_to_save.iter().find(|name| !modules.iter().any(|m| alone(name).saves(m))) {
+            let known: BTreeSet<_> = modules.iter().filter_map(|m| m.rsplit('.').next()).collect();
+            let what = format!("no module is called `{name}`; there are {known:?}");
+            return Err(config.error(folder, "modules_to_save", what));
+        }
+        let experts = spec.experts();
+        let mut names = experts.iter().flat_map(|e| spec.expert_names(0, e.module));
+        match names.find(|name| config.saves(name)) {
+            None => Ok(()),
+            Some(name) => {
+                let what =
+                    format!("experts are not trained in full beside an adapter, and `{name}` is one: adapt them");
+                Err(config.error(folder, "modules_to_save", what))
+            }
+        }
     }
     /// Every weight is trained.
     fn full(&self) -> bool {
         self.train && self.lora.is_none()
+    }
+    /// This weight or bias is trained itself.
+    fn trains(&self, param: &str) -> bool {
+        self.full() || self.train && self.saves(lora::module_of(param))
     }
     /// The adapter has a copy of this module of its own.
     fn saves(&self, module: &str) -> bool {
@@ -146,21 +169,18 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn model(mut self, spec: Spec) -> Result<Model> {
-        let full = self.options.full();
         let (embed, head) = (spec.names.embed, spec.names.head);
         let (own_embed, own_head) = (self.options.saves(embed), self.options.saves(head));
-        let train = |own| full || self.options.train && own;
-        let (train_embed, train_head) = (train(own_embed), train(own_head));
         let shape = [spec.V, spec.C];
         let file = |module: &str| format!("{module}.weight");
-        let embed_param = self.param(&file(embed), &file(embed), &shape, train_embed)?;
+        let embed_param = self.param(&file(embed), &file(embed), &shape)?;
         let blocks = (0..spec.layers).map(|l| self.block(l)).collect::<Result<Vec<_>>>()?;
-        let final_norm = self.param(&file(spec.names.final_norm), &file(spec.names.final_norm), &[spec.C], full)?;
+        let final_norm = self.param(&file(spec.names.final_norm), &file(spec.names.final_norm), &[spec.C])?;
         // As PEFT: a module to save is a copy of its own, which unties a tied head.
         let untie = spec.head == Head::Tied && (own_embed || own_head);
         let head_param = match spec.head {
-            Head::Own => Some(self.param(&file(head), &file(head), &shape, train_head)?),
-            Head::Tied if untie => Some(self.param(&file(embed), &file(head), &shape, train_head)?),
+            Head::Own => Some(self.param(&file(head), &file(head), &shape)?),
+            Head::Tied if untie => Some(self.param(&file(embed), &file(head), &shape)?),
             Head::Tied => None,
         };
         if let Some(staging) = self.staging {
@@ -171,7 +191,8 @@ impl Loader<'_> {
     }
 
     /// The tensor `from` as the parameter `name`.
-    fn param(&self, from: &str, name: &str, shape: &[usize], train: bool) -> Result<Param> {
+    fn param(&self, from: &str, name: &str, shape: &[usize]) -> Result<Param> {
+        let train = self.options.trains(name);
         let stored = quantized::find(self.tensors, from, shape)?;
         let mut param = Param::zeros(self.b, name, shape, self.options.dtype)?;
         match &stored {
@@ -237,7 +258,7 @@ impl Loader<'_> {
 
     fn norm(&self, layer: usize, module: &str, len: usize) -> Result<Param> {
         let name = format!("{}.weight", self.spec.names.of(layer, module));
-        self.param(&name, &name, &[len], self.options.full())
+        self.param(&name, &name, &[len])
     }
 
     fn projections(&mut self, layer: usize, modules: Vec<LinearSpec>) -> Result<Projections> {
@@ -245,13 +266,13 @@ impl Loader<'_> {
     }
 
     fn linear(&mut self, layer: usize, module: LinearSpec) -> Result<Linear> {
-        let (full, router) = (self.options.full(), is_router(self.spec, module.module));
+        let router = is_router(self.spec, module.module);
         let (name, O, C) = (self.spec.names.of(layer, module.module), module.O(), module.C);
-        let quantize = if router { (false, false) } else { self.quantize };
+        let quantize = if router || self.options.saves(&name) { (false, false) } else { self.quantize };
         let weight = self.weight(&format!("{name}.weight"), O, C, quantize)?;
         let bias_name = format!("{name}.bias");
         let bias = match module.bias {
-            Bias::Present => Some(self.param(&bias_name, &bias_name, &[O], full)?),
+            Bias::Present => Some(self.param(&bias_name, &bias_name, &[O])?),
             Bias::Absent => None,
         };
         let mut linear = Linear { name, O, parts: module.parts, C, weight, bias, lora: None };
@@ -267,6 +288,9 @@ impl Loader<'_> {
 
     /// As the file has it, or quantized on the device from the file's own precision.
     fn weight(&mut self, name: &str, O: usize, C: usize, quantize: (bool, bool)) -> Result<Weight> {
+        if self.options.saves(lora::module_of(name)) {
+            return Ok(Weight::Dense(self.param(name, name, &[O, C])?));
+        }
         let tensor = match quantized::find(self.tensors, name, &[O, C])? {
             Stored::Nf4(q) => return Ok(Weight::Nf4(q.upload(self.b)?)),
             Stored::Int8(q) => return Ok(Weight::Int8(q.upload(self.b)?)),
@@ -281,7 +305,7 @@ impl Loader<'_> {
                 let inp = self.stage(&[tensor], O, C)?;
                 quantized::quantize_int8(self.b, &inp, O, C).map(Weight::Int8)
             }
-            _ => Ok(Weight::Dense(self.param(name, name, &[O, C], self.options.full())?)),
+            _ => Ok(Weight::Dense(self.param(name, name, &[O, C])?)),
         }
     }
 

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 mod patterns;
 mod rules;
 pub use patterns::Patterns;
-pub(super) use rules::names;
 pub use rules::{Rules, Targets};
 
 /// PEFT's `LoraConfig`, as far as it is supported.
@@ -35,7 +34,7 @@ pub struct LoraConfig {
     pub rank_pattern: Patterns<usize>,
     /// The same for `lora_alpha`.
     pub alpha_pattern: Patterns<f64>,
-    /// Modules trained in full beside the adapter and saved with it: `embed_tokens`, `lm_head`.
+    /// Modules trained in full beside the adapter and saved with it: `embed_tokens`, `lm_head`, `norm`.
     pub modules_to_save: Vec<String>,
     pub use_rslora: bool,
     /// Weights are split into direction and magnitude. Liu et al. 2024, arXiv:2402.09353.
@@ -82,9 +81,17 @@ impl Shape {
 }
 
 impl LoraConfig {
-    /// The adapter has a copy of this module of its own.
+    /// The adapter has a copy of its own of this module, or of one that this is a part of. PEFT's rule: a name means every
+    /// module whose name ends so.
     pub fn saves(&self, module: &str) -> bool {
-        self.modules_to_save.iter().any(|name| names(name, module))
+        let dots = module.match_indices('.').map(|(at, _)| at).chain([module.len()]);
+        let mut around = dots.map(|end| &module[..end]);
+        around.any(|module| self.modules_to_save.iter().any(|name| module.ends_with(name.as_str())))
+    }
+
+    /// The same for the module that this weight or bias is of.
+    pub fn saves_param(&self, param: &str) -> bool {
+        self.saves(module_of(param))
     }
 
     pub fn scale(&self, r: usize, alpha: f64) -> f32 {
@@ -99,6 +106,11 @@ impl LoraConfig {
             None => Error::content(model, format!("lora.{key}"), what),
         }
     }
+}
+
+/// The module of a weight or bias.
+pub(super) fn module_of(param: &str) -> &str {
+    param.strip_suffix(".weight").or_else(|| param.strip_suffix(".bias")).unwrap_or(param)
 }
 
 /// The first values of a module's A: uniform in ±1/√C (Kaiming with a = √5, as PEFT).
@@ -139,6 +151,20 @@ pub fn attach(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modules_are_saved_with_their_parts() {
+        let config = LoraConfig { modules_to_save: vec!["norm".into(), "0.mlp".into()], ..LoraConfig::default() };
+        for module in
+            ["model.norm", "model.layers.1.input_layernorm", "model.layers.0.mlp.up_proj", "model.layers.10.mlp"]
+        {
+            assert!(config.saves(module), "{module}");
+        }
+        assert!(
+            !config.saves("model.layers.1.mlp.up_proj") && !config.saves("model.normal") && !config.saves("lm_head")
+        );
+        assert!(config.saves_param("model.layers.0.mlp.up_proj.bias"));
+    }
 
     #[test]
     fn scales() {

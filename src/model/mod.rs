@@ -67,8 +67,7 @@ impl Model {
     /// All values, those of the adapter and of its own copies of modules included.
     pub fn all_parameters(&self) -> u64 {
         let own = |p: &&param::Param| {
-            let saved = |config: &lora::LoraConfig| config.saves(p.name.strip_suffix(".weight").unwrap_or(&p.name));
-            p.name.contains(".lora_") || self.lora.as_ref().is_some_and(saved)
+            p.name.contains(".lora_") || self.lora.as_ref().is_some_and(|config| config.saves_param(&p.name))
         };
         self.spec.parameters() + self.params().filter(own).map(|p| p.elements() as u64).sum::<u64>()
     }
@@ -77,8 +76,7 @@ impl Model {
         let mut parts: Vec<(String, usize)> = Vec::new();
         for param in self.trained() {
             let module = param.name.split(".lora_").next().unwrap_or_default();
-            let module = module.trim_end_matches(".weight").trim_end_matches(".bias");
-            let leaf = module.rsplit('.').next().unwrap_or_default();
+            let leaf = lora::module_of(module).rsplit('.').next().unwrap_or_default();
             match parts.iter_mut().find(|(part, _)| part == leaf) {
                 Some((_, count)) => *count += param.elements(),
                 None => parts.push((leaf.to_string(), param.elements())),

@@ -182,7 +182,8 @@ keys! {
         rank_pattern | "lora_rank_pattern": Patterns<usize> = Patterns::default();
         /// The same for `lora_alpha`.
         alpha_pattern | "lora_alpha_pattern": Patterns<f64> = Patterns::default();
-        /// Modules that are trained in full and saved with the adapters, as in `["lm_head", "embed_tokens"]`.
+        /// Modules that are trained in full and saved with the adapters, as in `["lm_head", "embed_tokens"]`. PEFT's rule: a
+        /// name means every module whose name ends so.
         modules_to_save | "lora_modules_to_save": Vec<String> = Vec::new();
         /// Scale by `lora_alpha / √r` instead.
         use_rslora | "use_rslora": bool = false;

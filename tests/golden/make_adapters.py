@@ -39,6 +39,8 @@ BASES = {
                               rank_pattern={"q_proj": 9}, alpha_pattern={"down_proj": 2}),
         "dora_save": dict(r=2, lora_alpha=8, use_dora=True, target_modules=["v_proj"], modules_to_save=["embed_tokens", "lm_head"]),
         "save_head": dict(r=2, lora_alpha=8, target_modules=["v_proj"], modules_to_save=["lm_head"]),
+        "save_norms": dict(r=2, lora_alpha=8, target_modules=["v_proj"], modules_to_save=["norm"]),
+        "save_linears": dict(r=2, lora_alpha=8, target_modules="all-linear", modules_to_save=["o_proj", "layers.1.mlp", "k_proj"]),
     }),
     "phi3": ("Phi3Config", {}, {
         "dora": dict(r=4, lora_alpha=8, use_dora=True, target_modules="all-linear"),
@@ -82,6 +84,8 @@ def make(out):
             path = f"{folder}/{name}/adapter_config.json"
             config = json.load(open(path))
             config["base_model_name_or_path"] = "model"
+            for key in ("target_modules", "exclude_modules"):  # sets
+                if isinstance(config[key], list): config[key].sort()
             json.dump(config, open(path, "w"), indent=2, sort_keys=True)
             ids = torch.randint(3, SIZES["vocab_size"], (2, 12), generator=g)
             labels = ids.clone(); labels[0, :4] = -100

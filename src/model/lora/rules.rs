@@ -25,7 +25,7 @@ impl Targets {
 }
 
 /// PEFT's suffix rule: a name means the module that is called so or ends in `.name`.
-pub fn names(name: &str, module: &str) -> bool {
+fn names(name: &str, module: &str) -> bool {
     module == name || module.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
 }
 
@@ -154,6 +154,9 @@ impl<'c> Rules<'c> {
         if let Some(excluded) = &self.excluded
             && self.matches("exclude_modules", excluded, module)?
         {
+            return Ok(false);
+        }
+        if self.config.saves(module) {
             return Ok(false);
         }
         Ok(self.matches("target_modules", &self.targets, module)? && self.in_layers(module)?)
