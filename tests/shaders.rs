@@ -74,13 +74,15 @@ fn coop_modules(unit: MatrixUnit) -> Vec<(String, String)> {
         let plans = coop::variants(*op, unit);
         for (section, plan, storage, wide) in product(&sections.iter().collect::<Vec<_>>(), &plans, &storages) {
             let stage = section.name.split_once("__").map_or("", |(_, stage)| stage);
-            let is = |name: &str| plan.consts.contains(&(name, 1));
-            if (["amax", "scale"].contains(&stage) && !is("SCALED")) || plan.skip.contains(&stage) {
+            if plan.skip.contains(&stage) {
                 continue;
             }
             let fields: Vec<_> =
                 op.spec().fields.iter().copied().chain(coop::EXTRA.map(|name| (name, "u32"))).collect();
-            let args = args(*op, storage, plan.scratch > 0, wide);
+            let mut args = args(*op, storage, plan.scratch > 0, wide);
+            if plan.packed > 0 {
+                args.push(text::TextArg { name: "packed", elem: Elem::Float, dtype: Some(DType::F16), wide: true });
+            }
             let params_in = ParamsIn::Immediates;
             let request = Request { common, section, fields: &fields, args: &args, consts: &plan.consts, params_in };
             let name = format!("{} {:?} {} wide {wide}", section.name, plan.consts, storage.0);

@@ -4,7 +4,8 @@
 #![allow(non_snake_case, reason = "dims are named as in the ops")]
 use luthier::backend::cpu::Cpu;
 use luthier::backend::kernel_text::names;
-use luthier::backend::wgpu::{Products, Wgpu, adapters, coop, plan};
+use luthier::backend::wgpu::coop::{self, Operands};
+use luthier::backend::wgpu::{Products, Wgpu, adapters, plan};
 use luthier::backend::{Backend, Buf};
 use luthier::dtype::DType::{self, Bf16, F16, F32};
 use luthier::ops::Op;
@@ -138,8 +139,8 @@ fn open_coop() -> Option<(Wgpu, Vec<usize>)> {
 #[test]
 fn products_on_cooperative_matrices() {
     let Some((wgpu, tiles)) = open_coop() else { return };
-    for tile in tiles {
-        wgpu.set_products(Products::Tile(tile));
+    for (tile, operands) in tiles.into_iter().flat_map(|t| [(t, Operands::Stored), (t, Operands::Packed)]) {
+        wgpu.set_products(Products::Tile(tile, operands));
         let start = Instant::now();
         let shapes = [[130, 102, 200], [128, 256, 64], [18, 12, 34], [258, 36, 2080], [36, 258, 96]];
         // compiling a big tile takes software minutes: one shape shows its fragments' places
@@ -160,10 +161,10 @@ fn products_on_cooperative_matrices() {
                 let (got, _) = product(&wgpu, op, &p, dtype);
                 let err = nmse(&got, &want);
                 // a matrix unit may cut off what it adds instead of rounding
-                assert!(err <= 1e-10, "tile {tile} {op:?} {shape:?} {dtype:?}: NMSE {err:e}");
+                assert!(err <= 1e-10, "tile {tile} {operands:?} {op:?} {shape:?} {dtype:?}: NMSE {err:e}");
             }
         }
-        eprintln!("tile {tile} {:?}: {:.1} s", coop::TILES[tile], start.elapsed().as_secs_f64());
+        eprintln!("tile {tile} {operands:?} {:?}: {:.1} s", coop::TILES[tile], start.elapsed().as_secs_f64());
     }
 }
 
@@ -171,8 +172,13 @@ fn products_on_cooperative_matrices() {
 #[test]
 fn products_on_cooperative_matrices_keep_the_range_of_bf16() {
     let Some((wgpu, tiles)) = open_coop() else { return };
-    wgpu.set_products(Products::Tile(tiles[0]));
-    let wgpu: &dyn Backend = &wgpu;
+    for operands in [Operands::Stored, Operands::Packed] {
+        wgpu.set_products(Products::Tile(tiles[0], operands));
+        keeps_the_range(&wgpu);
+    }
+}
+
+fn keeps_the_range(wgpu: &dyn Backend) {
     let shape = [40, 48, 70];
     let [I, J, Q] = shape.map(|d| d as usize);
     let (a, b) = (noise(I * Q, 1), noise(J * Q, 2));
@@ -210,45 +216,6 @@ fn products_on_cooperative_matrices_keep_the_range_of_bf16() {
         with[9 * Q] = odd;
         let got = run(wgpu, &a, &with);
         assert!((0..I).all(|i| !got[i * J + 9].is_finite() && got[i * J + 8].is_finite()), "{odd} in b");
-    }
-}
-
-/// TFLOP/s of every tile at the sizes of an 8B model; only printed, the tests above compare.
-#[test]
-fn speed_of_products_on_cooperative_matrices() {
-    let Some((wgpu, tiles)) = open_coop() else { return };
-    if !wgpu.report().hardware {
-        return;
-    }
-    let ways = tiles.into_iter().map(Products::Tile).chain([Products::Auto, Products::Plain]);
-    let shapes = [[4096, 4096, 4096], [2048, 14336, 4096], [2048, 4096, 14336], [8192, 64, 4096], [64, 4096, 8192]];
-    for way in ways {
-        wgpu.set_products(way);
-        let wgpu: &dyn Backend = &wgpu;
-        for shape in shapes {
-            let [I, J, Q] = shape.map(|d| d as usize);
-            let mut line = format!("{way:?} {shape:?}:");
-            for dtype in [Bf16, F16] {
-                let new = |len: usize| wgpu.alloc(len, dtype).unwrap();
-                let [mut a, mut b, mut out] = [new(I * Q), new(J * Q), new(I * J)];
-                wgpu.fill(&mut a, 0.5).unwrap();
-                wgpu.fill(&mut b, 0.25).unwrap();
-                for op in OPS {
-                    let p = dense(op, shape, 0.5);
-                    let mut seconds = f64::INFINITY;
-                    for _ in 0..3 {
-                        wgpu.sync().unwrap();
-                        let start = Instant::now();
-                        (0..8).for_each(|_| matmul(wgpu, op, [&mut out, &mut a, &mut b], &p));
-                        wgpu.sync().unwrap();
-                        seconds = seconds.min(start.elapsed().as_secs_f64() / 8.0);
-                    }
-                    line += &format!(" {} {op:?} {:.1}", dtype.name(), 2e-12 * (I * J * Q) as f64 / seconds);
-                }
-                [a, b, out].into_iter().for_each(|buf| wgpu.free(buf));
-            }
-            eprintln!("{line} TFLOP/s");
-        }
     }
 }
 

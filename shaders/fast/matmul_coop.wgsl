@@ -9,11 +9,41 @@ enable wgpu_cooperative_matrix;
 // 2^14 .. 2^15, and the sums are brought back in f32. bf16's 8 bits are then exact in f16 down to 2^-31 of the largest value;
 // what is below 2^-39 of it counts as 0. Infinities and NaNs stay what they are.
 // Scratch: `parts` maxima of a, as many of b, e of a, e of b; from `sums` on the sums of SPLIT.
+//
+// With PACKED both operands are first written as f16 in the order in which tiles stage them, out of range as 0: block (tile,
+// step) after block, a's `a_len` elements, then b's. Each element is converted and checked once, not once for every tile that
+// reads it. Columns jfirst .. jfirst + jcount of out are made at a time, which bounds what is packed of b.
 
 // 2^e; e in -126 .. 127
 fn pow2(e: i32) -> f32 { return bitcast<f32>(u32(e + 127) << 23u); }
 // Elements from `at` to `end`, none at or past it.
 fn rest(at: u32, end: u32) -> u32 { return select(0u, end - at, at < end); }
+
+// Staged rows: elements of a row of a step's part of a tile, laid out as the operand is.
+const COLS_A = BK * A_ROWS + BM * (1u - A_ROWS);
+const COLS_B = BK * B_ROWS + BN * (1u - B_ROWS);
+
+// Quad n of what the tile at i0 (j0) stages in the step at q0, up to `end`.
+fn read_a(n: u32, i0: u32, q0: u32, end: u32) -> vec2<u32> {
+  let row = n / (COLS_A / 4u);
+  let col = 4u * (n % (COLS_A / 4u));
+#if A_ROWS
+  return ldr4_a((i0 + row) * p.ld_a + q0 + col, select(0u, rest(q0 + col, end), i0 + row < p.I));
+#end
+#if 1 - A_ROWS
+  return ldr4_a((q0 + row) * p.ld_a + i0 + col, select(0u, rest(i0 + col, p.I), q0 + row < end));
+#end
+}
+fn read_b(n: u32, j0: u32, q0: u32, end: u32) -> vec2<u32> {
+  let row = n / (COLS_B / 4u);
+  let col = 4u * (n % (COLS_B / 4u));
+#if B_ROWS
+  return ldr4_b((j0 + row) * p.ld_b + q0 + col, select(0u, rest(q0 + col, end), j0 + row < p.J));
+#end
+#if 1 - B_ROWS
+  return ldr4_b((q0 + row) * p.ld_b + j0 + col, select(0u, rest(j0 + col, p.J), q0 + row < end));
+#end
+}
 
 fn finish(i: u32, j: u32, sum: vec4<f32>) {
   let at = i * p.ld_out + j;
@@ -85,10 +115,38 @@ fn matmul_coop__scale(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
   if (t == 0u) { st1_scratch(2u * p.parts + group.x, f32(e)); }
 }
 
-// op matmul_coop grid(ceil(J, BN), ceil(I, BM), splits)
-// Staged rows: elements, and elements from one to the next; 8 more keep the rows off each other's banks.
-const COLS_A = BK * A_ROWS + BM * (1u - A_ROWS);
-const COLS_B = BK * B_ROWS + BN * (1u - B_ROWS);
+// op matmul_coop__packa grid(ceil(a_len, 1024))
+@compute @workgroup_size(256)
+fn matmul_coop__packa(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let n = flat(group) * 256u + t;
+  if (4u * n >= p.a_len) { return; }
+  let steps = ceil_div(p.Q, BK);
+  let block = n / (BM * BK / 4u);
+  let h = read_a(n % (BM * BK / 4u), block / steps * BM, block % steps * BK, p.Q);
+  var scale = 1.0;
+#if SCALED
+  scale = pow2(-i32(ld1_scratch(2u * p.parts)));
+#end
+  sth4_packed(4u * n, vec4<f16>(widen_a(h) * scale));
+}
+
+// op matmul_coop__packb grid(ceil(b_len, 1024))
+@compute @workgroup_size(256)
+fn matmul_coop__packb(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let n = flat(group) * 256u + t;
+  if (4u * n >= p.b_len) { return; }
+  let steps = ceil_div(p.Q, BK);
+  let block = n / (BN * BK / 4u);
+  let h = read_b(n % (BN * BK / 4u), p.jfirst + block / steps * BN, block % steps * BK, p.Q);
+  var scale = 1.0;
+#if SCALED
+  scale = pow2(-i32(ld1_scratch(2u * p.parts + 1u)));
+#end
+  sth4_packed(p.a_len + 4u * n, vec4<f16>(widen_b(h) * scale));
+}
+
+// op matmul_coop grid(ceil(jcount, BN), ceil(I, BM), splits)
+// From one row to the next: 8 more keep the rows off each other's banks.
 const LD_A = COLS_A + 8u;
 const LD_B = COLS_B + 8u;
 #if VEC / 4
@@ -102,28 +160,23 @@ var<workgroup> sb: array<Staged, BN * BK / COLS_B * LD_B / VEC>;
 // a fragment of each subgroup on its way out
 var<workgroup> outgo: array<f32, SUBGROUPS * S * S>;
 
-fn fetch_a(n: u32, i0: u32, q0: u32, end: u32) -> vec2<u32> {
-  let row = n / (COLS_A / 4u);
-  let col = 4u * (n % (COLS_A / 4u));
-#if A_ROWS
-  return ldr4_a((i0 + row) * p.ld_a + q0 + col, select(0u, rest(q0 + col, end), i0 + row < p.I));
-#end
-#if 1 - A_ROWS
-  return ldr4_a((q0 + row) * p.ld_a + i0 + col, select(0u, rest(i0 + col, p.I), q0 + row < end));
-#end
+#if PACKED
+// past the last step, where nobody looks, the last one again
+fn block(tile: u32, q0: u32) -> u32 { let steps = ceil_div(p.Q, BK); return tile * steps + min(q0 / BK, steps - 1u); }
+fn fetch_a(n: u32, i0: u32, q0: u32, end: u32) -> vec4<f16> { return ldh4_packed(block(i0 / BM, q0) * (BM * BK) + 4u * n); }
+fn fetch_b(n: u32, j0: u32, q0: u32, end: u32) -> vec4<f16> {
+  return ldh4_packed(p.a_len + block((j0 - p.jfirst) / BN, q0) * (BN * BK) + 4u * n);
 }
-fn fetch_b(n: u32, j0: u32, q0: u32, end: u32) -> vec2<u32> {
-  let row = n / (COLS_B / 4u);
-  let col = 4u * (n % (COLS_B / 4u));
-#if B_ROWS
-  return ldr4_b((j0 + row) * p.ld_b + q0 + col, select(0u, rest(q0 + col, end), j0 + row < p.J));
+fn half_a(h: vec4<f16>, scale: f32) -> vec4<f16> { return h; }
+fn half_b(h: vec4<f16>, scale: f32) -> vec4<f16> { return h; }
 #end
-#if 1 - B_ROWS
-  return ldr4_b((q0 + row) * p.ld_b + j0 + col, select(0u, rest(j0 + col, p.J), q0 + row < end));
+#if 1 - PACKED
+fn fetch_a(n: u32, i0: u32, q0: u32, end: u32) -> vec2<u32> { return read_a(n, i0, q0, end); }
+fn fetch_b(n: u32, j0: u32, q0: u32, end: u32) -> vec2<u32> { return read_b(n, j0, q0, end); }
+fn half_a(h: vec2<u32>, scale: f32) -> vec4<f16> { return vec4<f16>(widen_a(h) * scale); }
+fn half_b(h: vec2<u32>, scale: f32) -> vec4<f16> { return vec4<f16>(widen_b(h) * scale); }
 #end
-}
-fn stage_a(n: u32, h: vec2<u32>, scale: f32) {
-  let v = vec4<f16>(widen_a(h) * scale);
+fn stage_a(n: u32, v: vec4<f16>) {
   let at = (n / (COLS_A / 4u) * LD_A + 4u * (n % (COLS_A / 4u))) / VEC;
 #if VEC / 4
   sa[at] = v;
@@ -132,8 +185,7 @@ fn stage_a(n: u32, h: vec2<u32>, scale: f32) {
   sa[at] = v.x; sa[at + 1u] = v.y; sa[at + 2u] = v.z; sa[at + 3u] = v.w;
 #end
 }
-fn stage_b(n: u32, h: vec2<u32>, scale: f32) {
-  let v = vec4<f16>(widen_b(h) * scale);
+fn stage_b(n: u32, v: vec4<f16>) {
   let at = (n / (COLS_B / 4u) * LD_B + 4u * (n % (COLS_B / 4u))) / VEC;
 #if VEC / 4
   sb[at] = v;
@@ -144,9 +196,9 @@ fn stage_b(n: u32, h: vec2<u32>, scale: f32) {
 }
 
 fn store(i: u32, j: u32, z: u32, sum: vec4<f32>) {
-  if (i >= p.I || j >= p.J) { return; }
+  if (i >= p.I || j >= p.jfirst + p.jcount) { return; }
 #if SPLIT
-  st4_scratch(p.sums + ((z * p.I + i) * ceil_div(p.J, 4u) + j / 4u) * 4u, sum, 4u);
+  st4_scratch(p.sums + ((z * p.I + i) * ceil_div(p.jcount, 4u) + (j - p.jfirst) / 4u) * 4u, sum, 4u);
 #end
 #if 1 - SPLIT
   finish(i, j, sum);
@@ -168,7 +220,7 @@ fn matmul_coop(
   @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) lane: u32, @builtin(subgroup_size) lanes: u32,
 ) {
   let at = banded(tile, tiles);
-  let j0 = at.x * BN;
+  let j0 = p.jfirst + at.x * BN;
   let i0 = at.y * BM;
   // where this subgroup's fragments lie in the tile; where the device chose small subgroups there are more than GM x GN of
   // them, and the last ones repeat the work of the first (no branch may lead around a cooperative operation)
@@ -178,9 +230,11 @@ fn matmul_coop(
   let end = min(p.Q, first + p.part);
   var scale_a = 1.0;
   var scale_b = 1.0;
+#if 1 - PACKED
 #if SCALED
   scale_a = pow2(-i32(ld1_scratch(2u * p.parts)));
   scale_b = pow2(-i32(ld1_scratch(2u * p.parts + 1u)));
+#end
 #end
 #for s S S+1
 #for i 0 RM
@@ -206,10 +260,10 @@ fn matmul_coop(
 #end
 #end
 #for n 0 BM*BK/4/THREADS
-    stage_a(t + $nu * THREADS, a_$n, scale_a);
+    stage_a(t + $nu * THREADS, half_a(a_$n, scale_a));
 #end
 #for n 0 BN*BK/4/THREADS
-    stage_b(t + $nu * THREADS, b_$n, scale_b);
+    stage_b(t + $nu * THREADS, half_b(b_$n, scale_b));
 #end
     workgroupBarrier();
 #if PREFETCH
@@ -265,14 +319,14 @@ fn matmul_coop(
 #end
 }
 
-// op matmul_coop__join grid(ceil(I*ceil(J, 4), 256))
+// op matmul_coop__join grid(ceil(I*ceil(jcount, 4), 256))
 // A thread adds the parts of four outputs, in order.
 @compute @workgroup_size(256)
 fn matmul_coop__join(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let index = flat(group) * 256u + t;
-  let J4 = ceil_div(p.J, 4u);
+  let J4 = ceil_div(p.jcount, 4u);
   if (index >= p.I * J4) { return; }
   var sum = vec4<f32>();
   for (var z = 0u; z < p.splits; z++) { sum += ld4_scratch(p.sums + (z * p.I * J4 + index) * 4u, 4u); }
-  finish(index / J4, 4u * (index % J4), sum);
+  finish(index / J4, p.jfirst + 4u * (index % J4), sum);
 }

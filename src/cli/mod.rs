@@ -1,4 +1,5 @@
 //! The commands, one file each. This is the only place that prints.
+mod bench;
 mod doctor;
 mod generate;
 mod init;
@@ -40,6 +41,7 @@ enum Command {
     Init(init::Init),
     Quantize(quantize::Quantize),
     Inspect(inspect::Inspect),
+    Bench(bench::Bench),
     Doctor(doctor::Doctor),
 }
 
@@ -50,6 +52,7 @@ pub fn run() -> Result<()> {
         Command::Init(args) => args.run(),
         Command::Quantize(args) => args.run(),
         Command::Inspect(args) => args.run(),
+        Command::Bench(args) => args.run(),
         Command::Doctor(args) => args.run(),
     }
 }

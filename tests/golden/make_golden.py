@@ -8,6 +8,7 @@ so that a skipped weight shows. golden.safetensors of a model case holds:
   logits [B,T,V] f32, loss [] f32 (mean over the labels that count), grad.<parameter name> f32.
 """
 import sys, os, json, math
+sys.path.pop(0)  # a folder here is called bitsandbytes, and PEFT would take it for the package
 import torch
 from safetensors.torch import save_file
 import transformers

@@ -18,22 +18,33 @@ pub enum Products {
     /// `shaders/matmul.wgsl` alone.
     Plain,
     /// Cooperative matrices whatever the size, with this one of [`TILES`]: for tests and timings.
-    Tile(usize),
+    Tile(usize, Operands),
+}
+
+/// How operands reach the tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operands {
+    /// As they are stored; every tile converts what it stages.
+    Stored,
+    /// Written anew before, as f16 in the order in which the tiles stage them.
+    Packed,
 }
 
 impl Products {
-    /// From `LUTHIER_WGPU_PRODUCTS`: auto, plain, or the place of a tile.
+    /// From `LUTHIER_WGPU_PRODUCTS`: auto, plain, or the place of a tile, with `packed` behind it or not.
     pub fn named(name: &str) -> Result<Products> {
-        match (name, name.parse()) {
+        let (place, operands) = match name.strip_suffix("packed") {
+            Some(place) => (place, Operands::Packed),
+            None => (name, Operands::Stored),
+        };
+        match (name, place.parse()) {
             ("auto", _) => Ok(Products::Auto),
             ("plain", _) => Ok(Products::Plain),
-            (_, Ok(tile)) if tile < TILES.len() => Ok(Products::Tile(tile)),
+            (_, Ok(tile)) if tile < TILES.len() => Ok(Products::Tile(tile, operands)),
             _ => {
-                let what = format!(
-                    "LUTHIER_WGPU_PRODUCTS: wanted auto, plain or a tile (0 to {}), got `{name}`",
-                    TILES.len() - 1
-                );
-                Err(Error::device("wgpu", what))
+                let last = TILES.len() - 1;
+                let wanted = format!("auto, plain or a tile (0 to {last}, 0packed to {last}packed)");
+                Err(Error::device("wgpu", format!("LUTHIER_WGPU_PRODUCTS: wanted {wanted}, got `{name}`")))
             }
         }
     }
@@ -47,31 +58,27 @@ pub struct Tile {
     pub gn: u32,
     pub rm: u32,
     pub rn: u32,
+    /// Channels of inner length per step.
+    pub bk: u32,
     pub prefetch: bool,
 }
 
-const fn tile([gm, gn]: [u32; 2], [rm, rn]: [u32; 2], prefetch: bool) -> Tile {
-    Tile { gm, gn, rm, rn, prefetch }
+const fn tile([gm, gn]: [u32; 2], [rm, rn]: [u32; 2], bk: u32, prefetch: bool) -> Tile {
+    Tile { gm, gn, rm, rn, bk, prefetch }
 }
 
-/// The candidates. With fragments of 16: 64x64, 128x64, 128x128 (four subgroups or eight), 128x256; 64x32 for thin products.
-pub const TILES: [Tile; 9] = [
-    tile([2, 2], [2, 2], false),
-    tile([2, 2], [2, 2], true),
-    tile([2, 2], [4, 2], true),
-    tile([2, 2], [4, 4], false),
-    tile([2, 4], [4, 2], false),
-    tile([2, 4], [4, 2], true),
-    tile([2, 4], [4, 4], false),
-    tile([2, 4], [4, 4], true),
-    tile([4, 1], [1, 2], true),
+/// The candidates. With fragments of 16: 64x64, 128x128 of four subgroups and of eight, 128x256; 64x32 for thin products.
+pub const TILES: [Tile; 5] = [
+    tile([2, 2], [2, 2], 32, true),
+    tile([2, 2], [4, 4], 32, true),
+    tile([2, 4], [4, 2], 64, true),
+    tile([2, 4], [4, 4], 32, true),
+    tile([4, 1], [1, 2], 32, true),
 ];
-const LARGE: usize = 5;
-const SMALL: usize = 1;
-const THIN: usize = 8;
+const SMALL: usize = 0;
+const LARGE: usize = 1;
+const THIN: usize = 4;
 
-/// Channels of inner length per step.
-const BK: u32 = 32;
 /// Multiply-adds from which a product pays for the maxima of its operands; without those, from a sixteenth of it.
 const WORTH: f64 = 2.7e8;
 /// Workgroups that keep a GPU busy; below it, inner lengths are split.
@@ -102,9 +109,9 @@ impl Tile {
     pub fn fits(&self, unit: MatrixUnit, limits: &Limits) -> bool {
         let ((bm, bn), threads) = (self.size(unit), self.threads(unit));
         // f16 rows or columns, each padded by 8; the other way round is never more
-        let staged = |side: u64| 2 * (side * (BK as u64 + 8)).max(BK as u64 * (side + 8));
+        let staged = |side: u64| 2 * (side * (self.bk as u64 + 8)).max(self.bk as u64 * (side + 8));
         let patches = 4 * (self.subgroups(unit) * unit.size * unit.size) as u64;
-        let whole = |side: u64| (side * BK as u64).is_multiple_of(4 * threads as u64);
+        let whole = |side: u64| (side * self.bk as u64).is_multiple_of(4 * threads as u64);
         threads <= limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x)
             && staged(bm) + staged(bn) + patches <= limits.max_compute_workgroup_storage_size as u64
             && whole(bm)
@@ -112,13 +119,13 @@ impl Tile {
     }
 
     /// The constants of the shader for the row `op`.
-    pub fn consts(&self, unit: MatrixUnit, op: Op, scaled: bool, split: bool) -> Vec<(&'static str, u64)> {
+    pub fn consts(&self, unit: MatrixUnit, op: Op, way: Way) -> Vec<(&'static str, u64)> {
         let name = op.spec().name;
         let (bm, bn) = self.size(unit);
         let small = [
             ("S", unit.size),
             ("VEC", unit.vec),
-            ("BK", BK),
+            ("BK", self.bk),
             ("GM", self.gm),
             ("GN", self.gn),
             ("RM", self.rm),
@@ -129,91 +136,143 @@ impl Tile {
             ("A_ROWS", !name.starts_with("matmul_tn") as u32),
             ("B_ROWS", name.starts_with("matmul_nt") as u32),
             ("ADD", name.ends_with("_add") as u32),
-            ("SCALED", scaled.into()),
-            ("SPLIT", split.into()),
+            ("SCALED", way.scaled.into()),
+            ("SPLIT", way.split.into()),
+            ("PACKED", way.packed.into()),
         ];
         small.map(|(name, v)| (name, v as u64)).into_iter().chain([("BM", bm), ("BN", bn)]).collect()
     }
 }
 
 /// The u32 params behind the row's own.
-pub const EXTRA: [&str; 4] = ["splits", "part", "parts", "sums"];
+pub const EXTRA: [&str; 8] = ["splits", "part", "parts", "sums", "a_len", "b_len", "jfirst", "jcount"];
+
+/// The variants of one tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// An operand is bf16.
+    pub scaled: bool,
+    pub split: bool,
+    pub packed: bool,
+}
+
+/// What the choice of a way depends on, besides the product.
+#[derive(Clone, Copy)]
+pub struct Device<'a> {
+    pub unit: MatrixUnit,
+    pub limits: &'a Limits,
+    /// Elements that may be packed at a time.
+    pub room: u64,
+}
+
+impl Device<'_> {
+    /// Of a device with so many bytes, if it says; a thirtieth of them, within a binding, may hold packed operands.
+    pub fn new(unit: MatrixUnit, limits: &Limits, memory: Option<u64>) -> Device<'_> {
+        let bytes = (memory.unwrap_or(0) / 30).clamp(LEAST_PACKED, limits.max_storage_buffer_binding_size);
+        Device { unit, limits, room: bytes / 2 }
+    }
+}
+
+/// Bytes of packed operands that any device has room for.
+const LEAST_PACKED: u64 = 128 << 20;
+/// I·J/(I + J) from which it pays to pack: as many multiply-adds for each element that is written anew.
+const REUSE: u64 = 100;
 
 /// The place in [`TILES`] for an I x J product; none where no tile is possible.
-fn choose(unit: MatrixUnit, limits: &Limits, i: u64, j: u64) -> Option<usize> {
+fn choose(d: Device, i: u64, j: u64) -> Option<usize> {
     let wanted = match () {
-        _ if j <= 2 * unit.size as u64 => THIN,
-        _ if TILES[LARGE].count(unit, i, j) >= BUSY / 2 => LARGE,
+        _ if j <= 2 * d.unit.size as u64 => THIN,
+        _ if TILES[LARGE].count(d.unit, i, j) >= BUSY / 2 => LARGE,
         _ => SMALL,
     };
-    [wanted, SMALL, THIN].into_iter().find(|t| TILES[*t].fits(unit, limits))
+    [wanted, SMALL, THIN].into_iter().find(|t| TILES[*t].fits(d.unit, d.limits))
+}
+
+/// Elements of a, and the columns of b that are packed at a time; none where there is no room for the one and some of the other.
+fn pack(tile: Tile, d: Device, [i, j, q]: [u64; 3]) -> Option<(u64, u64)> {
+    let (bm, bn) = tile.size(d.unit);
+    let depth = q.next_multiple_of(tile.bk.into());
+    let a = i.next_multiple_of(bm) * depth;
+    let columns = d.room.checked_sub(a)? / depth / bn * bn;
+    (columns > 0).then_some((a, columns.min(j)))
 }
 
 /// How to run a product on cooperative matrices, or none where the plain shader is better or has to.
 /// `dtypes`: of out, a, b.
-pub fn plan(
-    op: Op,
-    names: &Names,
-    dtypes: [DType; 3],
-    unit: MatrixUnit,
-    limits: &Limits,
-    products: Products,
-) -> Option<Plan> {
-    let [i, j, q] = ["I", "J", "Q"].map(|d| names[d]);
+pub fn plan(op: Op, names: &Names, dtypes: [DType; 3], d: Device, products: Products) -> Option<Plan> {
+    let [i, j, q] = ["I", "J", "Q"].map(|dim| names[dim]);
     let half = |dtype: &DType| matches!(dtype, DType::F16 | DType::Bf16);
     if op.spec().file != "matmul" || !dtypes[1..].iter().all(half) || i * j * q == 0 {
         return None;
     }
     let scaled = dtypes[1..].contains(&DType::Bf16);
     let work = (i * j * q) as f64;
-    let place = match products {
+    let (place, operands) = match products {
         Products::Plain => return None,
         Products::Auto if work < if scaled { WORTH } else { WORTH / 16.0 } => return None,
-        Products::Auto => choose(unit, limits, i, j)?,
-        Products::Tile(place) => Some(place).filter(|t| TILES[*t].fits(unit, limits))?,
+        Products::Auto if i * j < REUSE * (i + j) => (choose(d, i, j)?, Operands::Stored),
+        Products::Auto => (choose(d, i, j)?, Operands::Packed),
+        Products::Tile(place, operands) => (Some(place).filter(|t| TILES[*t].fits(d.unit, d.limits))?, operands),
     };
     let tile = TILES[place];
+    let (_, bn) = tile.size(d.unit);
+    let packed = if operands == Operands::Packed { pack(tile, d, [i, j, q]) } else { None };
+    let (a_len, columns) = packed.unwrap_or((0, j));
+    let depth = q.next_multiple_of(tile.bk.into());
+    let b_len = |columns: u64| if packed.is_some() { columns.next_multiple_of(bn) * depth } else { 0 };
 
-    let row = j.next_multiple_of(4);
+    let row = columns.next_multiple_of(4);
     let most = (q / PART).min(SCRATCH / (i * row));
-    let splits = (BUSY / tile.count(unit, i, j)).min(most).max(1);
+    let splits = (BUSY / tile.count(d.unit, i, columns)).min(most).max(1);
     // whole steps of BK, so that no step belongs to two parts
-    let part = q.div_ceil(splits).next_multiple_of(BK as u64);
+    let part = q.div_ceil(splits).next_multiple_of(tile.bk as u64);
     let splits = q.div_ceil(part);
     let parts = if scaled { (q * i.max(j)).div_ceil(ELEMENTS_PER_PART).min(PARTS) } else { 0 };
     let sums = if scaled { (2 * parts + 2).next_multiple_of(4) } else { 0 };
-    let split = splits > 1;
-    let mut skip = Vec::new();
-    if !split {
-        skip.push("join");
-    }
-    if !scaled {
-        skip.extend(["amax", "scale"]);
-    }
+    let way = Way { scaled, split: splits > 1, packed: packed.is_some() };
+    let pass = |first: u64| {
+        let count = columns.min(j - first);
+        [("b_len", b_len(count)), ("jfirst", first), ("jcount", count)].map(|(name, v)| (name, v as u32)).into()
+    };
     Some(Plan {
-        consts: tile.consts(unit, op, scaled, split),
-        extra: EXTRA.into_iter().zip([splits, part, parts, sums].map(|v| v as u32)).collect(),
-        scratch: (sums + if split { splits * i * row } else { 0 }) as usize,
-        skip,
+        consts: tile.consts(d.unit, op, way),
+        extra: EXTRA.into_iter().zip([splits, part, parts, sums, a_len, 0, 0, 0].map(|v| v as u32)).collect(),
+        scratch: (sums + if way.split { splits * i * row } else { 0 }) as usize,
+        packed: (a_len + b_len(columns)) as usize,
+        passes: (0..j).step_by(columns as usize).map(pass).collect(),
+        once: vec!["amax", "scale", "packa"],
+        skip: way.skipped(),
         // a batch of commands counts in the time of the plain products
         work: work / 4.0,
         fast: Some(FILE),
     })
 }
 
+impl Way {
+    /// The stages that it leaves out.
+    fn skipped(self) -> Vec<&'static str> {
+        let stages =
+            [(self.split, ["join"].as_slice()), (self.scaled, &["amax", "scale"]), (self.packed, &["packa", "packb"])];
+        stages.into_iter().filter(|(runs, _)| !runs).flat_map(|(_, names)| names.iter().copied()).collect()
+    }
+}
+
 /// What a test of all shader texts has to try for `op`, for a device with `unit`.
 pub fn variants(op: Op, unit: MatrixUnit) -> Vec<Plan> {
-    let flags = [(false, false), (false, true), (true, false), (true, true)];
-    let plan = |tile: &Tile, (scaled, split)| Plan {
-        consts: tile.consts(unit, op, scaled, split),
+    let plan = |tile: &Tile, way: Way| Plan {
+        consts: tile.consts(unit, op, way),
         extra: EXTRA.map(|name| (name, 1)).into(),
-        scratch: (scaled || split) as usize,
-        skip: if split { Vec::new() } else { vec!["join"] },
+        scratch: (way.scaled || way.split) as usize,
+        packed: way.packed as usize,
+        skip: way.skipped(),
         fast: Some(FILE),
         ..Plan::default()
     };
+    let on_off = [false, true];
+    let ways = on_off.into_iter().flat_map(|scaled| on_off.map(|split| (scaled, split)));
+    let ways = ways.flat_map(|(scaled, split)| on_off.map(|packed| Way { scaled, split, packed }));
     // every tile, and every way of one tile
-    let tiles = TILES.iter().map(|tile| plan(tile, (true, false)));
-    let ways = flags.into_iter().map(|flags| plan(&TILES[SMALL], flags));
+    let tiles = TILES.iter().map(|tile| plan(tile, Way { scaled: true, split: false, packed: true }));
+    let ways = ways.map(|way| plan(&TILES[SMALL], way));
     if op.spec().file == "matmul" { tiles.chain(ways).collect() } else { Vec::new() }
 }

@@ -50,8 +50,9 @@ struct State {
     recorder: Recorder,
     /// By file: all ops of a file have the same text.
     files: HashMap<&'static str, Rc<Parsed>>,
-    /// For stages that hand values to each other; grows, never shrinks.
+    /// For stages that hand values to each other, as f32 and as f16; they grow, never shrink.
     scratch: Option<Buf>,
+    packed: Option<Buf>,
 }
 
 fn fail(what: impl std::fmt::Display) -> Error {
@@ -81,7 +82,7 @@ impl Wgpu {
         let pipelines = Pipelines::new(&device, params_in, checked);
         let recorder = Recorder::new(&device, &opened.queue, pipelines.uniform());
         let heap = Heap::new(limits.max_buffer, limits.memory);
-        let state = State { heap, pipelines, recorder, files: HashMap::new(), scratch: None };
+        let state = State { heap, pipelines, recorder, files: HashMap::new(), scratch: None, packed: None };
         let limits = device.limits();
         let products = match std::env::var("LUTHIER_WGPU_PRODUCTS") {
             Ok(name) => Products::named(&name)?,
@@ -108,7 +109,8 @@ impl Wgpu {
         let dtype = |i: usize| launch.args()[i].map(|b| b.dtype);
         let coop = || {
             let (unit, dtypes) = (self.report.matrix_unit?, [dtype(0)?, dtype(1)?, dtype(2)?]);
-            coop::plan(launch.op(), names, dtypes, unit, &self.limits, self.products.get())
+            let device = coop::Device::new(unit, &self.limits, self.report.memory);
+            coop::plan(launch.op(), names, dtypes, device, self.products.get())
         };
         let product = launch.op().spec().file == "matmul";
         product.then(coop).flatten().unwrap_or_else(|| plan::plan(launch.op(), names))
@@ -196,6 +198,27 @@ impl Wgpu {
         Ok((!grid.contains(&0)).then_some(grid.map(|side| side as u32)))
     }
 
+    /// Every stage of `entry` that the plan has, pass after pass.
+    fn stages(&self, state: &mut State, parsed: &Parsed, call: &Call, entry: &str) -> Result<()> {
+        fn stage<'s>(s: &Section<'s>) -> &'s str {
+            s.name.split_once("__").map_or("", |(_, stage)| stage)
+        }
+        let sections = || parsed.1.iter().filter(|s| s.op() == entry && !call.plan.skip.contains(&stage(s)));
+        if call.plan.passes.is_empty() {
+            return sections().try_for_each(|s| self.dispatch(state, parsed.0, s, call));
+        }
+        for (n, pass) in call.plan.passes.iter().enumerate() {
+            let value = |(name, v): &(&'static str, u32)| {
+                (*name, pass.iter().find(|(other, _)| other == name).map_or(*v, |(_, v)| *v))
+            };
+            let plan = Plan { extra: call.plan.extra.iter().map(value).collect(), ..call.plan.clone() };
+            let call = Call { plan: &plan, ..*call };
+            let again = |s: &&Section| n == 0 || !plan.once.contains(&stage(s));
+            sections().filter(again).try_for_each(|s| self.dispatch(state, parsed.0, s, &call))?;
+        }
+        Ok(())
+    }
+
     fn parsed(state: &mut State, op: Op, fast: Option<Fast>) -> Result<Rc<Parsed>> {
         let (file, text) = fast.map_or((op.spec().file, op.wgsl()), |f| (f.name, f.text));
         if let Some(found) = state.files.get(file) {
@@ -205,17 +228,15 @@ impl Wgpu {
         Ok(state.files.entry(file).or_insert(Rc::new(parsed)).clone())
     }
 
-    /// At least `len` f32 values for the stages of one op.
-    fn scratch(&self, state: &mut State, len: usize) -> Result<Buf> {
-        match state.scratch.take() {
-            Some(buf) if buf.len >= len => Ok(buf),
-            old => {
-                if let Some(old) = old {
-                    self.release(state, old);
-                }
-                self.take(state, len, DType::F32)
+    /// `old` if it has `len` values, or another in its place; none where none are wanted.
+    fn grown(&self, state: &mut State, old: &mut Option<Buf>, len: usize, dtype: DType) -> Result<()> {
+        if len > 0 && old.as_ref().is_none_or(|buf| buf.len < len) {
+            if let Some(old) = old.take() {
+                self.release(state, old);
             }
+            *old = Some(self.take(state, len, dtype)?);
         }
+        Ok(())
     }
 
     fn take(&self, state: &mut State, len: usize, dtype: DType) -> Result<Buf> {
@@ -353,20 +374,22 @@ impl Backend for Wgpu {
             wide: buf.is_some_and(|b| plan::is_wide(op, &names, arg.name, b.start, b.width)),
         };
         let mut args: Vec<TextArg> = spec.args.iter().zip(launch.args()).map(arg).collect();
-        let scratch = if plan.scratch > 0 { Some(self.scratch(state, plan.scratch)?) } else { None };
+        let (mut scratch, mut packed) = (state.scratch.take(), state.packed.take());
         let mut bufs = launch.args().to_vec();
-        if let Some(scratch) = &scratch {
+        let made = self
+            .grown(state, &mut scratch, plan.scratch, DType::F32)
+            .and_then(|()| self.grown(state, &mut packed, plan.packed, DType::F16));
+        if let (true, Some(scratch)) = (plan.scratch > 0, &scratch) {
             args.push(TextArg { name: "scratch", elem: Elem::F32, dtype: Some(DType::F32), wide: false });
             bufs.push(Some(scratch));
         }
-        let call = Call { fields: spec.fields, params: launch.params(), args: &args, bufs: &bufs, plan: &plan };
-        let entry = plan.fast.map_or(spec.name, |f| f.name);
-        let skipped = |s: &Section| s.name.split_once("__").is_some_and(|(_, stage)| plan.skip.contains(&stage));
-        let runs = |s: &&Section| s.op() == entry && !skipped(s);
-        let ran = parsed.1.iter().filter(runs).try_for_each(|s| self.dispatch(state, parsed.0, s, &call));
-        if scratch.is_some() {
-            state.scratch = scratch;
+        if let (true, Some(packed)) = (plan.packed > 0, &packed) {
+            args.push(TextArg { name: "packed", elem: Elem::Float, dtype: Some(DType::F16), wide: true });
+            bufs.push(Some(packed));
         }
+        let call = Call { fields: spec.fields, params: launch.params(), args: &args, bufs: &bufs, plan: &plan };
+        let ran = made.and_then(|()| self.stages(state, &parsed, &call, plan.fast.map_or(spec.name, |f| f.name)));
+        (state.scratch, state.packed) = (scratch, packed);
         ran
     }
 

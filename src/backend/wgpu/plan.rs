@@ -11,6 +11,11 @@ pub struct Plan {
     pub extra: Vec<(&'static str, u32)>,
     /// f32 values that the stages hand to each other, as argument `scratch`.
     pub scratch: usize,
+    /// f16 values that they do, as argument `packed`.
+    pub packed: usize,
+    /// Where not empty: the stages run once for each of these, which replace some of `extra`; those of `once` for the first only.
+    pub passes: Vec<Vec<(&'static str, u32)>>,
+    pub once: Vec<&'static str>,
     /// Stages that this plan leaves out.
     pub skip: Vec<&'static str>,
     /// The file of a fast path, in place of the row's own.

@@ -12,6 +12,7 @@
 //!         st4_x(i, v, rest)       the first min(4, rest) of four
 //!         ldr4_x(i, rest) -> vec2<u32>   as ld4, but packed as stored, and without branches: loads can run at once. 16-bit only
 //!         widen_x(h) -> vec4      the four values of an ldr4
+//!         ldh4_x(i) -> vec4<f16>, sth4_x(i, h)   four in the language's own f16; i a multiple of 4, x wide and f16, used so alone
 //! u32     ld_x(i) -> u32   st_x(i, v)
 //! u8      ld_x(i) -> u32   ldw_x(w) -> u32 (word w)   stw_x(w, v, bytes): the first min(4, bytes) of word w
 //! ```
@@ -88,8 +89,10 @@ pub fn module(request: &Request) -> Result<Module, String> {
     text += if w == 1 { LANES_1 } else { LANES_2 };
     for (binding, i) in bound.iter().enumerate() {
         let arg = &request.args[*i];
-        if arg.wide && ACCESSORS.iter().any(|f| !["ld4", "ldr4"].contains(f) && uses(&code, f, arg.name)) {
-            return Err(format!("`{}` is wide, but not read by ld4 or ldr4 alone", arg.name));
+        let native = NATIVE.iter().any(|f| uses(&code, f, arg.name));
+        let fits = |f: &str| if native { NATIVE.contains(&f) } else { !arg.wide || ["ld4", "ldr4"].contains(&f) };
+        if ACCESSORS.iter().any(|f| !fits(f) && uses(&code, f, arg.name)) {
+            return Err(format!("`{}` is wide, but not read by ld4 or ldr4 alone, nor as native f16 alone", arg.name));
         }
         text += &accessors(&request.args[*i], binding, w, &code);
     }
@@ -135,7 +138,8 @@ fn params(request: &Request, bound: &[usize]) -> String {
     }
 }
 
-const ACCESSORS: [&str; 10] = ["ld", "st", "ld1", "st1", "st2", "ld4", "st4", "ldr4", "ldw", "stw"];
+const ACCESSORS: [&str; 12] = ["ld", "st", "ld1", "st1", "st2", "ld4", "st4", "ldr4", "ldh4", "sth4", "ldw", "stw"];
+const NATIVE: [&str; 2] = ["ldh4", "sth4"];
 
 fn uses_arg(code: &str, arg: &TextArg) -> bool {
     arg.dtype.is_some() && ACCESSORS.iter().any(|f| uses(code, f, arg.name))
@@ -152,13 +156,16 @@ fn uses(code: &str, f: &str, arg: &str) -> bool {
 /// The binding of an argument and those of its accessors that `code` calls.
 fn accessors(arg: &TextArg, binding: usize, w: u64, code: &str) -> String {
     let dtype = arg.dtype.expect("a bound argument is present");
+    let native = NATIVE.iter().any(|f| uses(code, f, arg.name));
     let element = match (dtype == DType::F32, arg.wide) {
+        _ if native => "vec4<f16>",
         (true, false) => "f32",
         (true, true) => "vec4<f32>",
         (false, false) => "u32",
         (false, true) => "vec2<u32>",
     };
     let (wide, all) = match (arg.elem, dtype) {
+        _ if native => (NATIVE_F16.as_slice(), [].as_slice()),
         (Elem::U32, _) => ([].as_slice(), U32),
         (Elem::U8, _) => ([].as_slice(), U8),
         (_, DType::F32) if arg.wide => (WIDE_F32.as_slice(), [].as_slice()),
@@ -267,6 +274,10 @@ const PACKED: &[Accessor] = &[
 
 const WIDEN: Accessor = ("widen", "(h: vec2<u32>) -> vec4<f32> { return vec4(UNPACK(h.x), UNPACK(h.y)); }");
 
+const NATIVE_F16: [Accessor; 2] = [
+    ("ldh4", "(i: u32) -> vec4<f16> { return MEM[BASE / 2u + i / 4u]; }"),
+    ("sth4", "(i: u32, h: vec4<f16>) { MEM[BASE / 2u + i / 4u] = h; }"),
+];
 const WIDE_F32: [Accessor; 1] = [(
     "ld4",
     "(i: u32, rest: u32) -> vec4<f32> {

@@ -1,0 +1,28 @@
+//! `luthier bench`: how fast this device runs, next to what it can do at most.
+#![expect(non_snake_case, reason = "N, C, F … are the dims of the ops")]
+mod ops;
+mod train;
+use clap::{Args, Subcommand};
+use luthier::Result;
+
+/// Measure ops, or whole training steps.
+#[derive(Args)]
+pub struct Bench {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Ops(ops::Ops),
+    Train(train::Train),
+}
+
+impl Bench {
+    pub fn run(self) -> Result<()> {
+        match self.what {
+            What::Ops(args) => args.run(),
+            What::Train(args) => args.run(),
+        }
+    }
+}

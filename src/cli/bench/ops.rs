@@ -1,0 +1,334 @@
+//! `luthier bench ops`: each op at the sizes of a decoder, in GB/s and TFLOP/s. Bytes: each input read once, each output
+//! written once.
+use super::super::{dtype, out, say};
+use clap::Args;
+use luthier::Result;
+use luthier::backend::{Backend, Buf, Scope, pick};
+use luthier::dtype::DType;
+use luthier::ops::attention::Attention;
+use luthier::ops::logprob::LogProb;
+use luthier::ops::matmul::MatMul;
+use luthier::ops::nf4::{BLOCK, Nf4};
+use luthier::ops::residual::Residual;
+use luthier::ops::rmsnorm::RmsNorm;
+use luthier::ops::swiglu::SwiGlu;
+use luthier::rng::Rng;
+use std::time::{Duration, Instant};
+
+/// Time each op: the copy and the fastest product show what the device can do.
+#[derive(Args)]
+pub struct Ops {
+    /// Where to run.
+    #[arg(long, default_value = "auto", value_parser = pick::NAMES.to_vec())]
+    backend: String,
+    /// How activations and weights are stored.
+    #[arg(long, default_value = "bfloat16", value_parser = dtype)]
+    dtype: DType,
+    /// Only lines whose name contains this.
+    #[arg(long, default_value = "")]
+    filter: String,
+    /// Side of the square products.
+    #[arg(long, default_value_t = 4096)]
+    size: usize,
+    /// Tokens of everything else.
+    #[arg(long, default_value_t = 4096)]
+    tokens: usize,
+    /// Channels of everything else; the MLP has 7/2 times as many. Heads have 128, four query heads share keys and values.
+    #[arg(long, default_value_t = 4096)]
+    hidden: usize,
+}
+
+/// Vocabulary of the head's op.
+const V: usize = 128256;
+/// Channels of a head.
+const D: usize = 128;
+/// Rank of the thin products.
+const R: usize = 16;
+
+/// What a line of the table runs, with the buffers it needs.
+type Run<'b> = Box<dyn FnMut() -> Result<()> + 'b>;
+
+struct Line {
+    name: String,
+    bytes: f64,
+    flops: f64,
+    make: Box<dyn for<'b> Fn(&Scope<'b>) -> Result<Run<'b>>>,
+}
+
+impl Ops {
+    pub fn run(self) -> Result<()> {
+        let (backend, which) = pick::pick(&self.backend)?;
+        say!("{which}");
+        out(&format!("{:<42} {:>10} {:>9} {:>9}\n", "op", "us", "GB/s", "TFLOP/s"))?;
+        let lines = [self.rows(), self.products(), self.attention()].into_iter().flatten();
+        for line in lines.filter(|line| line.name.contains(&self.filter)) {
+            let scope = Scope::new(&*backend);
+            let time = median_time(&*backend, &mut (line.make)(&scope)?)?;
+            let rate = |x: f64| if x > 0.0 { format!("{:9.1}", x / time) } else { " ".repeat(9) };
+            let (name, us) = (line.name, time * 1e6);
+            out(&format!("{name:<42} {us:10.1} {} {}\n", rate(line.bytes / 1e9), rate(line.flops / 1e12)))?;
+        }
+        Ok(())
+    }
+
+    /// Ops that are as fast as memory is.
+    fn rows(&self) -> Vec<Line> {
+        let (N, C, F, dtype) = (self.tokens, self.hidden, self.hidden * 7 / 2, self.dtype);
+        let size = dtype.size();
+        let line = |name: &str, bytes: usize, make| Line { name: name.into(), bytes: bytes as f64, flops: 0.0, make };
+        let p = Residual { P: (N * F) as u32 };
+        let norm = RmsNorm { N: N as u32, C: C as u32, eps: 1e-5, shift: 0.0 };
+        let glu = SwiGlu { N: N as u32, F: F as u32, ld_gate: F as u32, ld_up: F as u32, slope: 1.0, cubic: 0.0 };
+        let chunk = N.min(256);
+        let head = LogProb { N: chunk as u32, V: V as u32, ld_logits: V as u32, ld_dlogits: V as u32, softcap: 0.0 };
+        let nf4 = Nf4 { P: (C * F) as u32 };
+        vec![
+            line(
+                "copy",
+                2 * N * F * size,
+                Box::new(move |s| {
+                    let (b, from, mut to) = (s.backend(), random(s, N * F, dtype)?, s.alloc(N * F, dtype)?);
+                    Ok(Box::new(move || b.copy(&mut to, &from)))
+                }),
+            ),
+            line(
+                "residual_forward",
+                3 * N * F * size,
+                Box::new(move |s| {
+                    let (b, x, y) = (s.backend(), random(s, N * F, dtype)?, random(s, N * F, dtype)?);
+                    let mut out = s.alloc(N * F, dtype)?;
+                    Ok(Box::new(move || b.residual_forward(&mut out, &x, &y, &p)))
+                }),
+            ),
+            line(
+                "rmsnorm_forward",
+                2 * N * C * size,
+                Box::new(move |s| {
+                    let (b, x, w) = (s.backend(), random(s, N * C, dtype)?, random(s, C, dtype)?);
+                    let (mut out, mut rstd) = (s.alloc(N * C, dtype)?, s.alloc(N, DType::F32)?);
+                    Ok(Box::new(move || b.rmsnorm_forward(&mut out, &mut rstd, &x, &w, &norm)))
+                }),
+            ),
+            line(
+                "rmsnorm_backward",
+                4 * N * C * size,
+                Box::new(move |s| {
+                    let (b, x, w) = (s.backend(), random(s, N * C, dtype)?, random(s, C, dtype)?);
+                    let (dout, rstd) = (random(s, N * C, dtype)?, random(s, N, DType::F32)?);
+                    let mut dinp = s.alloc(N * C, dtype)?;
+                    Ok(Box::new(move || b.rmsnorm_backward(&mut dinp, &dout, &x, &w, &rstd, &norm)))
+                }),
+            ),
+            line(
+                "swiglu_forward",
+                3 * N * F * size,
+                Box::new(move |s| {
+                    let (b, gate, up) = (s.backend(), random(s, N * F, dtype)?, random(s, N * F, dtype)?);
+                    let mut out = s.alloc(N * F, dtype)?;
+                    Ok(Box::new(move || b.swiglu_forward(&mut out, &gate, &up, &glu)))
+                }),
+            ),
+            line(
+                "swiglu_backward",
+                6 * N * F * size,
+                Box::new(move |s| {
+                    let (b, mut gate, mut up) = (s.backend(), random(s, N * F, dtype)?, random(s, N * F, dtype)?);
+                    let mut dout = random(s, N * F, dtype)?;
+                    Ok(Box::new(move || b.swiglu_backward(&mut dout, &mut gate, &mut up, &glu)))
+                }),
+            ),
+            line(
+                "logprob_forward",
+                chunk * V * 4,
+                Box::new(move |s| {
+                    let (b, z) = (s.backend(), random(s, chunk * V, DType::F32)?);
+                    let labels = s.alloc(chunk, DType::U32)?;
+                    let (mut logp, mut lse) = (s.alloc(chunk, DType::F32)?, s.alloc(chunk, DType::F32)?);
+                    Ok(Box::new(move || b.logprob_forward(&mut logp, &mut lse, &z, &labels, &head)))
+                }),
+            ),
+            line(
+                "logprob_backward",
+                chunk * V * (4 + size),
+                Box::new(move |s| {
+                    let (b, z, coef) = (s.backend(), random(s, chunk * V, DType::F32)?, random(s, chunk, DType::F32)?);
+                    let (lse, labels) = (random(s, chunk, DType::F32)?, s.alloc(chunk, DType::U32)?);
+                    let mut dz = s.alloc(chunk * V, dtype)?;
+                    Ok(Box::new(move || b.logprob_backward(&mut dz, &coef, &lse, &z, &labels, &head)))
+                }),
+            ),
+            line(
+                "nf4_dequantize",
+                C * F / 2 + C * F / BLOCK * 4 + C * F * size,
+                Box::new(move |s| {
+                    let (b, weight) = (s.backend(), random(s, C * F, dtype)?);
+                    let (mut codes, mut absmax) =
+                        (s.alloc(C * F / 2, DType::U8)?, s.alloc((C * F).div_ceil(BLOCK), DType::F32)?);
+                    b.nf4_quantize(&mut codes, &mut absmax, &weight, &nf4)?;
+                    let mut out = weight;
+                    Ok(Box::new(move || b.nf4_dequantize(&mut out, &codes, &absmax, &nf4)))
+                }),
+            ),
+        ]
+    }
+
+    /// Square ones in each layout, then those of a layer and of its adapter.
+    fn products(&self) -> Vec<Line> {
+        let (n, N, C, F) = (self.size, self.tokens, self.hidden, self.hidden * 7 / 2);
+        let layouts = [Layout::Nt, Layout::Nn, Layout::Tn];
+        let square = layouts.map(|layout| self.product(layout, false, [n, n, n]));
+        let layer = [
+            self.product(Layout::Nt, false, [N, F, C]),
+            self.product(Layout::Nt, false, [N, C, F]),
+            self.product(Layout::Nt, false, [N, C / 4, C]),
+            self.product(Layout::Nn, false, [N, C, F]),
+            self.product(Layout::Nn, true, [N, F, C]),
+            self.product(Layout::Nt, false, [N, R, C]),
+            self.product(Layout::Nt, true, [N, C, R]),
+            self.product(Layout::Nn, true, [N, C, R]),
+            self.product(Layout::Tn, true, [R, C, N]),
+            self.product(Layout::Tn, true, [F, R, N]),
+        ];
+        square.into_iter().chain(layer).collect()
+    }
+
+    fn product(&self, layout: Layout, add: bool, [I, J, Q]: [usize; 3]) -> Line {
+        let dtype = self.dtype;
+        let stored = |add: bool| I * J * dtype.size() * if add { 2 } else { 1 };
+        let make = move |s: &Scope<'_>| -> Result<(Buf, Buf, Buf)> {
+            Ok((s.alloc(I * J, dtype)?, random(s, I * Q, dtype)?, random(s, J * Q, dtype)?))
+        };
+        let (ld_a, ld_b) = match layout {
+            Layout::Nt => (Q, Q),
+            Layout::Nn => (Q, J),
+            Layout::Tn => (I, J),
+        };
+        let [i, j, q, lda, ldb] = [I, J, Q, ld_a, ld_b].map(|d| d as u32);
+        let p = MatMul { I: i, J: j, Q: q, ld_out: j, ld_a: lda, ld_b: ldb, alpha: 1e-3 };
+        Line {
+            name: format!("matmul_{}{} {I}x{J}x{Q}", layout.name(), if add { "_add" } else { "" }),
+            bytes: (stored(add) + (I + J) * Q * dtype.size()) as f64,
+            flops: 2.0 * I as f64 * J as f64 * Q as f64,
+            make: Box::new(move |s| {
+                let (b, (mut out, x, w)) = (s.backend(), make(s)?);
+                Ok(Box::new(move || match (layout, add) {
+                    (Layout::Nt, false) => b.matmul_nt(&mut out, &x, &w, &p),
+                    (Layout::Nt, true) => b.matmul_nt_add(&mut out, &x, &w, &p),
+                    (Layout::Nn, false) => b.matmul_nn(&mut out, &x, &w, &p),
+                    (Layout::Nn, true) => b.matmul_nn_add(&mut out, &x, &w, &p),
+                    (Layout::Tn, false) => b.matmul_tn(&mut out, &x, &w, &p),
+                    (Layout::Tn, true) => b.matmul_tn_add(&mut out, &x, &w, &p),
+                }))
+            }),
+        }
+    }
+
+    /// Causal, two sequences.
+    fn attention(&self) -> Vec<Line> {
+        let (N, dtype) = (self.tokens, self.dtype);
+        let (H, K) = (self.hidden / D, (self.hidden / D / 4).max(1));
+        let [h, k, d] = [H, K, D].map(|x| x as u32);
+        let scale = 1.0 / (D as f32).sqrt();
+        let p = Attention {
+            N: N as u32,
+            T: N as u32,
+            H: h,
+            K: k,
+            D: d,
+            ld_q: h * d,
+            ld_k: k * d,
+            ld_v: k * d,
+            scale,
+            softcap: 0.0,
+        };
+        let half = N / 2;
+        let pairs = (half * (half + 1) / 2 + (N - half) * (N - half + 1) / 2) as f64;
+        let first = move |n: usize| if n < half { 0 } else { half as u32 };
+        let span = move || (0..N).flat_map(|n| [first(n), n as u32 + 1]).collect::<Vec<u32>>();
+        let reach =
+            move || (0..N).flat_map(|n| [n as u32, if n < half { half } else { N } as u32]).collect::<Vec<u32>>();
+        let io = move |s: &Scope<'_>| -> Result<[Buf; 3]> {
+            Ok([random(s, N * H * D, dtype)?, random(s, N * K * D, dtype)?, random(s, N * K * D, dtype)?])
+        };
+        let line = |name: &str, flops: f64, make| Line { name: format!("{name} 2x{half}"), bytes: 0.0, flops, make };
+        let product = 2.0 * pairs * (H * D) as f64;
+        vec![
+            line(
+                "attention_forward",
+                2.0 * product,
+                Box::new(move |s| {
+                    let (b, [q, k, v], span) = (s.backend(), io(s)?, indices(s, &span())?);
+                    let (mut out, mut lse) = (s.alloc(N * H * D, dtype)?, s.alloc(N * H, DType::F32)?);
+                    Ok(Box::new(move || b.attention_forward(&mut out, &mut lse, &q, &k, &v, &span, &p)))
+                }),
+            ),
+            line(
+                "attention_backward",
+                5.0 * product,
+                Box::new(move |s| {
+                    let (b, [q, k, v]) = (s.backend(), io(s)?);
+                    let (span, reach) = (indices(s, &span())?, indices(s, &reach())?);
+                    let (mut out, mut lse) = (s.alloc(N * H * D, dtype)?, s.alloc(N * H, DType::F32)?);
+                    b.attention_forward(&mut out, &mut lse, &q, &k, &v, &span, &p)?;
+                    let ([mut dq, mut dk, mut dv], dout) = (io(s)?, random(s, N * H * D, dtype)?);
+                    let mut dot = s.alloc(N * H, DType::F32)?;
+                    Ok(Box::new(move || {
+                        b.attention_backward(
+                            &mut dq, &mut dk, &mut dv, &mut dot, &dout, &out, &lse, &q, &k, &v, &span, &reach, &p,
+                        )
+                    }))
+                }),
+            ),
+        ]
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Layout {
+    Nt,
+    Nn,
+    Tn,
+}
+
+impl Layout {
+    fn name(self) -> &'static str {
+        match self {
+            Layout::Nt => "nt",
+            Layout::Nn => "nn",
+            Layout::Tn => "tn",
+        }
+    }
+}
+
+/// Normal values; a product of zeros would be faster than real ones.
+fn random(s: &Scope<'_>, len: usize, dtype: DType) -> Result<Buf> {
+    let mut rng = Rng::named(1, &format!("{len}"));
+    let few: Vec<f32> = (0..len.min(1 << 18)).map(|_| rng.normal()).collect();
+    let all: Vec<f32> = few.iter().copied().cycle().take(len).collect();
+    s.alloc_f32(&all, dtype)
+}
+
+fn indices(s: &Scope<'_>, values: &[u32]) -> Result<Buf> {
+    let mut buf = s.alloc(values.len(), DType::U32)?;
+    s.backend().upload_u32(&mut buf, values)?;
+    Ok(buf)
+}
+
+/// Seconds of one call: the median of five batches of calls, each long enough that the wait at its end does not count.
+fn median_time(b: &dyn Backend, run: &mut Run<'_>) -> Result<f64> {
+    const LONG: Duration = Duration::from_millis(60);
+    let mut batch = |calls: usize| -> Result<Duration> {
+        let start = Instant::now();
+        (0..calls).try_for_each(|_| run())?;
+        b.sync()?;
+        Ok(start.elapsed())
+    };
+    batch(2)?;
+    let mut calls = 1;
+    while batch(calls)? < LONG && calls < 1 << 14 {
+        calls *= 2;
+    }
+    let mut times = (0..5).map(|_| batch(calls)).collect::<Result<Vec<_>>>()?;
+    times.sort();
+    Ok(times[2].as_secs_f64() / calls as f64)
+}
