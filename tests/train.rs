@@ -89,7 +89,6 @@ fn run(b: &dyn Backend, folder: &Path) -> Result<String, Error> {
         max_grad_norm: t.number("clip"),
         eight_bit: false,
         decay_all: true,
-        embedding_rate: 1.0,
     };
     let mut optimizer = Optimizer::new(b, &mut model, hyper)?;
     let (steps, warmup) = (t.number("steps") as u64, t.number("warmup") as u64);

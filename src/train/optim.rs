@@ -28,8 +28,6 @@ pub struct Hyper {
     pub eight_bit: bool,
     /// Decay norms and biases too; transformers' trainer does not, a bare torch optimizer does.
     pub decay_all: bool,
-    /// The embeddings' and the head's learning rate, in units of the others'.
-    pub embedding_rate: f64,
 }
 
 /// The moments of a group of weights.
@@ -82,6 +80,8 @@ struct Kind {
 
 pub struct Optimizer {
     hyper: Hyper,
+    /// The embeddings' and the head's learning rate, in units of the others'; 1 at first.
+    pub embedding_rate: f64,
     /// Steps done.
     pub step: u64,
     groups: Vec<Group<Kind>>,
@@ -112,6 +112,7 @@ impl Optimizer {
         let partials: usize = groups.iter().map(|g| g.grad.len().div_ceil(gradnorm::BLOCK)).sum();
         Ok(Optimizer {
             hyper,
+            embedding_rate: 1.0,
             step: 0,
             groups,
             moments,
@@ -146,7 +147,7 @@ impl Optimizer {
         self.step += 1;
         for (Group { key, value, grad, master }, moments) in self.groups.iter_mut().zip(&mut self.moments) {
             let decay = if key.decay { self.hyper.weight_decay } else { 0.0 };
-            let lr = if key.rate == Rate::Embedding { lr * self.hyper.embedding_rate } else { lr };
+            let lr = if key.rate == Rate::Embedding { lr * self.embedding_rate } else { lr };
             let betas = (self.hyper.beta1, self.hyper.beta2);
             let p = AdamW::new(grad.len(), self.step, lr, betas, self.hyper.eps, decay);
             let weight = master.as_mut().unwrap_or(value);

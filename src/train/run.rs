@@ -69,6 +69,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         own.notes.iter().for_each(|note| reporter.message(note));
     }
     let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
+    optimizer.embedding_rate = config.embedding_learning_rate.map_or(1.0, |rate| rate / config.learning_rate);
     let mut state = fresh;
     if let Some((folder, found)) = resume {
         state::load(b, &mut model, &mut optimizer, &folder, found.global_step)?;

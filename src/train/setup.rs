@@ -73,7 +73,6 @@ pub(super) fn hyper(config: &TrainConfig) -> Hyper {
         max_grad_norm: config.max_grad_norm,
         eight_bit: config.optim == Optim::AdamW8bit,
         decay_all: false,
-        embedding_rate: config.embedding_learning_rate.map_or(1.0, |rate| rate / config.learning_rate),
     }
 }
 
