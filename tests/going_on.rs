@@ -188,4 +188,12 @@ fn an_adapters_own_template_is_used() {
     let own = generate("3 + 1?", &[]);
     assert_ne!(own, usual);
     assert_eq!(own, generate("3 + 1? = ", &["--raw"]));
+    // the template alone, beside the base's tokenizer
+    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
+        std::fs::remove_file(bench.at("first").join(name)).unwrap();
+    }
+    assert_eq!(own, generate("3 + 1?", &[]));
+    let weights = bench.at("first/adapter_model.safetensors");
+    std::fs::rename(&weights, weights.with_extension("bin")).unwrap();
+    bench.fails("run.toml", "second", &["--adapter", &adapter], 65, "adapter_model.bin: is a pickle");
 }

@@ -46,8 +46,10 @@ pub struct Generate {
 impl Generate {
     pub fn run(self) -> Result<()> {
         let (spec, tokenizer) = model::check(&self.model)?.sound()?;
-        let own = self.adapter.as_deref().map(|folder| peft::tokenizer(folder, spec.V)).transpose()?.flatten();
-        let tokenizer = own.unwrap_or(tokenizer);
+        let tokenizer = match &self.adapter {
+            Some(folder) => peft::tokenizer(folder, tokenizer, spec.V)?,
+            None => tokenizer,
+        };
         let prompt = self.ids(&tokenizer)?;
         let (backend, which) = pick::pick(&self.backend)?;
         super::say!("{which}");

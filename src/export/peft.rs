@@ -64,10 +64,12 @@ pub fn save(b: &dyn Backend, model: &Model, base: &str, out: &Path) -> Result<()
     write_json(&out.join(CONFIG), &config::to_json(config, &targets(model, config), base))
 }
 
-/// The tokenizer that lies beside the adapter, if there is one; `V` is the model's vocabulary.
-pub fn tokenizer(folder: &Path, V: usize) -> Result<Option<Tokenizer>> {
+/// The tokenizer, or at least the chat template, that lies beside the adapter; else the `base` model's. `V` is the model's
+/// vocabulary.
+pub fn tokenizer(folder: &Path, mut base: Tokenizer, V: usize) -> Result<Tokenizer> {
     if !folder.join("tokenizer.json").is_file() {
-        return Ok(None);
+        base.adopt_template(folder)?;
+        return Ok(base);
     }
     let tokenizer = Tokenizer::load(folder)?;
     let ids = tokenizer.vocab_size();
@@ -75,17 +77,27 @@ pub fn tokenizer(folder: &Path, V: usize) -> Result<Option<Tokenizer>> {
         let what = format!("{ids} tokens, but the model's embedding has {V} rows: not an adapter for this model");
         return Err(Error::content(tokenizer.file(), "", what));
     }
-    Ok(Some(tokenizer))
+    Ok(tokenizer)
+}
+
+/// The adapter's weights.
+fn open(folder: &Path) -> Result<Tensors> {
+    let pickle = folder.join(format!("{STEM}.bin"));
+    if pickle.is_file() && !folder.join(format!("{STEM}.safetensors")).exists() {
+        let what = "is a pickle, which may run code: save the adapter as safetensors (a recent PEFT does)";
+        return Err(Error::content(pickle, "", what));
+    }
+    Tensors::open_folder(folder, STEM)
 }
 
 /// A hash of the adapter's weights.
 pub fn fingerprint(folder: &Path) -> Result<String> {
-    Ok(Tensors::open_folder(folder, STEM)?.fingerprint())
+    Ok(open(folder)?.fingerprint())
 }
 
 /// Sets the weights of a model that was loaded with this adapter's config, or with one that saves more modules.
 pub fn load(b: &dyn Backend, model: &mut Model, folder: &Path) -> Result<()> {
-    let tensors = Tensors::open_folder(folder, STEM)?;
+    let tensors = open(folder)?;
     if model.lora.is_none() {
         return Err(Error::Bug("the model was loaded without an adapter".into()));
     }

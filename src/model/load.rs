@@ -97,7 +97,8 @@ impl LoadOptions {
             return Err(config.error(folder, "modules_to_save", what));
         }
         let experts = spec.experts();
-        let mut names = experts.iter().flat_map(|e| spec.expert_names(0, e.module));
+        let of_layer = |l: usize| experts.iter().flat_map(move |e| spec.expert_names(l, e.module));
+        let mut names = (0..spec.layers).flat_map(of_layer);
         match names.find(|name| config.saves(name)) {
             None => Ok(()),
             Some(name) => {
@@ -110,10 +111,6 @@ impl LoadOptions {
     /// Every weight is trained.
     fn full(&self) -> bool {
         self.train && self.lora.is_none()
-    }
-    /// This weight or bias is trained itself.
-    fn trains(&self, param: &str) -> bool {
-        self.full() || self.train && self.saves(lora::module_of(param))
     }
     /// The adapter has a copy of this module of its own.
     fn saves(&self, module: &str) -> bool {
@@ -169,18 +166,21 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn model(mut self, spec: Spec) -> Result<Model> {
+        let full = self.options.full();
         let (embed, head) = (spec.names.embed, spec.names.head);
         let (own_embed, own_head) = (self.options.saves(embed), self.options.saves(head));
+        let train = |own| full || self.options.train && own;
+        let (train_embed, train_head) = (train(own_embed), train(own_head));
         let shape = [spec.V, spec.C];
         let file = |module: &str| format!("{module}.weight");
-        let embed_param = self.param(&file(embed), &file(embed), &shape)?;
+        let embed_param = self.param(&file(embed), &file(embed), &shape, train_embed)?;
         let blocks = (0..spec.layers).map(|l| self.block(l)).collect::<Result<Vec<_>>>()?;
-        let final_norm = self.param(&file(spec.names.final_norm), &file(spec.names.final_norm), &[spec.C])?;
+        let final_norm = self.param(&file(spec.names.final_norm), &file(spec.names.final_norm), &[spec.C], full)?;
         // As PEFT: a module to save is a copy of its own, which unties a tied head.
         let untie = spec.head == Head::Tied && (own_embed || own_head);
         let head_param = match spec.head {
-            Head::Own => Some(self.param(&file(head), &file(head), &shape)?),
-            Head::Tied if untie => Some(self.param(&file(embed), &file(head), &shape)?),
+            Head::Own => Some(self.param(&file(head), &file(head), &shape, train_head)?),
+            Head::Tied if untie => Some(self.param(&file(embed), &file(head), &shape, train_head)?),
             Head::Tied => None,
         };
         if let Some(staging) = self.staging {
@@ -190,9 +190,9 @@ impl Loader<'_> {
         Ok(Model { spec, dtype: self.options.dtype, embed: embed_param, blocks, final_norm, head: head_param, lora })
     }
 
-    /// The tensor `from` as the parameter `name`.
-    fn param(&self, from: &str, name: &str, shape: &[usize]) -> Result<Param> {
-        let train = self.options.trains(name);
+    /// The tensor `from` as the parameter `name`; trained if so said, or if the adapter saves its module.
+    fn param(&self, from: &str, name: &str, shape: &[usize], train: bool) -> Result<Param> {
+        let train = train || self.options.train && self.options.saves(lora::module_of(name));
         let stored = quantized::find(self.tensors, from, shape)?;
         let mut param = Param::zeros(self.b, name, shape, self.options.dtype)?;
         match &stored {
@@ -258,7 +258,7 @@ impl Loader<'_> {
 
     fn norm(&self, layer: usize, module: &str, len: usize) -> Result<Param> {
         let name = format!("{}.weight", self.spec.names.of(layer, module));
-        self.param(&name, &name, &[len])
+        self.param(&name, &name, &[len], self.options.full())
     }
 
     fn projections(&mut self, layer: usize, modules: Vec<LinearSpec>) -> Result<Projections> {
@@ -266,13 +266,13 @@ impl Loader<'_> {
     }
 
     fn linear(&mut self, layer: usize, module: LinearSpec) -> Result<Linear> {
-        let router = is_router(self.spec, module.module);
+        let (full, router) = (self.options.full(), is_router(self.spec, module.module));
         let (name, O, C) = (self.spec.names.of(layer, module.module), module.O(), module.C);
         let quantize = if router || self.options.saves(&name) { (false, false) } else { self.quantize };
         let weight = self.weight(&format!("{name}.weight"), O, C, quantize)?;
         let bias_name = format!("{name}.bias");
         let bias = match module.bias {
-            Bias::Present => Some(self.param(&bias_name, &bias_name, &[O])?),
+            Bias::Present => Some(self.param(&bias_name, &bias_name, &[O], full)?),
             Bias::Absent => None,
         };
         let mut linear = Linear { name, O, parts: module.parts, C, weight, bias, lora: None };
@@ -289,7 +289,7 @@ impl Loader<'_> {
     /// As the file has it, or quantized on the device from the file's own precision.
     fn weight(&mut self, name: &str, O: usize, C: usize, quantize: (bool, bool)) -> Result<Weight> {
         if self.options.saves(lora::module_of(name)) {
-            return Ok(Weight::Dense(self.param(name, name, &[O, C])?));
+            return Ok(Weight::Dense(self.param(name, name, &[O, C], false)?));
         }
         let tensor = match quantized::find(self.tensors, name, &[O, C])? {
             Stored::Nf4(q) => return Ok(Weight::Nf4(q.upload(self.b)?)),
@@ -305,7 +305,7 @@ impl Loader<'_> {
                 let inp = self.stage(&[tensor], O, C)?;
                 quantized::quantize_int8(self.b, &inp, O, C).map(Weight::Int8)
             }
-            _ => Ok(Weight::Dense(self.param(name, name, &[O, C])?)),
+            _ => Ok(Weight::Dense(self.param(name, name, &[O, C], self.options.full())?)),
         }
     }
 

@@ -1,7 +1,6 @@
 //! Going on from an adapter: what makes its shape stays as it is, the rest may change, and every change is told.
 use super::config::TrainConfig;
 use super::setup;
-use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::export::peft;
 use crate::model::lora::LoraConfig;
@@ -29,11 +28,6 @@ pub(super) fn open<'a>(config: &TrainConfig, folder: &'a Path) -> Result<Own<'a>
     let (lora, mut notes) = settle(own, wanted);
     notes.extend(other_settings(config, folder)?);
     Ok(Own { folder, lora, notes, fingerprint: peft::fingerprint(folder)? })
-}
-
-/// The tokenizer that the adapter was trained with, if it lies beside it.
-pub(super) fn tokenizer(config: &TrainConfig, V: usize) -> Result<Option<Tokenizer>> {
-    config.adapter.as_deref().map_or(Ok(None), |folder| peft::tokenizer(folder, V))
 }
 
 /// Of a base model and the adapter that is put on it.

@@ -29,7 +29,10 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         let what = "training in float16 needs loss scaling, which is not there yet: set dtype to bfloat16 (any backend has it) or float32";
         return Err(Error::Usage(what.into()));
     }
-    let tokenizer = adapter::tokenizer(config, spec.V)?.unwrap_or(tokenizer);
+    let tokenizer = match &config.adapter {
+        Some(folder) => peft::tokenizer(folder, tokenizer, spec.V)?,
+        None => tokenizer,
+    };
     let data = data::load(&setup::data_options(config), &tokenizer)?;
     report_data(&data, reporter);
     let cursor =
