@@ -1,6 +1,8 @@
 //! Dropout of an adapter's input, as PEFT's `lora_dropout`: the base sees its input whole.
 //!
 //! Y = X·Wᵀ + s·(D∘X·Aᵀ)·Bᵀ, with a mask D of its own for each module and each call of the session (`ops/dropout.rs`).
+//! Under DoRA, again as in PEFT: Y = g∘(Z·Wᵀ + s·(Z·Aᵀ)·Bᵀ) + (X − Z)·Wᵀ with Z = D∘X and g = m/norm. The gradient of Z then has
+//! parts through W, too; they are gathered on a detour and join dX through the mask.
 use super::linear::{Linear, LinearScratch, Lora, part};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
@@ -56,6 +58,11 @@ impl Lora {
         Ok(out)
     }
 
+    /// Where DoRA under dropout gathers its input's gradient: what `input_backward` then adds to.
+    pub(super) fn detour(&self, scratch: &LinearScratch, P: usize) -> Option<Buf> {
+        (self.dora.is_some() && self.mask(scratch, P).is_some()).then(|| part(&scratch.dropout.rows, P))
+    }
+
     /// dinp += the gradient through A, which `product` gives: it writes it, or with `true` adds it.
     pub(super) fn input_backward(
         &self,
@@ -67,7 +74,7 @@ impl Lora {
     ) -> Result<()> {
         let Some(mask) = self.mask(scratch, P) else { return product(dinp, true) };
         let mut dout = part(&scratch.dropout.rows, P);
-        product(&mut dout, false)?;
+        product(&mut dout, self.dora.is_some())?;
         b.dropout_backward(dinp, &dout, &mask)
     }
 }

@@ -172,19 +172,28 @@ impl Linear {
         let mut adapter = None;
         if let Some(lora) = &self.lora {
             let mut xa = part(&scratch.xa, N * lora.R);
-            let inp = lora.input(b, scratch, inp, N * C)?;
-            b.matmul_nt(&mut xa, &inp, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
+            let seen = lora.input(b, scratch, inp, N * C)?;
+            b.matmul_nt(&mut xa, &seen, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
             lora.measure(b, &scratch.dora, &weight, self.O, C)?;
-            adapter = Some((lora, xa));
+            adapter = Some((lora, xa, seen));
         }
         for (out, (first, O)) in outs.iter_mut().zip(self.rows()) {
-            b.matmul_nt(out, inp, &weight.view(first * C, O * C), &nt(N, O, C, 1.0))?;
-            if let Some((lora, xa)) = &adapter {
-                let rows = lora.b.value.view(first * lora.R, O * lora.R);
-                b.matmul_nt_add(out, xa, &rows, &nt(N, O, lora.R, lora.scale))?;
-                if let Some(dora) = &lora.dora {
-                    dora.forward(b, out, first, O, N)?;
+            let rows = weight.view(first * C, O * C);
+            match &adapter {
+                Some((lora, xa, seen)) => {
+                    let detour = lora.detour(scratch, N * C).is_some();
+                    b.matmul_nt(out, if detour { seen } else { inp }, &rows, &nt(N, O, C, 1.0))?;
+                    let adapter_rows = lora.b.value.view(first * lora.R, O * lora.R);
+                    b.matmul_nt_add(out, xa, &adapter_rows, &nt(N, O, lora.R, lora.scale))?;
+                    if let Some(dora) = &lora.dora {
+                        dora.forward(b, out, first, O, N)?;
+                    }
+                    if detour {
+                        b.matmul_nt_add(out, inp, &rows, &nt(N, O, C, 1.0))?;
+                        b.matmul_nt_add(out, seen, &rows, &nt(N, O, C, -1.0))?;
+                    }
                 }
+                None => b.matmul_nt(out, inp, &rows, &nt(N, O, C, 1.0))?,
             }
             if let Some(bias) = &self.bias {
                 let p = Bias { N: N as u32, O: O as u32, ld_out: O as u32 };
@@ -207,14 +216,22 @@ impl Linear {
         assert_eq!(douts.len(), self.parts.len(), "{}: one gradient a part", self.name);
         let C = self.C;
         let weight = self.dense(b, scratch)?;
+        let mut detour = self.lora.as_ref().and_then(|lora| lora.detour(scratch, N * C));
         for (i, (dout, (first, O))) in douts.iter().zip(self.rows()).enumerate() {
             let scaled = self.scaled(b, scratch, dout, first, O, N)?;
-            let dout = scaled.as_ref().unwrap_or(dout);
+            let (whole, dout) = (dout, scaled.as_ref().unwrap_or(dout));
             let rows = weight.view(first * C, O * C);
-            if add || i > 0 {
-                b.matmul_nn_add(dinp, dout, &rows, &nn(N, C, O, 1.0))?;
-            } else {
-                b.matmul_nn(dinp, dout, &rows, &nn(N, C, O, 1.0))?;
+            let through = |to: &mut Buf, dout: &Buf, add: bool, alpha: f32| match add {
+                true => b.matmul_nn_add(to, dout, &rows, &nn(N, C, O, alpha)),
+                false => b.matmul_nn(to, dout, &rows, &nn(N, C, O, alpha)),
+            };
+            match &mut detour {
+                None => through(dinp, dout, add || i > 0, 1.0)?,
+                Some(dropped) => {
+                    through(dinp, whole, add || i > 0, 1.0)?;
+                    through(dropped, dout, i > 0, 1.0)?;
+                    through(dropped, whole, true, -1.0)?;
+                }
             }
             let Some(lora) = &self.lora else { continue };
             let (mut p, rows) = (part(&scratch.p, N * lora.R), lora.b.value.view(first * lora.R, O * lora.R));
@@ -267,7 +284,7 @@ impl Linear {
             if lora.b.train.is_some() {
                 let mut out = part(&scratch.xa, N * lora.R);
                 b.matmul_nt(&mut out, &seen, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
-                xa = Some(out);
+                xa = Some((out, seen));
             }
         }
         for (dout, (first, O)) in douts.iter().zip(rows) {
@@ -278,14 +295,14 @@ impl Linear {
                 let p = BiasBackward { N: N as u32, O: O as u32, ld_dout: O as u32 };
                 b.bias_backward(&mut train.grad.view(first, O), dout, &p)?;
             }
-            if let Some(xa) = &xa {
-                self.backward_b(b, scratch, dout, inp, xa, (first, O), N)?;
+            if let Some((xa, seen)) = &xa {
+                self.backward_b(b, scratch, dout, seen, xa, (first, O), N)?;
             }
         }
         Ok(())
     }
 
-    /// B's gradient, and that of DoRA's magnitudes, of the outputs `first..first + O`; xa = X·Aᵀ.
+    /// B's gradient, and that of DoRA's magnitudes, of the outputs `first..first + O`; xa = X·Aᵀ of the X that A sees.
     fn backward_b(
         &mut self,
         b: &dyn Backend,

@@ -77,11 +77,6 @@ impl LoadOptions {
         }
         if let Some(config) = &self.lora {
             Rules::new(config, folder)?.check(&linear_names(spec))?;
-            if self.train && config.use_dora && config.lora_dropout > 0.0 {
-                let what =
-                    format!("training DoRA with dropout is not supported: set it to 0, got {}", config.lora_dropout);
-                return Err(config.error(folder, "lora_dropout", what));
-            }
             self.check_saved(config, spec, folder)?;
         }
         Ok(())

@@ -4,11 +4,13 @@
     python make_adapters.py check OUT TRAINED          adapters that `cargo test --test adapters` trained, loaded by PEFT
 
 golden.safetensors: input_ids, labels [B,T] i64 (-100 = ignored, not shifted), logits [B,T,V], loss, grad.<parameter>, and
-params = [trained, all] as `print_trainable_parameters` counts. float32, eager attention, no dropout.
+params = [trained, all] as `print_trainable_parameters` counts. float32, eager attention; dropout
+has the masks that luthier draws.
 TRAINED/<base>/<kind> holds an adapter and logits.safetensors; LUTHIER_TRAINED=TRAINED makes the test write them.
 """
 import json, os, sys
 sys.path.pop(0)  # the goldens beside this file have a folder `bitsandbytes`, which is no module
+import numpy as np
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -39,11 +41,14 @@ BASES = {
                               rank_pattern={"q_proj": 9}, alpha_pattern={"down_proj": 2}),
         "dora_save": dict(r=2, lora_alpha=8, use_dora=True, target_modules=["v_proj"], modules_to_save=["embed_tokens", "lm_head"]),
         "save_head": dict(r=2, lora_alpha=8, target_modules=["v_proj"], modules_to_save=["lm_head"]),
+        "dropout": dict(r=3, lora_alpha=6, lora_dropout=0.3, target_modules="all-linear"),
+        "dora_dropout": dict(r=3, lora_alpha=6, lora_dropout=0.3, use_dora=True, target_modules="all-linear"),
         "save_norms": dict(r=2, lora_alpha=8, target_modules=["v_proj"], modules_to_save=["norm"]),
         "save_linears": dict(r=2, lora_alpha=8, target_modules="all-linear", modules_to_save=["o_proj", "layers.1.mlp", "k_proj"]),
     }),
     "phi3": ("Phi3Config", {}, {
         "dora": dict(r=4, lora_alpha=8, use_dora=True, target_modules="all-linear"),
+        "dora_dropout": dict(r=4, lora_alpha=8, lora_dropout=0.5, use_dora=True, target_modules="all-linear"),
         "regex": dict(r=4, lora_alpha=8, target_modules=r".*\.(qkv_proj|down_proj)"),
     }),
     "tied": ("LlamaConfig", dict(tie_word_embeddings=True), {
@@ -51,6 +56,39 @@ BASES = {
         "save_embed": dict(r=2, lora_alpha=8, target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
     }),
 }
+
+
+M64 = (1 << 64) - 1
+SEED = 1234  # of the masks, as in tests/adapters.rs
+
+
+def stream(module):
+    """The stream of a module's masks: `Rng::named(0, module)` of src/rng.rs, its low half."""
+    h = 0xCBF29CE484222325
+    for byte in module.encode(): h = (h ^ byte) * 0x100000001B3 & M64
+    for _ in range(2):
+        h = h + 0x9E3779B97F4A7C15 & M64
+        z = (h ^ h >> 30) * 0xBF58476D1CE4E5B9 & M64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & M64
+        h = z ^ z >> 31
+    return h & 0xFFFFFFFF
+
+
+class Masked(torch.nn.Module):
+    """Dropout with the masks of src/ops/dropout.rs."""
+    def __init__(self, rate, module):
+        super().__init__()
+        self.rate, self.stream = rate, stream(module)
+
+    def forward(self, x):
+        if not self.training: return x
+        v = np.stack([np.arange(x.numel(), dtype=np.uint32), np.full(x.numel(), SEED, np.uint32), np.full(x.numel(), self.stream, np.uint32)])
+        v = v * np.uint32(1664525) + np.uint32(1013904223)
+        for last in (False, True):
+            v[0] += v[1] * v[2]; v[1] += v[2] * v[0]; v[2] += v[0] * v[1]
+            if not last: v ^= v >> np.uint32(16)
+        kept = torch.from_numpy(v[0] >= np.uint32(int(self.rate * 2**32))).reshape(x.shape)
+        return x * kept / (1 - self.rate)
 
 
 def base_model(kind, keys):
@@ -73,7 +111,10 @@ def make(out):
         base_model(kind, keys).save_pretrained(f"{folder}/model")
         for name, lora in adapters.items():
             model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", attn_implementation="eager", dtype=torch.float32)
-            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **lora))
+            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora)).train()
+            for n, module in model.named_modules():
+                if hasattr(module, "lora_dropout") and lora.get("lora_dropout"):
+                    module.lora_dropout["default"] = Masked(lora["lora_dropout"], n.removeprefix("base_model.model."))
             with torch.no_grad():
                 for n, p in model.named_parameters():
                     if "lora_B" in n: p.copy_(torch.randn(p.shape, generator=g) * 0.2)
