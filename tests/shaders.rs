@@ -3,7 +3,7 @@
 #![cfg(feature = "wgpu")]
 use luthier::backend::kernel_text;
 use luthier::backend::wgpu::text::{self, ParamsIn, Request, TextArg};
-use luthier::backend::wgpu::{MatrixUnit, coop, plan};
+use luthier::backend::wgpu::{MatrixUnit, attention, coop, plan};
 use luthier::dtype::DType;
 use luthier::ops::{Elem, Op, Spec};
 use naga::back::{hlsl, msl, spv};
@@ -63,22 +63,23 @@ fn modules(params_in: ParamsIn) -> Vec<(String, String)> {
     out
 }
 
-/// Every distinct module of the products on cooperative matrices.
+/// Every distinct module of products and attention on cooperative matrices.
 fn coop_modules(unit: MatrixUnit) -> Vec<(String, String)> {
     let mut out: Vec<(String, String)> = Vec::new();
-    let (common, sections) = kernel_text::parse(coop::FILE.text).unwrap();
     // out, a, b; the kernels without SCALED and the maxima are no different for f16
     let storages: [Storage; 2] =
-        [STORAGES[3], ("out bfloat16, a float16", |i, _| [DType::Bf16, DType::F16, DType::Bf16][i])];
-    for op in Op::ALL {
-        let plans = coop::variants(*op, unit);
-        for (section, plan, storage, wide) in product(&sections.iter().collect::<Vec<_>>(), &plans, &storages) {
-            let stage = section.name.split_once("__").map_or("", |(_, stage)| stage);
-            if plan.skip.contains(&stage) {
-                continue;
-            }
-            let fields: Vec<_> =
-                op.spec().fields.iter().copied().chain(coop::EXTRA.map(|name| (name, "u32"))).collect();
+        [STORAGES[3], ("out bfloat16, a float16", |i, _| [DType::Bf16, DType::F16, DType::Bf16][i.min(2)])];
+    let fast = |op: &Op| [coop::variants(*op, unit), attention::variants(*op, unit)].concat();
+    for (op, plan) in Op::ALL.iter().flat_map(|op| fast(op).into_iter().map(move |plan| (op, plan))) {
+        let file = plan.fast.expect("a fast path");
+        let (common, sections) = kernel_text::parse(file.text).unwrap();
+        let stage = |s: &kernel_text::Section| s.name.split_once("__").map_or("", |(_, stage)| stage).to_string();
+        let sections: Vec<_> = sections.iter().filter(|s| !plan.skip.contains(&&*stage(s))).collect();
+        // attention has one type
+        let storages = &storages[..if op.spec().file == "attention" { 1 } else { 2 }];
+        for (section, plan, storage, wide) in product(&sections, &[plan.clone()], storages) {
+            let extra = plan.extra.iter().map(|(name, _)| (*name, "u32"));
+            let fields: Vec<_> = op.spec().fields.iter().copied().chain(extra).collect();
             let mut args = args(*op, storage, plan.scratch > 0, wide);
             if plan.packed > 0 {
                 args.push(text::TextArg { name: "packed", elem: Elem::Float, dtype: Some(DType::F16), wide: true });

@@ -14,8 +14,6 @@ enable wgpu_cooperative_matrix;
 // step) after block, a's `a_len` elements, then b's. Each element is converted and checked once, not once for every tile that
 // reads it. Columns jfirst .. jfirst + jcount of out are made at a time, which bounds what is packed of b.
 
-// 2^e; e in -126 .. 127
-fn pow2(e: i32) -> f32 { return bitcast<f32>(u32(e + 127) << 23u); }
 // Elements from `at` to `end`, none at or past it.
 fn rest(at: u32, end: u32) -> u32 { return select(0u, end - at, at < end); }
 
@@ -49,9 +47,7 @@ fn finish(i: u32, j: u32, sum: vec4<f32>) {
   let at = i * p.ld_out + j;
   var v = sum;
 #if SCALED
-  // in two halves, because 2^e may lie outside f32 where the product does not
-  let e = clamp(i32(ld1_scratch(2u * p.parts)) + i32(ld1_scratch(2u * p.parts + 1u)), -252, 252);
-  v = v * pow2(e / 2) * pow2(e - e / 2);
+  v = scaled(v, i32(ld1_scratch(2u * p.parts)) + i32(ld1_scratch(2u * p.parts + 1u)));
 #end
   v *= p.alpha;
 #if ADD
@@ -62,11 +58,6 @@ fn finish(i: u32, j: u32, sum: vec4<f32>) {
 
 // op matmul_coop__amax grid(parts, 2)
 // Largest finite |a|, then |b|, of a part of each; a part is every parts-th run of 4 x 256 quads.
-fn most(v: vec4<f32>) -> f32 {
-  let u = bitcast<vec4<u32>>(v) & vec4(0x7fffffffu);
-  let f = select(vec4<u32>(), u, u < vec4(0x7f800000u));
-  return bitcast<f32>(max(max(f.x, f.y), max(f.z, f.w)));
-}
 fn amax_a(t: u32, part: u32, rows: u32, cols: u32) -> f32 {
   let C4 = ceil_div(cols, 4u);
   var m = 0.0;
@@ -110,9 +101,7 @@ fn matmul_coop__scale(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
   var m = 0.0;
   for (var n = t; n < p.parts; n += 256u) { m = max(m, ld1_scratch(group.x * p.parts + n)); }
   let all = group_max(t, m);
-  // at least -127, where 2^-e is the largest power of two
-  let e = max(i32(bitcast<u32>(all) >> 23u) - 127 - 14, -127);
-  if (t == 0u) { st1_scratch(2u * p.parts + group.x, f32(e)); }
+  if (t == 0u) { st1_scratch(2u * p.parts + group.x, f32(f16_scale(all))); }
 }
 
 // op matmul_coop__packa grid(ceil(a_len, 1024))

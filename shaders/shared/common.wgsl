@@ -65,3 +65,19 @@ fn group_max(t: u32, x: f32) -> f32 {
   }
   return tree[0];
 }
+
+// 2^e; e in -126 .. 127
+fn pow2(e: i32) -> f32 { return bitcast<f32>(u32(e + 127) << 23u); }
+// v·2^e, in two halves, because 2^e may lie outside f32 where the product does not
+fn scaled(v: vec4<f32>, e: i32) -> vec4<f32> {
+  let c = clamp(e, -252, 252);
+  return v * pow2(c / 2) * pow2(c - c / 2);
+}
+// Largest finite |value|.
+fn most(v: vec4<f32>) -> f32 {
+  let u = bitcast<vec4<u32>>(v) & vec4(0x7fffffffu);
+  let f = select(vec4<u32>(), u, u < vec4(0x7f800000u));
+  return bitcast<f32>(max(max(f.x, f.y), max(f.z, f.w)));
+}
+// e such that values of up to `most` times 2^-e are below 2^15; at least -127, where 2^-e is the largest power of two
+fn f16_scale(most: f32) -> i32 { return max(i32(bitcast<u32>(most) >> 23u) - 127 - 14, -127); }

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use wgpu::{Features, Limits};
 
 mod adapter;
+pub mod attention;
 pub mod coop;
 pub mod expand;
 mod memory;
@@ -106,14 +107,17 @@ impl Wgpu {
 
     /// How a launch is to be run.
     fn plan(&self, launch: &Launch, names: &Names) -> Plan {
-        let dtype = |i: usize| launch.args()[i].map(|b| b.dtype);
-        let coop = || {
-            let (unit, dtypes) = (self.report.matrix_unit?, [dtype(0)?, dtype(1)?, dtype(2)?]);
-            let device = coop::Device::new(unit, &self.limits, self.report.memory);
-            coop::plan(launch.op(), names, dtypes, device, self.products.get())
+        let fast = || {
+            let device = coop::Device::new(self.report.matrix_unit?, &self.limits, self.report.memory);
+            let floats = launch.op().spec().args.iter().zip(launch.args()).filter(|(arg, _)| arg.elem == Elem::Float);
+            let dtypes: Vec<_> = floats.filter_map(|(_, buf)| buf.map(|b| b.dtype)).collect();
+            match launch.op().spec().file {
+                "matmul" => coop::plan(launch.op(), names, dtypes.try_into().ok()?, device, self.products.get()),
+                "attention" => attention::plan(launch.op(), names, &dtypes, device, self.products.get()),
+                _ => None,
+            }
         };
-        let product = launch.op().spec().file == "matmul";
-        product.then(coop).flatten().unwrap_or_else(|| plan::plan(launch.op(), names))
+        fast().unwrap_or_else(|| plan::plan(launch.op(), names))
     }
 
     /// The adapter.

@@ -13,6 +13,7 @@
 //!         ldr4_x(i, rest) -> vec2<u32>   as ld4, but packed as stored, and without branches: loads can run at once. 16-bit only
 //!         widen_x(h) -> vec4      the four values of an ldr4
 //!         ldh4_x(i) -> vec4<f16>, sth4_x(i, h)   four in the language's own f16; i a multiple of 4, x wide and f16, used so alone
+//!         at4_x(i) -> u32         their place in the array x_
 //! u32     ld_x(i) -> u32   st_x(i, v)
 //! u8      ld_x(i) -> u32   ldw_x(w) -> u32 (word w)   stw_x(w, v, bytes): the first min(4, bytes) of word w
 //! ```
@@ -138,8 +139,9 @@ fn params(request: &Request, bound: &[usize]) -> String {
     }
 }
 
-const ACCESSORS: [&str; 12] = ["ld", "st", "ld1", "st1", "st2", "ld4", "st4", "ldr4", "ldh4", "sth4", "ldw", "stw"];
-const NATIVE: [&str; 2] = ["ldh4", "sth4"];
+const ACCESSORS: [&str; 13] =
+    ["ld", "st", "ld1", "st1", "st2", "ld4", "st4", "ldr4", "ldh4", "sth4", "at4", "ldw", "stw"];
+const NATIVE: [&str; 3] = ["ldh4", "sth4", "at4"];
 
 fn uses_arg(code: &str, arg: &TextArg) -> bool {
     arg.dtype.is_some() && ACCESSORS.iter().any(|f| uses(code, f, arg.name))
@@ -274,7 +276,8 @@ const PACKED: &[Accessor] = &[
 
 const WIDEN: Accessor = ("widen", "(h: vec2<u32>) -> vec4<f32> { return vec4(UNPACK(h.x), UNPACK(h.y)); }");
 
-const NATIVE_F16: [Accessor; 2] = [
+const NATIVE_F16: [Accessor; 3] = [
+    ("at4", "(i: u32) -> u32 { return BASE / 2u + i / 4u; }"),
     ("ldh4", "(i: u32) -> vec4<f16> { return MEM[BASE / 2u + i / 4u]; }"),
     ("sth4", "(i: u32, h: vec4<f16>) { MEM[BASE / 2u + i / 4u] = h; }"),
 ];
