@@ -193,6 +193,7 @@ fn an_adapters_own_template_is_used() {
         std::fs::remove_file(bench.at("first").join(name)).unwrap();
     }
     assert_eq!(own, generate("3 + 1?", &[]));
+    std::fs::remove_file(bench.at("first/chat_template.jinja")).unwrap();
     let weights = bench.at("first/adapter_model.safetensors");
     std::fs::rename(&weights, weights.with_extension("bin")).unwrap();
     bench.fails("run.toml", "second", &["--adapter", &adapter], 65, "adapter_model.bin: is a pickle");

@@ -118,10 +118,8 @@ impl Experts {
         let shapes = self.names.iter().map(shape).collect::<Result<Vec<_>>>()?;
         let first = shapes.first().copied().flatten();
         if let Some(other) = shapes.iter().position(|shape| *shape != first) {
-            let what = "must give all experts of a layer the same adapter";
-            return Err(
-                rules.error("target_modules", format!("{what}: `{}` differs from the first", self.names[other]))
-            );
+            let what = "chooses some experts and not others, or gives them other ranks: name a module of all of them";
+            return Err(rules.error("target_modules", format!("{what} ({})", self.names[other])));
         }
         if first.is_some() && rules.use_dora() {
             let what = "DoRA on experts is not supported: exclude them, or set use_dora to false";
