@@ -24,7 +24,7 @@ const MIDPOINTS = array<f32, 15>(
   0.1202552504837513, 0.2035212516784668, 0.2920137718319893, 0.3893125355243683,
   0.5016634166240692, 0.6427869200706482, 0.8614784181118011,
 );
-var<workgroup> absmaxes: array<f32, 256>;
+var<workgroup> tops: array<f32, 256>;
 
 @compute @workgroup_size(256)
 fn nf4_quantize(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
@@ -37,10 +37,10 @@ fn nf4_quantize(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
   if (i + $k < p.P) { x[$k] = ld1_inp(i + $k); }
   top = max(top, abs(x[$k]));
 #end
-  absmaxes[t] = top;
+  tops[t] = top;
   workgroupBarrier();
   if (i >= p.P) { return; }
-  for (var k = 0u; k < 8u; k++) { top = max(top, absmaxes[(t & 0xf8u) + k]); }
+  for (var k = 0u; k < 8u; k++) { top = max(top, tops[(t & 0xf8u) + k]); }
   if (t % 8u == 0u) { st1_absmax(word / 8u, top); }
   // as bitsandbytes: 1/absmax first. A block of zeros has no scale; its codes are 0, like those past the end.
   let scale = 1.0 / top;

@@ -7,6 +7,7 @@
 use luthier::backend::Backend;
 use luthier::dtype::DType;
 use luthier::io::safetensors::Tensors;
+use luthier::model::experts::Experts;
 use luthier::model::{LoadOptions, Model, Plan, Session};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -23,6 +24,8 @@ fn gradient_of(param: &str) -> (String, Option<usize>) {
     let name = format!("grad.{}", param.replace("block_sparse_moe", "mlp"));
     let Some((mlp, expert)) = name.split_once(".experts.") else { return (name, None) };
     let (part, half) = match expert {
+        // one tensor in files, too
+        "gate_up_proj" | "gate_up_proj_bias" | "down_proj" | "down_proj_bias" => return (name, None),
         "0.w1.weight" | "0.gate_proj.weight" => ("gate_up_proj", Some(0)),
         "0.w3.weight" | "0.up_proj.weight" => ("gate_up_proj", Some(1)),
         "0.w2.weight" | "0.down_proj.weight" => ("down_proj", None),
@@ -92,6 +95,10 @@ fn check(b: &dyn Backend, folder: &Path, plan: Plan) -> Result<String, String> {
 /// WGSL allows, up to an ulp of the scale.
 fn check_dequantized(b: &dyn Backend, model: &Model, golden: &Tensors) -> Result<(), String> {
     for name in golden.names().filter_map(|name| name.strip_prefix("dequant.")) {
+        if let Some(experts) = model.experts().find(|e| e.stack.name == name) {
+            check_packed(b, experts, &floats(golden, &format!("dequant.{name}")), name)?;
+            continue;
+        }
         let linear = model.linears().find(|l| name.strip_suffix(".weight") == Some(&l.name));
         let linear = linear.ok_or_else(|| format!("{name}: no such linear layer"))?;
         let dequantize = || {
@@ -109,6 +116,20 @@ fn check_dequantized(b: &dyn Backend, model: &Model, golden: &Tensors) -> Result
         }
     }
     Ok(())
+}
+
+/// Experts in MXFP4, which lie as [E, O, C], against their floats [E, C, O]: the very bits.
+fn check_packed(b: &dyn Backend, experts: &Experts, want: &[f32], name: &str) -> Result<(), String> {
+    let dequantize = || {
+        let mut out = b.alloc(want.len(), DType::F32)?;
+        experts.stack.dequantize(b, &mut out)?;
+        b.download_f32(&out)
+    };
+    let got = dequantize().map_err(|e: luthier::error::Error| e.to_string())?;
+    let (O, C) = (experts.O, experts.C);
+    let turned = (0..want.len()).map(|i| got[i / (C * O) * (C * O) + i % O * C + i / O % C]);
+    let off = turned.zip(want).filter(|(g, w)| g.to_bits() != w.to_bits()).count();
+    if off == 0 { Ok(()) } else { Err(format!("{name}: {off} of {} dequantized values are others", want.len())) }
 }
 
 #[test]

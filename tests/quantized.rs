@@ -61,6 +61,7 @@ fn bytes(b: &dyn Backend, weight: &Weight) -> Vec<Vec<u8>> {
     match weight {
         Weight::Dense(_) => panic!("a dense weight"),
         Weight::Int8(q) => vec![get(&q.codes), get(&q.scb)],
+        Weight::Mxfp4(q) => vec![get(&q.codes), get(&q.scales)],
         Weight::Nf4(q) => match &q.scales {
             Nf4Scales::Single { absmax } => vec![get(&q.codes), get(absmax)],
             Nf4Scales::Double { qabsmax, nested, map, offset } => {

@@ -83,7 +83,7 @@ fn attention_coop__amax(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_
   var m = 0.0;
   for (var n = group.x * 256u + t; n < all; n += p.parts * 256u) {
     let line = n / (p.D / 4u);
-    m = max(m, most(quad(group.y, line / hs, line % hs, 4u * (n % (p.D / 4u)))));
+    m = max(m, largest(quad(group.y, line / hs, line % hs, 4u * (n % (p.D / 4u)))));
   }
   let top = group_max(t, m);
   if (t == 0u) { st1_scratch(group.y * p.parts + group.x, top); }

@@ -66,7 +66,7 @@ fn amax_a(t: u32, part: u32, rows: u32, cols: u32) -> f32 {
     let n$k = n + 256u * $k;
     let h$k = ldr4_a(n$k / C4 * p.ld_a + 4u * (n$k % C4), select(0u, cols - 4u * (n$k % C4), n$k < rows * C4));
 #end
-    m = max(m, max(max(most(widen_a(h0)), most(widen_a(h1))), max(most(widen_a(h2)), most(widen_a(h3)))));
+    m = max(m, max(max(largest(widen_a(h0)), largest(widen_a(h1))), max(largest(widen_a(h2)), largest(widen_a(h3)))));
   }
   return m;
 }
@@ -78,7 +78,7 @@ fn amax_b(t: u32, part: u32, rows: u32, cols: u32) -> f32 {
     let n$k = n + 256u * $k;
     let h$k = ldr4_b(n$k / C4 * p.ld_b + 4u * (n$k % C4), select(0u, cols - 4u * (n$k % C4), n$k < rows * C4));
 #end
-    m = max(m, max(max(most(widen_b(h0)), most(widen_b(h1))), max(most(widen_b(h2)), most(widen_b(h3)))));
+    m = max(m, max(max(largest(widen_b(h0)), largest(widen_b(h1))), max(largest(widen_b(h2)), largest(widen_b(h3)))));
   }
   return m;
 }

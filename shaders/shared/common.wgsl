@@ -74,7 +74,7 @@ fn scaled(v: vec4<f32>, e: i32) -> vec4<f32> {
   return v * pow2(c / 2) * pow2(c - c / 2);
 }
 // Largest finite |value|.
-fn most(v: vec4<f32>) -> f32 {
+fn largest(v: vec4<f32>) -> f32 {
   let u = bitcast<vec4<u32>>(v) & vec4(0x7fffffffu);
   let f = select(vec4<u32>(), u, u < vec4(0x7f800000u));
   return bitcast<f32>(max(max(f.x, f.y), max(f.z, f.w)));

@@ -13,7 +13,7 @@ use std::path::Path;
 /// Values that one random stream fills.
 const CHUNK: usize = 1 << 16;
 
-/// Writes a folder for the config: matrices normal with its `initializer_range`, norms a factor of 1, biases 0, as transformers
+/// Writes a folder for the config: matrices and sinks normal with its `initializer_range`, norms a factor of 1, biases 0, as transformers
 /// starts.
 /// With a `format`, the linear layers are random codes and scales of that spread; their floats are never made.
 /// Returns the number of parameters.
@@ -58,8 +58,11 @@ struct Fresh {
 impl Fresh {
     fn values(&self, name: &str, shape: &[usize]) -> Vec<u8> {
         let len: usize = shape.iter().product();
-        if shape.len() == 1 {
-            return self.dtype.encode(&vec![if name.ends_with(".bias") { 0.0 } else { self.norm }; len]);
+        if name.ends_with(".bias") || name.ends_with("_bias") {
+            return self.dtype.encode(&vec![0.0; len]);
+        }
+        if shape.len() == 1 && !name.ends_with(".sinks") {
+            return self.dtype.encode(&vec![self.norm; len]);
         }
         let chunk = |c: usize| {
             let mut rng = Rng::named(self.seed, &format!("{name}/{c}"));

@@ -6,6 +6,7 @@
 //! q, k = norm of each head     (where there is)  dq, dk, dv = attention⁻(datt)
 //! q, k = rope(q), rope(k)                        rope⁻, norm⁻
 //! att, lse = attention(q, k, v)          [N,H·D] dx = qkv⁻(dq, dk, dv)
+//! att, lse = sink(att, lse)      (where there is)
 //! out = o(att)                             [N,C]
 //! ```
 use super::batch::{Inputs, KindInputs};
@@ -17,12 +18,15 @@ use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::attention::Attention as Params;
+use crate::ops::attention_sink::AttentionSink;
 use crate::ops::rope::Rope;
 
 pub struct Attention {
     pub qkv: Projections,
     /// Of each head of q and of k.
     pub head_norms: Option<[Param; 2]>,
+    /// [H]
+    pub sinks: Option<Param>,
     pub o: Linear,
 }
 
@@ -134,7 +138,11 @@ impl Attention {
                 (&c.k.view(0, c.T * s.K * s.D), &c.v.view(0, c.T * s.K * s.D), c.T)
             }
         };
-        b.attention_forward(att, lse, q, k, v, &own.span, &params(s, N, T))
+        b.attention_forward(att, lse, q, k, v, &own.span, &params(s, N, T))?;
+        match &self.sinks {
+            Some(sinks) => b.attention_sink_forward(att, lse, &sinks.value, &sink_params(s, N)),
+            None => Ok(()),
+        }
     }
 
     /// out [N, C], from what `forward` left.
@@ -178,6 +186,10 @@ impl Attention {
         let (N, own) = (inputs.N, &inputs.kinds[kind]);
         let g = t.grads.as_mut().expect("the scratch was made for training");
         core_backward(b, s, saved, g, own, N)?;
+        if let Some(Param { value, train: Some(train), .. }) = &mut self.sinks {
+            let p = sink_params(s, N);
+            b.attention_sink_backward(&mut train.grad, &g.datt, &saved.att, &saved.lse, value, &p)?;
+        }
         b.rope_backward(&mut g.dq, &own.rope, &own.rope_rows, &rope_params(s, N, s.H, own))?;
         b.rope_backward(&mut g.dk, &own.rope, &own.rope_rows, &rope_params(s, N, s.K, own))?;
         let Saved { q, k, head_norms, .. } = saved;
@@ -198,12 +210,12 @@ impl Attention {
         self.qkv.0.iter().chain([&self.o])
     }
     pub fn params(&self) -> impl Iterator<Item = &Param> {
-        self.head_norms.iter().flatten().chain(self.linears().flat_map(Linear::params))
+        self.head_norms.iter().flatten().chain(&self.sinks).chain(self.linears().flat_map(Linear::params))
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
-        let Attention { qkv, head_norms, o } = self;
+        let Attention { qkv, head_norms, sinks, o } = self;
         let linears = qkv.0.iter_mut().chain([o]);
-        head_norms.iter_mut().flatten().chain(linears.flat_map(Linear::params_mut))
+        head_norms.iter_mut().flatten().chain(sinks).chain(linears.flat_map(Linear::params_mut))
     }
 }
 
@@ -229,6 +241,10 @@ fn core_backward(b: &dyn Backend, s: &Spec, saved: &Saved, g: &mut Grads, own: &
 fn rope_params(s: &Spec, N: usize, heads: usize, own: &KindInputs) -> Rope {
     let rows = own.rope.len() / s.A;
     Rope { N: N as u32, H: heads as u32, D: s.D as u32, A: s.A as u32, T: rows as u32, ld_x: (heads * s.D) as u32 }
+}
+
+fn sink_params(s: &Spec, N: usize) -> AttentionSink {
+    AttentionSink { N: N as u32, H: s.H as u32, D: s.D as u32 }
 }
 
 fn params(s: &Spec, N: usize, T: usize) -> Params {

@@ -1,6 +1,6 @@
 //! A model folder looked at before anything is allocated: what does not fit together, all of it.
 use super::arch;
-use super::quantized::{self, INT8_PARTS, NF4_PARTS, Scheme};
+use super::quantized::{self, INT8_PARTS, MXFP4_PARTS, NF4_PARTS, Scheme};
 use super::spec::{Head, Spec};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
@@ -93,6 +93,7 @@ pub(super) fn weights(spec: &Spec, scheme: Option<Scheme>, tensors: &Tensors) ->
         let stored = quantized::find(tensors, &w.name, &w.shape).map(|stored| stored.scheme());
         if !matches!(stored, Ok(None)) {
             let module = w.name.strip_suffix(".weight").unwrap_or(&w.name);
+            known.extend(MXFP4_PARTS.iter().map(|part| format!("{}{part}", w.name)));
             known.extend(NF4_PARTS.iter().map(|part| format!("{}{part}", w.name)));
             known.extend(INT8_PARTS.iter().map(|part| format!("{module}{part}")));
         }

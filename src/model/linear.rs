@@ -1,4 +1,4 @@
-//! A linear layer: dense, NF4 or 8-bit base, optional bias, optional LoRA. Nothing above it knows which.
+//! A linear layer: dense, NF4, MXFP4 or 8-bit base, optional bias, optional LoRA. Nothing above it knows which.
 //!
 //! forward   Y = X·Wᵀ + bias + s·(X·Aᵀ)·Bᵀ
 //! backward  dX = G·W + s·P·A,  P = G·B;   dA = s·Pᵀ·X,  dB = s·Gᵀ·(X·Aᵀ),  dW = Gᵀ·X,  dbias = Σ_N G
@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::ops::bias::{Bias, BiasBackward};
 use crate::ops::int8::Int8;
 use crate::ops::matmul::MatMul;
+use crate::ops::mxfp4::{self, Mxfp4};
 use crate::ops::nf4::{Nf4, Nf4Double};
 
 pub struct Linear {
@@ -34,6 +35,7 @@ pub enum Weight {
     Dense(Param),
     Nf4(Nf4Weight),
     Int8(Int8Weight),
+    Mxfp4(Mxfp4Weight),
 }
 
 /// A frozen weight in 4 bits: 4.5 bits a value, 4.127 with double quantization.
@@ -61,6 +63,25 @@ pub struct Int8Weight {
     pub scb: Buf,
 }
 
+/// A frozen weight in 4.25 bits, of experts.
+pub struct Mxfp4Weight {
+    pub codes: Buf,
+    pub scales: Buf,
+    /// Values that are unpacked at a time: those of some whole experts.
+    pub at_once: usize,
+}
+
+impl Weight {
+    /// Values that are unpacked at a time, of `len`.
+    fn unpacked(&self, len: usize) -> usize {
+        match self {
+            Weight::Dense(_) => 0,
+            Weight::Nf4(_) | Weight::Int8(_) => len,
+            Weight::Mxfp4(packed) => packed.at_once.min(len),
+        }
+    }
+}
+
 /// A low-rank adapter: A [R, C] and B [O, R].
 pub struct Lora {
     pub a: Param,
@@ -71,6 +92,16 @@ pub struct Lora {
     pub scale: f32,
     pub dora: Option<Dora>,
     pub dropout: Option<Dropout>,
+}
+
+impl Mxfp4Weight {
+    /// out = the values from `first` on, which begin at a word of scales.
+    fn dequantize(&self, b: &dyn Backend, out: &mut Buf, first: usize) -> Result<()> {
+        let len = out.len();
+        let codes = self.codes.view(first / 2, len.div_ceil(2));
+        let scales = self.scales.view(first / mxfp4::BLOCK, len.div_ceil(mxfp4::BLOCK));
+        b.mxfp4_dequantize(out, &codes, &scales, &Mxfp4 { P: len as u32 })
+    }
 }
 
 /// What the linears of a model share while they run, sized for the largest.
@@ -98,9 +129,7 @@ impl LinearScratch {
         let dora = DoraScratch::new(scope, &linears, N, dtype)?;
         let dropout = DropoutScratch::new(scope, &linears, N, dtype)?;
         for linear in linears {
-            if !matches!(linear.weight, Weight::Dense(_)) {
-                weight = weight.max(linear.O * linear.C);
-            }
+            weight = weight.max(linear.weight.unpacked(linear.O * linear.C));
             rank = rank.max(linear.lora.as_ref().map_or(0, |lora| lora.R));
         }
         let buf = |len: usize| if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) };
@@ -127,14 +156,20 @@ fn tn(I: usize, J: usize, Q: usize, alpha: f32) -> MatMul {
 impl Linear {
     /// The base weight in the model's dtype: itself, or dequantized into the scratch.
     pub(super) fn dense(&self, b: &dyn Backend, scratch: &LinearScratch) -> Result<Buf> {
-        match &self.weight {
-            Weight::Dense(param) => Ok(param.value.view(0, param.value.len())),
-            Weight::Nf4(_) | Weight::Int8(_) => {
-                let mut out = part(&scratch.weight, self.O * self.C);
-                self.dequantize(b, &mut out)?;
-                Ok(out)
-            }
+        self.dense_part(b, scratch, 0, self.O * self.C)
+    }
+
+    /// Values first..first + len of it. What is unpacked as a whole is wanted as a whole.
+    pub(super) fn dense_part(&self, b: &dyn Backend, scratch: &LinearScratch, first: usize, len: usize) -> Result<Buf> {
+        if let Weight::Dense(param) = &self.weight {
+            return Ok(param.value.view(first, len));
         }
+        let mut out = part(&scratch.weight, len);
+        match &self.weight {
+            Weight::Mxfp4(packed) => packed.dequantize(b, &mut out, first)?,
+            _ => self.dequantize(b, &mut out)?,
+        }
+        Ok(out)
     }
 
     /// out [O, C] = the base weight in out's dtype.
@@ -142,6 +177,7 @@ impl Linear {
         let P = (self.O * self.C) as u32;
         match &self.weight {
             Weight::Dense(param) => b.cast(out, &param.value),
+            Weight::Mxfp4(packed) => packed.dequantize(b, out, 0),
             Weight::Int8(q) => b.int8_dequantize(out, &q.codes, &q.scb, &Int8 { O: self.O as u32, C: self.C as u32 }),
             Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
                 Nf4Scales::Single { absmax } => b.nf4_dequantize(out, codes, absmax, &Nf4 { P }),

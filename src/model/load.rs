@@ -8,7 +8,7 @@ use super::mlp::Mlp;
 use super::moe::Moe;
 use super::param::Param;
 use super::quantized::{self, Scheme, Stored};
-use super::spec::{Bias, Head, LinearSpec, NormPlace, QkNorm, Spec};
+use super::spec::{Bias, ExpertFiles, Head, LinearSpec, NormPlace, QkNorm, Sinks, Spec};
 use super::{Model, arch, check, lora};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
@@ -56,7 +56,9 @@ impl LoadOptions {
             let (stored, wanted) = (stored.name(), wanted.name());
             return usage(format!("{wanted} is asked for, but the checkpoint is {stored}: set it to false"));
         }
-        if self.full() && (stored.is_some() || !wanted.is_empty()) {
+        // MXFP4 is how gpt-oss is published: to be trained in full, it is taken as the floats it stands for
+        let frozen = stored.is_some_and(|stored| stored != Scheme::Mxfp4);
+        if self.full() && (frozen || !wanted.is_empty()) {
             let what = "a quantized base is frozen, so there is nothing to train: add a [lora] table, or take an \
                         unquantized model without load_in_4bit and load_in_8bit";
             return usage(what.into());
@@ -76,7 +78,9 @@ impl LoadOptions {
             return usage(format!("{what}: use dtype = \"float32\""));
         }
         if let Some(config) = &self.lora {
-            Rules::new(config, folder)?.check(&linear_names(spec))?;
+            let rules = Rules::new(config, folder)?;
+            stacked_stay(spec, &rules)?;
+            rules.check(&linear_names(spec))?;
             self.check_saved(config, spec, folder)?;
         }
         Ok(())
@@ -113,10 +117,29 @@ impl LoadOptions {
     }
 }
 
+/// Experts that are one tensor, and their router, are no modules: PEFT has no adapter for them but by `target_parameters`.
+fn stacked_stay(spec: &Spec, rules: &Rules) -> Result<()> {
+    let stacked = spec.moe.as_ref().filter(|moe| moe.files == ExpertFiles::Stacked && !rules.all_linear());
+    for module in stacked.into_iter().flat_map(|moe| [moe.router, spec.names.gate, spec.names.up, spec.names.down]) {
+        for layer in 0..spec.layers {
+            if rules.targets(&spec.names.of(layer, module))? {
+                let what =
+                    format!("adapters on `{module}` of {} are not supported: it is no linear layer", spec.model_type);
+                let hint = "name q_proj, k_proj, v_proj, o_proj, or use \"all-linear\"";
+                return Err(rules.error("target_modules", format!("{what}; {hint}")));
+            }
+        }
+    }
+    Ok(())
+}
+
 fn linear_names(spec: &Spec) -> Vec<String> {
+    let stacked = spec.moe.as_ref().is_some_and(|moe| moe.files == ExpertFiles::Stacked);
     let of_layer = |l: usize| {
-        let experts = spec.experts().into_iter().flat_map(move |linear| spec.expert_names(l, linear.module));
-        spec.linears().into_iter().map(move |linear| spec.names.of(l, linear.module)).chain(experts)
+        let linears = spec.linears().into_iter().filter(|linear| !(stacked && is_router(spec, linear.module)));
+        let experts = if stacked { Vec::new() } else { spec.experts() };
+        let experts = experts.into_iter().flat_map(move |linear| spec.expert_names(l, linear.module));
+        linears.map(move |linear| spec.names.of(l, linear.module)).chain(experts)
     };
     (0..spec.layers).flat_map(of_layer).collect()
 }
@@ -225,6 +248,13 @@ impl Loader<'_> {
                     QkNorm::PerHead => Some([self.norm(layer, n.q_norm, s.D)?, self.norm(layer, n.k_norm, s.D)?]),
                     QkNorm::Absent => None,
                 },
+                sinks: match s.sinks {
+                    Sinks::PerHead => {
+                        let name = n.of(layer, n.sinks);
+                        Some(self.param(&name, &name, &[s.H], self.options.full())?)
+                    }
+                    Sinks::Absent => None,
+                },
                 qkv: self.projections(layer, s.qkv())?,
                 o: self.linear(layer, s.o())?,
             },
@@ -240,14 +270,11 @@ impl Loader<'_> {
                 down: Box::new(self.linear(layer, s.down())?),
             });
         };
-        let Ok([gate, up, down]) = <[_; 3]>::try_from(s.experts()) else {
-            return Err(Error::Bug("experts have gate, up and down".into()));
-        };
+        let gate_up = s.gate_up().into_iter().map(|module| self.experts(layer, module)).collect::<Result<_>>()?;
         Ok(Mlp::Moe(Box::new(Moe {
             router: self.linear(layer, router)?,
-            gate: self.experts(layer, gate)?,
-            up: self.experts(layer, up)?,
-            down: self.experts(layer, down)?,
+            gate_up,
+            down: self.experts(layer, s.down())?,
         })))
     }
 
@@ -264,7 +291,7 @@ impl Loader<'_> {
         let (full, router) = (self.options.full(), is_router(self.spec, module.module));
         let (name, O, C) = (self.spec.names.of(layer, module.module), module.O(), module.C);
         let quantize = if router || self.options.saves(&name) { (false, false) } else { self.quantize };
-        let weight = self.weight(&format!("{name}.weight"), O, C, quantize)?;
+        let weight = self.weight(&format!("{name}.weight"), &[O, C], quantize)?;
         let bias_name = format!("{name}.bias");
         let bias = match module.bias {
             Bias::Present => Some(self.param(&bias_name, &bias_name, &[O], full)?),
@@ -282,13 +309,17 @@ impl Loader<'_> {
     }
 
     /// As the file has it, or quantized on the device from the file's own precision.
-    fn weight(&mut self, name: &str, O: usize, C: usize, quantize: (bool, bool)) -> Result<Weight> {
+    fn weight(&mut self, name: &str, shape: &[usize], quantize: (bool, bool)) -> Result<Weight> {
         if self.options.saves(lora::module_of(name)) {
-            return Ok(Weight::Dense(self.param(name, name, &[O, C], false)?));
+            return Ok(Weight::Dense(self.param(name, name, shape, false)?));
         }
-        let tensor = match quantized::find(self.tensors, name, &[O, C])? {
+        let C = shape.last().copied().unwrap_or(1);
+        let O = shape.iter().product::<usize>() / C;
+        let tensor = match quantized::find(self.tensors, name, shape)? {
             Stored::Nf4(q) => return Ok(Weight::Nf4(q.upload(self.b)?)),
             Stored::Int8(q) => return Ok(Weight::Int8(q.upload(self.b)?)),
+            Stored::Mxfp4(q) if !self.options.full() => return Ok(Weight::Mxfp4(q.upload(self.b)?)),
+            Stored::Mxfp4(_) => return self.param(name, name, shape, true).map(Weight::Dense),
             Stored::Float(tensor) => tensor,
         };
         match quantize {
@@ -300,7 +331,7 @@ impl Loader<'_> {
                 let inp = self.stage(&[tensor], O, C)?;
                 quantized::quantize_int8(self.b, &inp, O, C).map(Weight::Int8)
             }
-            _ => Ok(Weight::Dense(self.param(name, name, &[O, C], self.options.full())?)),
+            _ => Ok(Weight::Dense(self.param(name, name, shape, self.options.full())?)),
         }
     }
 

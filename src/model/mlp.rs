@@ -169,7 +169,7 @@ impl Mlp {
     }
     pub fn experts(&self) -> impl Iterator<Item = &Experts> {
         let moe = if let Mlp::Moe(moe) = self { Some(moe) } else { None };
-        moe.into_iter().flat_map(|moe| [&moe.gate, &moe.up, &moe.down])
+        moe.into_iter().flat_map(|moe| moe.gate_up.iter().chain([&moe.down]))
     }
     pub fn params(&self) -> impl Iterator<Item = &Param> {
         self.linears().chain(self.experts().map(|experts| &experts.stack)).flat_map(Linear::params)
@@ -178,8 +178,9 @@ impl Mlp {
         let all: Vec<&mut Linear> = match self {
             Mlp::Dense { gate_up, down } => gate_up.0.iter_mut().chain([&mut **down]).collect(),
             Mlp::Moe(moe) => {
-                let Moe { router, gate, up, down } = &mut **moe;
-                vec![router, &mut gate.stack, &mut up.stack, &mut down.stack]
+                let Moe { router, gate_up, down } = &mut **moe;
+                let experts = gate_up.iter_mut().chain([down]).map(|experts| &mut experts.stack);
+                [router].into_iter().chain(experts).collect()
             }
         };
         all.into_iter().flat_map(Linear::params_mut)

@@ -4,26 +4,28 @@
 //! forward                                            backward (dout: ∂L/∂out)
 //! logits = router(n2)                    [N,E]       dy = gather(dout)                        [M,C]
 //! weights, experts = top S of softmax    [N,S]       dh = down⁻(dy)
-//! x = gather(n2), sorted by expert       [M,C]       h, dgate, dup, dweights = swiglu⁻(dh)
+//! x = gather(n2), sorted by expert       [M,C]       h, dgate, dup, dweights = swiglu⁻(dh), dweights += down's bias·dy
 //! gate, up = gate(x), up(x)              [M,F]       dx = gate⁻(dgate) + up⁻(dup)             [M,C]
 //! h = weights·silu(gate)·up              [M,F]       dn = router⁻(top S⁻(dweights)) + gather⁻(dx)
 //! out = Σ of the token's rows of down(h)  [N,C]
 //! ```
-//! Everything about the routing stays on the device. Shazeer et al. 2017, arXiv:1701.06538; Jiang et al. 2024, arXiv:2401.04088.
-use super::experts::{Experts, Rows};
+//! Weighting down's input weights its output; down's bias is weighted by itself. gpt-oss has a clamped unit in the place of
+//! silu(gate)·up, and makes gate and up with one product. Everything about the routing stays on the device. Shazeer et al. 2017, arXiv:1701.06538; Jiang et al. 2024, arXiv:2401.04088.
+use super::experts::{Experts, RowScale, Rows};
 use super::linear::{Linear, LinearScratch};
-use super::spec::{MoeSpec, RouterWeights, Spec};
+use super::spec::{GatedUnit, MoeSpec, RouterWeights, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::ops::clamped_swiglu::ClampedSwiGlu;
 use crate::ops::route::{RouteGather, RouteIndex};
 use crate::ops::routed_swiglu::RoutedSwiGlu;
 use crate::ops::router::Router;
 
 pub struct Moe {
     pub router: Linear,
-    pub gate: Experts,
-    pub up: Experts,
+    /// Gate and up, or one that makes both.
+    pub gate_up: Vec<Experts>,
     pub down: Experts,
 }
 
@@ -35,8 +37,8 @@ pub struct Saved {
     rows: Buf,
     places: Buf,
     offsets: Buf,
-    gate: Buf,
-    up: Buf,
+    /// [M, F] of gate and of up, or [M, 2F] of both.
+    gate_up: Vec<Buf>,
 }
 
 /// What the mixtures of all layers share while they run.
@@ -69,8 +71,7 @@ impl Saved {
             rows: u32s(M)?,
             places: u32s(M)?,
             offsets: u32s(moe.E + 1)?,
-            gate: scope.alloc(M * s.F, dtype)?,
-            up: scope.alloc(M * s.F, dtype)?,
+            gate_up: s.gate_up().iter().map(|l| scope.alloc(M * l.O(), dtype)).collect::<Result<_>>()?,
         })
     }
 
@@ -143,6 +144,42 @@ impl Sizes {
     fn swiglu(&self) -> RoutedSwiGlu {
         RoutedSwiGlu { M: self.M() as u32, F: self.F as u32 }
     }
+    fn clamped(&self, alpha: f32, limit: f32) -> ClampedSwiGlu {
+        ClampedSwiGlu { M: self.M() as u32, F: self.F as u32, alpha, limit }
+    }
+
+    /// out [M, F] from gate and up, weighted.
+    fn unit_forward(&self, b: &dyn Backend, out: &mut Buf, saved: &Saved) -> Result<()> {
+        let Saved { weights, rows, gate_up, .. } = saved;
+        match (self.moe.unit, &gate_up[..]) {
+            (GatedUnit::SwiGlu, [gate, up]) => b.routed_swiglu_forward(out, gate, up, weights, rows, &self.swiglu()),
+            (GatedUnit::Clamped { alpha, limit }, [both]) => {
+                b.clamped_swiglu_forward(out, both, weights, rows, &self.clamped(alpha, limit))
+            }
+            _ => unreachable!("made for this unit"),
+        }
+    }
+
+    /// In place: dout [M, F] becomes out, gate and up become their gradients.
+    fn unit_backward(&self, b: &dyn Backend, dout: &mut Buf, saved: &mut Saved, dweights: &mut Buf) -> Result<()> {
+        let Saved { weights, rows, gate_up, .. } = saved;
+        match (self.moe.unit, &mut gate_up[..]) {
+            (GatedUnit::SwiGlu, [gate, up]) => {
+                b.routed_swiglu_backward(dout, gate, up, dweights, weights, rows, &self.swiglu())
+            }
+            (GatedUnit::Clamped { alpha, limit }, [both]) => {
+                b.clamped_swiglu_backward(dout, both, dweights, weights, rows, &self.clamped(alpha, limit))
+            }
+            _ => unreachable!("made for this unit"),
+        }
+    }
+}
+
+impl Saved {
+    /// The rows sorted by expert, as they are or by their routing weights.
+    fn sorted(&self, M: usize, scale: RowScale) -> Rows<'_> {
+        Rows { M, offsets: &self.offsets, slots: &self.rows, weights: &self.weights, scale }
+    }
 }
 
 impl Moe {
@@ -161,9 +198,11 @@ impl Moe {
         b.router_forward(&mut saved.weights, &mut saved.experts, &saved.logits, &p.router())?;
         b.route_index(&mut saved.rows, &mut saved.places, &mut saved.offsets, &saved.experts, &p.index())?;
         b.route_gather_forward(&mut t.rows, n2, &saved.places, &p.gather())?;
-        let rows = Rows { M: p.M(), offsets: &saved.offsets };
-        self.gate.forward(b, &t.linear, &mut saved.gate, &t.rows, &rows)?;
-        self.up.forward(b, &t.linear, &mut saved.up, &t.rows, &rows)
+        let sorted = saved.sorted(p.M(), RowScale::Plain);
+        for (experts, out) in self.gate_up.iter().zip(&saved.gate_up) {
+            experts.forward(b, &t.linear, &mut out.view(0, out.len()), &t.rows, &sorted)?;
+        }
+        Ok(())
     }
 
     /// out [N, C]; right after `forward_saved`.
@@ -177,8 +216,8 @@ impl Moe {
         N: usize,
     ) -> Result<()> {
         let p = Sizes::of(s, N);
-        b.routed_swiglu_forward(&mut t.f, &saved.gate, &saved.up, &saved.weights, &saved.rows, &p.swiglu())?;
-        self.down.forward(b, &t.linear, &mut t.rows, &t.f, &Rows { M: p.M(), offsets: &saved.offsets })?;
+        p.unit_forward(b, &mut t.f, saved)?;
+        self.down.forward(b, &t.linear, &mut t.rows, &t.f, &saved.sorted(p.M(), RowScale::Routed))?;
         b.fill(out, 0.0)?;
         b.route_gather_backward(out, &t.rows, &saved.places, &p.gather())
     }
@@ -194,13 +233,13 @@ impl Moe {
         N: usize,
     ) -> Result<()> {
         let p = Sizes::of(s, N);
-        let Saved { weights, rows, places, offsets, gate, up, .. } = saved;
         let Scratch { linear, rows: dy, f: h, grads } = t;
         let g = grads.as_mut().expect("the scratch was made for training");
-        let sorted = Rows { M: p.M(), offsets };
-        b.route_gather_forward(dy, dout, places, &p.gather())?;
-        self.down.backward_input(b, linear, h, dy, &sorted, false)?;
-        b.routed_swiglu_backward(h, gate, up, &mut g.dweights, weights, rows, &p.swiglu())?;
+        b.route_gather_forward(dy, dout, &saved.places, &p.gather())?;
+        self.down.backward_input(b, linear, h, dy, &saved.sorted(p.M(), RowScale::Routed), false)?;
+        p.unit_backward(b, h, saved, &mut g.dweights)?;
+        let sorted = saved.sorted(p.M(), RowScale::Routed);
+        self.down.backward_routing(b, &mut g.dweights, dy, &sorted)?;
         self.down.backward_weight(b, linear, dy, h, &sorted)
     }
 
@@ -216,13 +255,13 @@ impl Moe {
         N: usize,
     ) -> Result<()> {
         let p = Sizes::of(s, N);
-        let Saved { logits, weights, experts, places, offsets, gate, up, .. } = saved;
+        let Saved { logits, weights, experts, places, gate_up, .. } = saved;
         let Scratch { linear: own, rows: x, grads, .. } = t;
         let g = grads.as_mut().expect("the scratch was made for training");
-        let sorted = Rows { M: p.M(), offsets };
+        let sorted = saved.sorted(p.M(), RowScale::Plain);
         b.route_gather_forward(x, n2, places, &p.gather())?;
-        for (layer, dout, add) in [(&mut self.gate, gate, false), (&mut self.up, up, true)] {
-            layer.backward_input(b, own, &mut g.dx, dout, &sorted, add)?;
+        for (i, (layer, dout)) in self.gate_up.iter_mut().zip(gate_up).enumerate() {
+            layer.backward_input(b, own, &mut g.dx, dout, &sorted, i > 0)?;
             layer.backward_weight(b, own, dout, x, &sorted)?;
         }
 

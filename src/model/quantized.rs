@@ -1,19 +1,21 @@
-//! Weights in 4 and 8 bits: as bitsandbytes stores them in checkpoints, and made from floats on the device.
+//! Weights in 4 and 8 bits: as bitsandbytes stores them in checkpoints, and made from floats on the device; gpt-oss's experts in
+//! MXFP4, as they are published.
 //!
 //! ```text
 //! 4 bits  X.weight u8 [⌈P/2⌉, 1] · X.weight.quant_map f32 [16] · X.weight.quant_state.bitsandbytes__nf4: JSON
 //!         single: X.weight.absmax f32 [⌈P/64⌉]
 //!         double: X.weight.absmax u8 [⌈P/64⌉] · .nested_absmax f32 [⌈⌈P/64⌉/256⌉] · .nested_quant_map f32 [256]
 //! 8 bits  X.weight i8 [O, C] · X.SCB f32 [O] · X.weight_format: ignored
+//! MXFP4   for an X that is [E, C, O] as floats: X_blocks u8 [E, O, C/32, 16] · X_scales u8 [E, O, C/32]
 //! ```
 //! Nothing is quantized again: codes and scales go to the device as they are.
 use super::config::Keys;
-use super::linear::{Int8Weight, Nf4Scales, Nf4Weight};
+use super::linear::{Int8Weight, Mxfp4Weight, Nf4Scales, Nf4Weight};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Dtype, Tensor, Tensors};
-use crate::ops::{dyn8, int8, nf4};
+use crate::ops::{dyn8, int8, mxfp4, nf4};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::path::Path;
@@ -23,6 +25,8 @@ use std::path::Path;
 pub enum Scheme {
     Nf4,
     Int8,
+    /// Experts alone; everything else is floats.
+    Mxfp4,
 }
 
 impl Scheme {
@@ -30,6 +34,7 @@ impl Scheme {
         match self {
             Scheme::Nf4 => "4-bit NF4 (bitsandbytes)",
             Scheme::Int8 => "8-bit (bitsandbytes)",
+            Scheme::Mxfp4 => "4-bit MXFP4",
         }
     }
 }
@@ -39,6 +44,10 @@ pub const NF4_PARTS: [&str; 5] =
     [".absmax", ".nested_absmax", ".nested_quant_map", ".quant_map", ".quant_state.bitsandbytes__nf4"];
 /// What the 8-bit form adds to the module's name.
 pub const INT8_PARTS: [&str; 2] = [".SCB", ".weight_format"];
+/// What MXFP4 adds to the weight's name.
+pub const MXFP4_PARTS: [&str; 2] = ["_blocks", "_scales"];
+/// Values of experts that are unpacked at a time: 512 MiB of bf16.
+const UNPACKED: usize = 1 << 28;
 /// The largest JSON of a quant_state that is read.
 const MAX_STATE: usize = 4096;
 
@@ -47,6 +56,9 @@ pub fn scheme(folder: &Path) -> Result<Option<Scheme>> {
     let file = if folder.is_dir() { folder.join("config.json") } else { folder.to_path_buf() };
     let Some(keys) = Keys::read(&file)?.object("quantization_config")? else { return Ok(None) };
     let method = keys.text("quant_method", Some("bitsandbytes"))?;
+    if method == "mxfp4" {
+        return Ok(Some(Scheme::Mxfp4));
+    }
     if method != "bitsandbytes" {
         let what = format!(
             "`{method}` checkpoints are not supported: take the unquantized model (load_in_4bit = true quantizes it \
@@ -79,6 +91,7 @@ pub enum Stored<'a> {
     Float(Tensor<'a>),
     Nf4(StoredNf4<'a>),
     Int8(StoredInt8<'a>),
+    Mxfp4(StoredMxfp4<'a>),
 }
 
 pub struct StoredNf4<'a> {
@@ -102,6 +115,13 @@ pub struct StoredInt8<'a> {
     scb: &'a [u8],
 }
 
+pub struct StoredMxfp4<'a> {
+    /// E, O, C.
+    shape: [usize; 3],
+    codes: &'a [u8],
+    scales: &'a [u8],
+}
+
 /// `quant_state.bitsandbytes__nf4`.
 #[derive(Deserialize)]
 struct State {
@@ -114,6 +134,9 @@ struct State {
 
 /// The weight `name` of the given shape, its parts checked against one another.
 pub fn find<'a>(tensors: &'a Tensors, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
+    if let ([E, C, O], true) = (shape, tensors.contains(&format!("{name}_blocks"))) {
+        return find_mxfp4(tensors, name, [*E, *O, *C]).map(Stored::Mxfp4);
+    }
     let tensor = tensors.get(name)?;
     let state = format!("{name}.quant_state.bitsandbytes__");
     if tensors.contains(&format!("{state}nf4")) {
@@ -199,12 +222,29 @@ fn find_int8<'a>(
     Ok(StoredInt8 { O, C, codes: weight.bytes, scb: scb.bytes })
 }
 
+fn find_mxfp4<'a>(tensors: &'a Tensors, name: &str, [E, O, C]: [usize; 3]) -> Result<StoredMxfp4<'a>> {
+    let groups = C / mxfp4::BLOCK;
+    let part = |suffix: &str, shape: &[usize]| {
+        let (file, tensor) = (format!("{name}{suffix}"), tensors.get(&format!("{name}{suffix}"))?);
+        if tensor.dtype != Dtype::U8 || tensor.shape != shape || !C.is_multiple_of(mxfp4::BLOCK) {
+            let (got, block) = (tensor.dtype, mxfp4::BLOCK);
+            let what = format!("U8 {shape:?}, blocks of {block} of {C}, is wanted, got {got:?} {:?}", tensor.shape);
+            return Err(Error::content(tensors.path(), &file, what));
+        }
+        Ok(tensor.bytes)
+    };
+    let [blocks, scales] = MXFP4_PARTS;
+    let codes = part(blocks, &[E, O, groups, mxfp4::BLOCK / 2])?;
+    Ok(StoredMxfp4 { shape: [E, O, C], codes, scales: part(scales, &[E, O, groups])? })
+}
+
 impl Stored<'_> {
     pub fn scheme(&self) -> Option<Scheme> {
         match self {
             Stored::Float(_) => None,
             Stored::Nf4(_) => Some(Scheme::Nf4),
             Stored::Int8(_) => Some(Scheme::Int8),
+            Stored::Mxfp4(_) => Some(Scheme::Mxfp4),
         }
     }
 
@@ -212,6 +252,7 @@ impl Stored<'_> {
     pub fn to_f32(&self) -> Vec<f32> {
         match self {
             Stored::Float(tensor) => tensor.to_f32().expect("a float tensor"),
+            Stored::Mxfp4(q) => q.to_f32(),
             Stored::Int8(q) => {
                 let mut out = vec![0.0; q.O * q.C];
                 let p = int8::Int8 { O: q.O as u32, C: q.C as u32 };
@@ -264,6 +305,35 @@ impl StoredInt8<'_> {
     pub fn upload(&self, b: &dyn Backend) -> Result<Int8Weight> {
         Ok(Int8Weight { codes: upload(b, self.codes, DType::U8)?, scb: upload(b, self.scb, DType::F32)? })
     }
+}
+
+impl StoredMxfp4<'_> {
+    /// [E, C, O], as the floats would be stored.
+    fn to_f32(&self) -> Vec<f32> {
+        let [E, O, C] = self.shape;
+        let mut rows = vec![0.0; E * O * C];
+        let p = mxfp4::Mxfp4 { P: rows.len() as u32 };
+        mxfp4::mxfp4_dequantize(&mut rows, self.codes, self.scales, &p);
+        let at = |i: usize| rows[i / (C * O) * (C * O) + i % O * C + i / O % C];
+        (0..rows.len()).map(at).collect()
+    }
+
+    /// As [E, O, C].
+    pub fn upload(&self, b: &dyn Backend) -> Result<Mxfp4Weight> {
+        let [E, O, C] = self.shape;
+        // parts begin at a word of scales
+        let word = 4 / gcd(4, O * C / mxfp4::BLOCK);
+        let experts = (UNPACKED / (O * C) / word * word).clamp(word, E.next_multiple_of(word)).max(1);
+        Ok(Mxfp4Weight {
+            codes: upload(b, self.codes, DType::U8)?,
+            scales: upload(b, self.scales, DType::U8)?,
+            at_once: experts * O * C,
+        })
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Quantizes `inp` on the device, with double quantization.

@@ -37,6 +37,7 @@ pub struct Spec {
     pub norm_weight: NormWeight,
     pub norm_place: NormPlace,
     pub qk_norm: QkNorm,
+    pub sinks: Sinks,
     pub activation: Activation,
     /// Of q·k.
     pub attention_scale: f32,
@@ -97,6 +98,13 @@ pub enum QkNorm {
     PerHead,
 }
 
+/// A learned score of each head that takes its share of the softmax and gives no value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sinks {
+    Absent,
+    PerHead,
+}
+
 /// Of the MLP's gate: x·σ(x·(slope + cubic·x²)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -124,9 +132,30 @@ pub struct MoeSpec {
     /// Experts of a token (num_experts_per_tok).
     pub S: usize,
     pub weights: RouterWeights,
-    /// The router's module within the layer; its weight is [E, C]. Modules of the experts are gate, up and down of the [`Names`],
-    /// where `{}` is the expert's number.
+    /// The router's module within the layer; its weight is [E, C].
     pub router: &'static str,
+    pub router_bias: Bias,
+    pub unit: GatedUnit,
+    pub files: ExpertFiles,
+}
+
+/// What an expert makes of gate and up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum GatedUnit {
+    /// silu(gate)·up.
+    SwiGlu,
+    /// g·σ(alpha·g)·(u + 1), with g = gate up to `limit` and u = up within ± `limit`. Gate and up are one module, their channels
+    /// in turn.
+    Clamped { alpha: f32, limit: f32 },
+}
+
+/// How files hold the experts, whose modules are gate, up and down of the [`Names`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertFiles {
+    /// A module each, `<module>.weight` [O, C], where `{}` is the expert's number.
+    Modules,
+    /// One tensor for all, `<module>` [E, C, O], and `<module>_bias` [E, O].
+    Stacked,
 }
 
 /// What the chosen experts count: their probabilities among all.
@@ -166,6 +195,8 @@ pub struct Names {
     /// Read with [`QkNorm::PerHead`] only.
     pub q_norm: &'static str,
     pub k_norm: &'static str,
+    /// A weight's own name; read with [`Sinks::PerHead`] only.
+    pub sinks: &'static str,
     pub o: &'static str,
     pub gate: &'static str,
     pub up: &'static str,
@@ -236,7 +267,7 @@ impl Spec {
     /// What chooses experts, if there are any.
     pub fn router(&self) -> Option<LinearSpec> {
         let linear =
-            |moe: &MoeSpec| LinearSpec { module: moe.router, parts: vec![moe.E], C: self.C, bias: Bias::Absent };
+            |moe: &MoeSpec| LinearSpec { module: moe.router, parts: vec![moe.E], C: self.C, bias: moe.router_bias };
         self.moe.as_ref().map(linear)
     }
     /// The linear modules of a block, those of experts not counted.
@@ -247,11 +278,12 @@ impl Spec {
         };
         [self.qkv(), vec![self.o()], mlp].concat()
     }
-    /// Gate, up and down of the experts; none where there are no experts.
+    /// Gate, up and down of the experts, those of one name together; none where there are no experts.
     pub fn experts(&self) -> Vec<LinearSpec> {
         if self.moe.is_some() { [self.gate_up(), vec![self.down()]].concat() } else { Vec::new() }
     }
-    /// A module of a layer's experts, for all of them: `model.layers.0.mlp.experts.3.gate_proj`.
+    /// A module of a layer's experts, for all of them: `model.layers.0.mlp.experts.3.gate_proj`. Where they are stacked, E times
+    /// the stack's name.
     pub fn expert_names(&self, layer: usize, module: &str) -> Vec<String> {
         let E = self.moe.as_ref().map_or(0, |moe| moe.E);
         (0..E).map(|e| self.names.of(layer, &module.replace("{}", &e.to_string()))).collect()
@@ -279,6 +311,9 @@ impl Spec {
             for (norm, len) in self.norms() {
                 all.push(weight(self.names.of(l, norm), &[len]));
             }
+            if self.sinks == Sinks::PerHead {
+                all.push(WeightSpec { name: self.names.of(l, self.names.sinks), shape: vec![self.H] });
+            }
             for linear in self.linears() {
                 let module = self.names.of(l, linear.module);
                 all.push(weight(module.clone(), &[linear.O(), linear.C]));
@@ -286,14 +321,27 @@ impl Spec {
                     all.push(WeightSpec { name: format!("{module}.bias"), shape: vec![linear.O()] });
                 }
             }
-            for linear in self.experts() {
-                let names = self.expert_names(l, linear.module);
-                all.extend(names.into_iter().map(|name| weight(name, &[linear.O(), linear.C])));
-            }
+            all.extend(self.experts().iter().flat_map(|linear| self.expert_weights(l, linear)));
         }
         all.push(weight(self.names.final_norm.into(), &[self.C]));
         if self.head == Head::Own {
             all.push(weight(self.names.head.into(), &[self.V, self.C]));
+        }
+        all
+    }
+
+    /// The weights of one module of all experts of a layer.
+    fn expert_weights(&self, layer: usize, linear: &LinearSpec) -> Vec<WeightSpec> {
+        let Some(moe) = &self.moe else { return Vec::new() };
+        let (O, C) = (linear.O(), linear.C);
+        if moe.files == ExpertFiles::Modules {
+            let weight = |name| WeightSpec { name: format!("{name}.weight"), shape: vec![O, C] };
+            return self.expert_names(layer, linear.module).into_iter().map(weight).collect();
+        }
+        let name = self.names.of(layer, linear.module);
+        let mut all = vec![WeightSpec { name: name.clone(), shape: vec![moe.E, C, O] }];
+        if linear.bias == Bias::Present {
+            all.push(WeightSpec { name: format!("{name}_bias"), shape: vec![moe.E, O] });
         }
         all
     }

@@ -8,18 +8,22 @@ use table::for_each_op;
 
 pub mod adamw;
 pub mod attention;
+pub mod attention_sink;
 pub mod bias;
 pub mod cast;
+pub mod clamped_swiglu;
 pub mod dora;
 pub mod dropout;
 pub mod dyn8;
 pub mod embedding;
+pub mod expert_bias;
 pub mod fill;
 pub mod gradnorm;
 pub mod grouped;
 pub mod int8;
 pub mod logprob;
 pub mod matmul;
+pub mod mxfp4;
 pub mod nf4;
 
 pub mod residual;

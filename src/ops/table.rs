@@ -63,6 +63,12 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
         dout: read [N, H*D], out: read [N, H*D], lse: read f32 [N, H], q: read [N, H*D; ld_q], k: read [T, K*D; ld_k], v: read [T, K*D; ld_v],
         span: read u32 [N, 2], reach: read u32 [T, 2]; Attention);
 
+    /// After attention_forward: lse = log(exp(lse) + exp(sinks)), out scaled to agree with it. attention_backward takes both as they are then.
+    attention_sink::attention_sink_forward{N, H, D}(out: update [N, H*D], lse: update f32 [N, H], sinks: read [H]; AttentionSink);
+    /// dsinks −= Σ_N exp(sinks − lse)·Σ_D dout·out.
+    attention_sink::attention_sink_backward{N, H, D}(dsinks: add f32 [H], dout: read [N, H*D], out: read [N, H*D], lse: read f32 [N, H],
+        sinks: read [H]; AttentionSink);
+
     /// out = act(gate)·up, with act(x) = x·σ(x·(slope + cubic·x²)): silu, or gelu by its tanh formula.
     swiglu::swiglu_forward{N, F}(out: write [N, F], gate: read [N, F; ld_gate], up: read [N, F; ld_up]; SwiGlu);
     /// In place: dout becomes out (recomputed), gate becomes dgate, up becomes dup.
@@ -86,6 +92,19 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// In place: dout becomes out (recomputed), gate becomes dgate, up becomes dup; dweights[rows[m]] = Σ_F dout[m,:]·silu(gate[m,:])·up[m,:].
     routed_swiglu::routed_swiglu_backward{M, F}(dout: update [M, F], gate: update [M, F], up: update [M, F], dweights: write f32 [M],
         weights: read f32 [M], rows: read u32 [M]; RoutedSwiGlu);
+
+    /// out[m,:] = weights[rows[m]]·g·σ(alpha·g)·(u + 1), g and u the even and odd channels of gate_up, clamped.
+    clamped_swiglu::clamped_swiglu_forward{M, F}(out: write [M, F], gate_up: read [M, 2*F], weights: read f32 [M], rows: read u32 [M]; ClampedSwiGlu);
+    /// In place: dout becomes out (recomputed), gate_up its gradient; dweights[rows[m]] = Σ_F dout[m,:]·g·σ(alpha·g)·(u + 1).
+    clamped_swiglu::clamped_swiglu_backward{M, F}(dout: update [M, F], gate_up: update [M, 2*F], dweights: write f32 [M], weights: read f32 [M],
+        rows: read u32 [M]; ClampedSwiGlu);
+
+    /// out[m,:] += w·bias[e,:] for the rows offsets[e] <= m < offsets[e+1]; w = weights[rows[m]], or 1 where not `weighted`.
+    expert_bias::expert_bias_forward{M, E, O}(out: update [M, O], bias: read [E, O], offsets: read u32 [E+1], weights: read f32 [M], rows: read u32 [M]; ExpertBias);
+    /// dbias[e,:] += Σ_m w·dout[m,:] over the expert's rows.
+    expert_bias::expert_bias_backward{M, E, O}(dbias: add f32 [E, O], dout: read [M, O], offsets: read u32 [E+1], weights: read f32 [M], rows: read u32 [M]; ExpertBias);
+    /// dweights[rows[m]] += Σ_O dout[m,:]·bias[e,:], where the bias is weighted.
+    expert_bias::expert_bias_backward_weights{M, E, O}(dweights: add f32 [M], dout: read [M, O], bias: read [E, O], offsets: read u32 [E+1], rows: read u32 [M]; ExpertBias);
 
     /// out[m,:] = alpha·a[m,:]·b[e]ᵀ for the rows offsets[e] <= m < offsets[e+1]: a linear layer of each expert on its own rows.
     grouped::grouped_nt{M, E, J, Q}(out: write [M, J], a: read [M, Q], b: read [E, J, Q], offsets: read u32 [E+1]; Grouped);
@@ -121,6 +140,9 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     int8::int8_quantize{O, C}(codes: write u8 [O, C], scb: write f32 [O], inp: read [O, C]; Int8);
     /// out[o,c] = codes[o,c]·scb[o]/127.
     int8::int8_dequantize{O, C}(out: write [O, C], codes: read u8 [O, C], scb: read f32 [O]; Int8);
+
+    /// out[i] = level[code i]·2^(scales[i/32] − 127): 4-bit floats in blocks of 32, the first of a byte in the low half.
+    mxfp4::mxfp4_dequantize{P}(out: write [P], codes: read u8 [ceil(P, 2)], scales: read u8 [ceil(P, 32)]; Mxfp4);
 
     /// Block-wise 8-bit quantization (blocks of 256) to the nearest of the map's 256 rising levels in units of the block's absmax.
     dyn8::dyn8_quantize{P}(codes: write u8 [P], absmax: write f32 [ceil(P, 256)], inp: read [P], map: read f32 [256]; Dyn8);

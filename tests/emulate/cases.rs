@@ -132,6 +132,31 @@ fn grouped(out: &mut Vec<(String, Case)>, [M, E, J, Q]: [u32; 4], float: DType, 
     }
 }
 
+/// What gpt-oss has beside what others have.
+fn gpt_oss(out: &mut Vec<(String, Case)>, float: DType) {
+    for (N, H, D) in [(1, 1, 2), (9, 3, 34), (70, 2, 64), (3, 5, 256)] {
+        let p = attention_sink::AttentionSink { N, H, D };
+        for op in [Op::attention_sink_forward, Op::attention_sink_backward] {
+            out.push((format!("{} {p:?} {float:?}", op.spec().name), case(op, &p, float, None)));
+        }
+    }
+    for (M, E, width) in [(1, 1, 2), (90, 5, 34), (40, 3, 1034)] {
+        let rows: Vec<u32> = (0..M).rev().collect();
+        for weighted in [0, 1] {
+            let p = expert_bias::ExpertBias { M, E, O: width, weighted };
+            for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "expert_bias") {
+                let case = case(op, &p, float, None).u32s("offsets", offsets(M, E)).u32s("rows", rows.clone());
+                out.push((format!("{} {p:?} {float:?}", op.spec().name), case));
+            }
+        }
+        let p = clamped_swiglu::ClampedSwiGlu { M, F: width, alpha: 1.702, limit: 0.8 };
+        for op in [Op::clamped_swiglu_forward, Op::clamped_swiglu_backward] {
+            let case = case(op, &p, float, None).u32s("rows", rows.clone());
+            out.push((format!("{} {p:?} {float:?}", op.spec().name), case));
+        }
+    }
+}
+
 /// What routes tokens to experts and back.
 fn mixtures(out: &mut Vec<(String, Case)>, float: DType) {
     for (N, E, S) in [(1, 1, 1), (9, 6, 2), (13, 70, 8)] {
@@ -158,6 +183,7 @@ fn mixtures(out: &mut Vec<(String, Case)>, float: DType) {
             out.push((format!("{} {p:?} {float:?}", op.spec().name), swiglu));
         }
     }
+    gpt_oss(out, float);
     for sizes in [[1, 1, 2, 4], [70, 3, 34, 18], [150, 4, 70, 66]] {
         grouped(out, sizes, float, None);
     }
@@ -184,6 +210,12 @@ pub fn all() -> Vec<(String, Case)> {
             add!(cast_forward, cast::Cast { P });
             add!(residual_forward, residual::Residual { P });
             add!(residual_backward, residual::Residual { P });
+            let moderate = |mut c: Case| {
+                let at = c.at("scales");
+                c.buffers[at].1.iter_mut().for_each(|x| *x = 120 + *x % 16);
+                c
+            };
+            add!(mxfp4_dequantize, mxfp4::Mxfp4 { P }, moderate);
             add!(nf4_quantize, nf4::Nf4 { P });
             add!(nf4_dequantize, nf4::Nf4 { P });
             add!(nf4_dequantize_double, nf4::Nf4Double { P, offset: 0.1 });

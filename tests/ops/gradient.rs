@@ -127,7 +127,7 @@ impl Gradient {
             return Some(spread(&weight, extent));
         }
         let (given, e) = self.forward_arg(name)?;
-        let data = if given.access == Access::Write { &outputs[name] } else { &inputs[name] };
+        let data = if given.access.writes() { &outputs[name] } else { &inputs[name] };
         Some(match given.elem {
             Elem::U32 | Elem::U8 => data.clone(),
             _ => spread(&live(data.floats(), &e), extent),

@@ -32,7 +32,7 @@ fn class(op: Op) -> Class {
         | Op::nf4_quantize
         | Op::dyn8_quantize
         | Op::int8_quantize => Class::Exact,
-        Op::route_index | Op::route_gather_forward => Class::Exact,
+        Op::route_index | Op::route_gather_forward | Op::mxfp4_dequantize => Class::Exact,
         _ if op.spec().file == "grouped" => Class::Product,
         Op::router_forward | Op::router_backward => Class::Softmax,
         Op::matmul_nt | Op::matmul_nn | Op::matmul_tn | Op::matmul_nt_add | Op::matmul_nn_add | Op::matmul_tn_add => {

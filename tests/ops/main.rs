@@ -30,7 +30,7 @@ macro_rules! files {
     };
 }
 files! {
-    adamw, attention, bias, cast, dora, dropout, dyn8, embedding, fill, gradnorm, grouped, int8, logprob, matmul, nf4, residual, rmsnorm, rope,
+    adamw, attention, attention_sink, bias, cast, clamped_swiglu, dora, dropout, dyn8, embedding, expert_bias, fill, gradnorm, grouped, int8, logprob, matmul, mxfp4, nf4, residual, rmsnorm, rope,
     route, routed_swiglu, router, swiglu,
 }
 

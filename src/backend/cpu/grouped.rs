@@ -23,7 +23,8 @@ pub(super) fn run(op: Op, args: Vec<Slice<f32>>, p: &Grouped) {
     let add = matches!(op, Op::grouped_nt_add | Op::grouped_nn_add);
     let (row, col) = if matches!(op, Op::grouped_nt | Op::grouped_nt_add) { (1, Q) } else { (J, 1) };
     let mut parts = Vec::with_capacity(E);
-    let mut rest = out;
+    // experts may be a part of all, their rows some in the middle
+    let mut rest = &mut out[offsets[0] as usize * J..];
     for e in 0..E {
         let (part, after) = rest.split_at_mut(rows(e).len() * J);
         parts.push(part);

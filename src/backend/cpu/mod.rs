@@ -93,6 +93,7 @@ fn by_rows(op: Op) -> bool {
         Op::embedding_forward
             | Op::rmsnorm_forward
             | Op::rmsnorm_backward
+            | Op::attention_sink_forward
             | Op::bias_forward
             | Op::rope_forward
             | Op::rope_backward

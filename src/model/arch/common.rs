@@ -1,7 +1,8 @@
 //! What the decoders of the Llama family have in common.
 use super::super::config::Keys;
 use super::super::spec::{
-    Activation, Bias, Head, LayerKind, MoeSpec, Names, NormPlace, NormWeight, QkNorm, RouterWeights, Spec,
+    Activation, Bias, ExpertFiles, GatedUnit, Head, LayerKind, MoeSpec, Names, NormPlace, NormWeight, QkNorm,
+    RouterWeights, Sinks, Spec,
 };
 use super::rope;
 use crate::error::Result;
@@ -20,6 +21,7 @@ pub(super) const NAMES: Names = Names {
     v: "self_attn.v_proj",
     q_norm: "self_attn.q_norm",
     k_norm: "self_attn.k_norm",
+    sinks: "self_attn.sinks",
     o: "self_attn.o_proj",
     gate: "mlp.gate_proj",
     up: "mlp.up_proj",
@@ -67,6 +69,7 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
         norm_weight: NormWeight::Factor,
         norm_place: NormPlace::Before,
         qk_norm: QkNorm::Absent,
+        sinks: Sinks::Absent,
         activation,
         attention_scale: inverse_root(D as f64),
         embed_scale: 1.0,
@@ -79,6 +82,9 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
     })
 }
 
+/// No real model has as many; keeps a hostile config from naming tensors without end, and products of sizes within 64 bits.
+const MAX_EXPERTS: usize = 4096;
+
 /// A mixture whose number of experts is under the first of `experts` that is there.
 pub(super) fn moe(
     keys: &Keys,
@@ -90,13 +96,17 @@ pub(super) fn moe(
     let key = experts.iter().find(|key| keys.get(key).is_some()).unwrap_or(&experts[0]);
     let E = keys.size(key, Some(default))?;
     let S = keys.size("num_experts_per_tok", Some(slots))?;
+    if E > MAX_EXPERTS {
+        return keys.wrong(key, format!("{E} experts are more than any model has"));
+    }
     if S > E {
         return keys.wrong("num_experts_per_tok", format!("at most {key} = {E} is wanted, got {S}"));
     }
     if activation(keys, &["hidden_act"], "silu")? != Activation::Silu {
         return keys.wrong("hidden_act", "`silu` is wanted where there are experts");
     }
-    Ok(MoeSpec { E, S, weights, router })
+    let (router_bias, unit, files) = (Bias::Absent, GatedUnit::SwiGlu, ExpertFiles::Modules);
+    Ok(MoeSpec { E, S, weights, router, router_bias, unit, files })
 }
 
 pub(super) fn inverse_root(x: f64) -> f32 {

@@ -8,6 +8,7 @@ mod common;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gpt_oss;
 mod llama;
 mod mistral;
 mod mixtral;
@@ -28,6 +29,7 @@ const ARCHITECTURES: &[(&str, Read)] = &[
     ("gemma", gemma::spec),
     ("gemma2", gemma2::spec),
     ("gemma3_text", gemma3::spec),
+    ("gpt_oss", gpt_oss::spec),
     ("llama", llama::spec),
     ("mistral", mistral::spec),
     ("mixtral", mixtral::spec),
@@ -108,6 +110,27 @@ mod tests {
         assert_eq!(mistral(serde_json::json!({})), Some(4096));
         assert_eq!(mistral(serde_json::json!({"sliding_window": null})), None);
         assert!(with("gemma2", serde_json::json!({"layer_types": ["full_attention"]})).is_err());
+    }
+
+    /// As the published models' configs say it, and by the defaults alone.
+    #[test]
+    fn gpt_oss_by_its_keys_and_by_its_defaults() {
+        let types: Vec<_> = (0..6).map(|l| if l % 2 == 0 { "sliding_attention" } else { "full_attention" }).collect();
+        let published = serde_json::json!({"attention_bias": true, "head_dim": 64, "layer_types": types, "num_local_experts": 8,
+            "num_experts_per_tok": 4, "experts_per_token": 4, "swiglu_limit": 7.0, "rms_norm_eps": 1e-5, "sliding_window": 128,
+            "initial_context_length": 4096, "rope_theta": 150000, "hidden_act": "silu", "rope_scaling": {"beta_fast": 32.0,
+            "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": false}});
+        let spec = with("gpt_oss", published).unwrap();
+        assert_eq!(spec, with("gpt_oss", serde_json::json!({"num_experts": 8})).unwrap());
+        assert_eq!(
+            (spec.kinds[0].window, spec.kinds[1].window, spec.kind_of),
+            (Some(128), None, vec![0, 1, 0, 1, 0, 1])
+        );
+        let moe = spec.moe.unwrap();
+        assert_eq!(moe.unit, crate::model::spec::GatedUnit::Clamped { alpha: 1.702, limit: 7.0 });
+        assert_eq!((spec.D, spec.kinds[0].rope.theta, moe.E, moe.S), (64, 150000.0, 8, 4));
+        let e = with("gpt_oss", serde_json::json!({"num_local_experts": 5000})).unwrap_err().to_string();
+        assert!(e.contains("num_local_experts: 5000 experts"), "{e}");
     }
 
     #[test]

@@ -1,11 +1,15 @@
-//! The experts of a layer, which the file names one by one, as one stack.
-use super::super::spec::LinearSpec;
+//! The experts of a layer, which the file names one by one or stacks itself, as one stack.
+use super::super::experts::Layout;
+use super::super::spec::{Bias, ExpertFiles, LinearSpec};
 use super::{Buf, Experts, Linear, Loader, Param, Stored, Tensor, Weight, quantized};
 use crate::error::{Error, Result};
 
 impl<'a> Loader<'a> {
     /// One module of all experts of a layer.
     pub(super) fn experts(&mut self, layer: usize, linear: LinearSpec) -> Result<Experts> {
+        if self.spec.moe.as_ref().is_some_and(|moe| moe.files == ExpertFiles::Stacked) {
+            return self.stacked(layer, linear);
+        }
         let (O, C) = (linear.O(), linear.C);
         let names = self.spec.expert_names(layer, linear.module);
         let files: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
@@ -23,7 +27,7 @@ impl<'a> Loader<'a> {
         let name = names.first().cloned().unwrap_or_default();
         let stack =
             Linear { name, O: names.len() * O, parts: vec![names.len() * O], C, weight, bias: None, lora: None };
-        let mut experts = Experts { names, O, stack };
+        let mut experts = Experts { names, O, C, layout: Layout::Rows, stack };
         if let Some(rules) = &self.rules
             && let Some(shape) = experts.targeted(rules)?
         {
@@ -36,6 +40,25 @@ impl<'a> Loader<'a> {
             )?;
         }
         Ok(experts)
+    }
+
+    /// One tensor [E, C, O] of the file; packed ones lie as [E, O, C].
+    fn stacked(&mut self, layer: usize, linear: LinearSpec) -> Result<Experts> {
+        let (O, C) = (linear.O(), linear.C);
+        let names = self.spec.expert_names(layer, linear.module);
+        let (name, E) = (self.spec.names.of(layer, linear.module), names.len());
+        let weight = self.weight(&name, &[E, C, O], self.quantize)?;
+        let bias_name = format!("{name}_bias");
+        let bias = match linear.bias {
+            Bias::Present => Some(self.param(&bias_name, &bias_name, &[E, O], self.options.full())?),
+            Bias::Absent => None,
+        };
+        let (layout, rows, columns) = match weight {
+            Weight::Mxfp4(_) => (Layout::Rows, E * O, C),
+            _ => (Layout::Columns, E * C, O),
+        };
+        let stack = Linear { name, O: rows, parts: vec![rows], C: columns, weight, bias, lora: None };
+        Ok(Experts { names, O, C, layout, stack })
     }
 
     fn stack(&self, files: Vec<String>, O: usize, C: usize) -> Result<Param> {
@@ -72,6 +95,7 @@ impl<'a> Loader<'a> {
             Stored::Float(tensor) => Ok(tensor),
             Stored::Nf4(_) => Err(self.unsupported(file, 4)),
             Stored::Int8(_) => Err(self.unsupported(file, 8)),
+            Stored::Mxfp4(_) => Err(Error::Bug(format!("{file}: only stacked experts come in MXFP4"))),
         };
         files.iter().map(floats).collect()
     }
