@@ -7,7 +7,7 @@ extern "C" __global__ void __launch_bounds__(256) residual_forward(T_out* out, c
     fetch(x, a, i, p.P, wide(a, 0));
     fetch(y, b, i, p.P, wide(b, 0));
 #pragma unroll
-    for (int k = 0; k < 8; k++) x[k] += y[k];
+    for (int k = 0; k < 8; k++) x[k] += p.scale * y[k];
     stash(out, i, p.P, wide(out, 0), x);
 }
 
@@ -18,6 +18,6 @@ extern "C" __global__ void __launch_bounds__(256) residual_backward(T_dinp* dinp
     fetch(x, dinp, i, p.P, wide(dinp, 0));
     fetch(y, dout, i, p.P, wide(dout, 0));
 #pragma unroll
-    for (int k = 0; k < 8; k++) x[k] += y[k];
+    for (int k = 0; k < 8; k++) x[k] += p.scale * y[k];
     stash(dinp, i, p.P, wide(dinp, 0), x);
 }

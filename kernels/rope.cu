@@ -1,5 +1,22 @@
-// RoPE on halves: element d of a head turns with element d + A/2, d < A/2. A thread takes 8 pairs of one head at a time where rows are
-// aligned and D and A/2 are multiples of 8, else single pairs.
+// RoPE: element d of a head turns with element d + A/2 (halves), or element 2d with 2d + 1 (interleaved), d < A/2. A thread takes 8
+// pairs of one head at a time where rows are aligned and D and A/2 are multiples of 8, else single pairs.
+
+// 8 pairs, the first of them d; a head begins at `head`.
+template <bool INTERLEAVED, typename T> INLINE void rotate8(T* head, u32 d, u32 half, const float* cosine, const float* sine, float sign) {
+    T* low = head + (INTERLEAVED ? 2 * d : d);
+    T* high = INTERLEAVED ? low + 8 : low + half;
+    float x[2][8], c[8], s[8];
+    load8(x[0], low), load8(x[1], high), load8(c, cosine + d), load8(s, sine + d);
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+        float& a = INTERLEAVED ? x[k / 4][2 * k % 8] : x[0][k];
+        float& b = INTERLEAVED ? x[k / 4][2 * k % 8 + 1] : x[1][k];
+        float turned = a * c[k] - b * (s[k] * sign);
+        b = b * c[k] + a * (s[k] * sign);
+        a = turned;
+    }
+    store8(low, x[0]), store8(high, x[1]);
+}
 
 template <typename T> INLINE void rotate(T* x, const float* table, const u32* positions, const Params& p, float sign) {
     u32 half = p.A / 2, n = blockIdx.x, position = positions[n];
@@ -10,26 +27,22 @@ template <typename T> INLINE void rotate(T* x, const float* table, const u32* po
     u32 first = blockIdx.y * 1024, end = min(first + 1024, p.H * half);
     if (wide(x, p.ld_x) && half % 8 == 0 && p.D % 8 == 0 && wide(table, 0)) {
         for (u32 i = first + threadIdx.x * 8; i < end; i += 1024) {
-            u32 h = i / half, d = i % half;
-            T* at = row + h * p.D + d;
-            float a[8], b[8], c[8], s[8];
-            load8(a, at), load8(b, at + half), load8(c, cosine + d), load8(s, sine + d);
-#pragma unroll
-            for (int k = 0; k < 8; k++) {
-                float turned = a[k] * c[k] - b[k] * (s[k] * sign);
-                b[k] = b[k] * c[k] + a[k] * (s[k] * sign);
-                a[k] = turned;
+            T* head = row + i / half * p.D;
+            if (p.interleaved) {
+                rotate8<true>(head, i % half, half, cosine, sine, sign);
+            } else {
+                rotate8<false>(head, i % half, half, cosine, sine, sign);
             }
-            store8(at, a), store8(at + half, b);
         }
         return;
     }
+    u32 stride = p.interleaved ? 2 : 1, gap = p.interleaved ? 1 : half;
     for (u32 i = first + threadIdx.x; i < end; i += 128) {
         u32 h = i / half, d = i % half;
-        T* at = row + h * p.D + d;
-        float a = widen(at[0]), b = widen(at[half]), c = cosine[d], s = sine[d] * sign;
+        T* at = row + h * p.D + d * stride;
+        float a = widen(at[0]), b = widen(at[gap]), c = cosine[d], s = sine[d] * sign;
         put(at, a * c - b * s);
-        put(at + half, b * c + a * s);
+        put(at + gap, b * c + a * s);
     }
 }
 

@@ -2,8 +2,9 @@
 @compute @workgroup_size(256)
 fn rope_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let half = p.A / 2u;
-  // with an odd half, a word holds values of both halves: one thread takes the whole head, one value at a time
-  let whole = W == 2u && half % 2u == 1u;
+  let interleaved = p.interleaved == 1u;
+  // halves of an odd length: a word holds values of both, so one thread takes the whole head, one value at a time
+  let whole = W == 2u && half % 2u == 1u && !interleaved;
   let steps = select(ceil_div(half, W), 1u, whole);
   let i = flat(group) * 256u + t;
   let head = i / steps;
@@ -11,18 +12,21 @@ fn rope_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
   let n = head / p.H;
   let at = n * p.ld_x + (head % p.H) * p.D;
   let row = ld_positions(n) * p.A;
-  if (whole) {
-    for (var d = 0u; d < half; d++) {
-      let a = ld1_x(at + d);
-      let b = ld1_x(at + d + half);
-      let cos = ld1_table(row + d);
-      let sin = ld1_table(row + d + half);
-      st1_x(at + d, a * cos - b * sin);
-      st1_x(at + d + half, b * cos + a * sin);
+  let d = (i % steps) * W;
+  if (whole || interleaved) {
+    let end = select(min(d + W, half), half, whole);
+    for (var j = d; j < end; j++) {
+      let first = at + select(j, 2u * j, interleaved);
+      let second = first + select(half, 1u, interleaved);
+      let a = ld1_x(first);
+      let b = ld1_x(second);
+      let cos = ld1_table(row + j);
+      let sin = ld1_table(row + j + half);
+      st1_x(first, a * cos - b * sin);
+      st1_x(second, b * cos + a * sin);
     }
     return;
   }
-  let d = (i % steps) * W;
   let a = ld_x(at + d);
   let b = ld_x(at + d + half);
   let cos = ld_table(row + d);
@@ -35,8 +39,9 @@ fn rope_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
 @compute @workgroup_size(256)
 fn rope_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let half = p.A / 2u;
-  // with an odd half, a word holds values of both halves: one thread takes the whole head, one value at a time
-  let whole = W == 2u && half % 2u == 1u;
+  let interleaved = p.interleaved == 1u;
+  // halves of an odd length: a word holds values of both, so one thread takes the whole head, one value at a time
+  let whole = W == 2u && half % 2u == 1u && !interleaved;
   let steps = select(ceil_div(half, W), 1u, whole);
   let i = flat(group) * 256u + t;
   let head = i / steps;
@@ -44,18 +49,21 @@ fn rope_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
   let n = head / p.H;
   let at = n * p.ld_x + (head % p.H) * p.D;
   let row = ld_positions(n) * p.A;
-  if (whole) {
-    for (var d = 0u; d < half; d++) {
-      let a = ld1_dx(at + d);
-      let b = ld1_dx(at + d + half);
-      let cos = ld1_table(row + d);
-      let sin = -ld1_table(row + d + half);
-      st1_dx(at + d, a * cos - b * sin);
-      st1_dx(at + d + half, b * cos + a * sin);
+  let d = (i % steps) * W;
+  if (whole || interleaved) {
+    let end = select(min(d + W, half), half, whole);
+    for (var j = d; j < end; j++) {
+      let first = at + select(j, 2u * j, interleaved);
+      let second = first + select(half, 1u, interleaved);
+      let a = ld1_dx(first);
+      let b = ld1_dx(second);
+      let cos = ld1_table(row + j);
+      let sin = -ld1_table(row + j + half);
+      st1_dx(first, a * cos - b * sin);
+      st1_dx(second, b * cos + a * sin);
     }
     return;
   }
-  let d = (i % steps) * W;
   let a = ld_dx(at + d);
   let b = ld_dx(at + d + half);
   let cos = ld_table(row + d);

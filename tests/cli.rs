@@ -34,7 +34,7 @@ fn config(dir: &Path, lines: &str) -> String {
 #[test]
 fn help_and_version() {
     let page = text(&luthier(&["--help"]).stdout);
-    for command in ["train", "generate", "init", "quantize", "inspect", "doctor"] {
+    for command in ["train", "generate", "init", "quantize", "inspect", "data", "doctor"] {
         assert!(page.contains(command));
         let output = luthier(&[command, "--help"]);
         assert_eq!(code(&output), 0, "{command}");
@@ -171,7 +171,7 @@ fn inspect_lists_what_does_not_fit() {
     says(&["init", "--config", &shape, "--out", out]);
     let file = Path::new(out).join("config.json");
     let sound = std::fs::read_to_string(&file).unwrap();
-    let cases: [(&str, &str, &[&str]); 6] = [
+    let cases: [(&str, &str, &[&str]); 9] = [
         (r#""llama""#, r#""lama""#, &["`lama` is not supported, the nearest that is: `llama`"]),
         (r#""num_attention_heads": 4"#, r#""num_attention_heads": 5"#, &["num_attention_heads: hidden_size 32"]),
         (
@@ -190,6 +190,27 @@ fn inspect_lists_what_does_not_fit() {
             &["layers.1.mlp.up_proj.weight: the tensor is missing"],
         ),
         (r#""vocab_size""#, r#""rope_scaling": {"type": "spiral"}, "vocab_size""#, &["RoPE of type `spiral`"]),
+        // a wrong RoPE hides no wrong tensor
+        (
+            r#""intermediate_size": 64"#,
+            r#""intermediate_size": 65, "rope_scaling": {"rope_type": "linear"}"#,
+            &["rope_scaling.factor", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
+        ),
+        // nor a wrong key another
+        (
+            r#""intermediate_size": 64"#,
+            r#""intermediate_size": 64, "num_key_value_heads": 3, "rms_norm_eps": -1, "rope_scaling": {"type": "spiral"}"#,
+            &[
+                "4 query heads do not divide among 3 kv heads",
+                "rms_norm_eps: a number above 0",
+                "RoPE of type `spiral`",
+            ],
+        ),
+        (
+            r#""llama""#,
+            r#""qwen3_next", "linear_num_value_heads": 2"#,
+            &["`qwen3_next` is not supported yet", "linear attention"],
+        ),
     ];
     for (from, to, wanted) in cases {
         assert!(sound.contains(from), "{sound}");
@@ -199,7 +220,16 @@ fn inspect_lists_what_does_not_fit() {
         assert_eq!(code(&output), 65, "{said}");
         assert!(wanted.iter().all(|part| said.contains(part)), "{said}\nwanted {wanted:?}");
         assert!(said.contains("tokenizer     4096 tokens"), "{said}");
-        fails(&["generate", "--model", out, "--prompt", "x", "--backend", "cpu"], 65, &["error: "]);
+        // every command that takes a model begins with the same check
+        let first =
+            said.lines().find_map(|line| line.strip_prefix("mismatch      ")).unwrap_or_else(|| panic!("{said}"));
+        let again = dir.path().join("again").to_str().unwrap().to_string();
+        let run = dir.path().join("run.toml").to_str().unwrap().to_string();
+        std::fs::write(&run, format!("model_name_or_path = {out:?}\ndataset = \"d.jsonl\"\noutput_dir = {again:?}\n"))
+            .unwrap();
+        fails(&["train", &run], 65, &["error: ", first]);
+        fails(&["quantize", "--model", out, "--out", &again, "--backend", "cpu"], 65, &["error: ", first]);
+        fails(&["generate", "--model", out, "--prompt", "x", "--backend", "cpu"], 65, &["error: ", first]);
     }
 }
 
@@ -213,4 +243,45 @@ fn doctor_says_what_there_is() {
     assert!(said.contains("\ncuda\n") && said.contains("\nwgpu\n"), "{said}");
     assert!(said.contains("\nauto chooses "), "{said}");
     assert!(!said.contains("WRONG"), "{said}");
+}
+
+#[test]
+fn data_preview_shows_what_is_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run.toml");
+    let write = |data: &str, more: &str| {
+        let text = format!("model_name_or_path = \"assets/base\"\ndataset = {data}\noutput_dir = \"o\"\n{more}");
+        std::fs::write(&run, text).unwrap();
+    };
+    let preview = |args: &[&str]| luthier(&[&["data", "preview", run.to_str().unwrap()], args].concat());
+    write("\"assets/rustc_explain.jsonl\"", "max_length = 512");
+    let output = preview(&["--samples", "2"]);
+    let page = text(&output.stdout);
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    for part in [
+        "records   516 of 1 files: 516 examples to train on, 0 to evaluate on",
+        "longest 512 (max_length 512)",
+        "unpacked  516 rows of 512, ",
+        "is padding: with packing = true there are ",
+        "examples lost the end of what is trained: raise max_length (first: assets/rustc_explain.jsonl: line ",
+        "── example 0: ",
+        "<|im_start|>assistant\n⟦#### Note: this error code is no longer emitted by the compiler.",
+        "<|im_end|>⟧\n",
+        "── example 258: ",
+    ] {
+        assert!(page.contains(part), "{page}\nlacks {part}");
+    }
+    assert_eq!(page.matches("── example").count(), 2);
+    let packed = text(&preview(&["packing=true", "--samples", "0"]).stdout);
+    assert!(packed.contains("packed ") && packed.contains("% full") && !packed.contains("padding"), "{packed}");
+    let wrong = text(&preview(&["chat_template=gemma", "--samples", "1"]).stdout);
+    assert!(wrong.contains("warning   2 control tokens of the chat template are unknown to the tokenizer"), "{wrong}");
+    // a text of the data cannot command the terminal
+    let escape = dir.path().join("a.jsonl");
+    std::fs::write(&escape, "{\"text\": \"\\u001b[2Jx\"}").unwrap();
+    write(&format!("{:?}", escape.to_str().unwrap()), "");
+    let output = preview(&[]);
+    assert!(code(&output) == 0 && !output.stdout.contains(&0x1b));
+    std::fs::write(&escape, "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}").unwrap();
+    fails(&["data", "preview", run.to_str().unwrap()], 65, &["the loss counts no token of any of the 1 records"]);
 }

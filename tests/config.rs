@@ -1,5 +1,6 @@
 //! Configs as people write them: what is read, and what a mistake is told.
 use luthier::Error;
+use luthier::data::Source;
 use luthier::dtype::DType;
 use luthier::model::lora::{Patterns, Targets};
 use luthier::train::config::{self, Checkpointing, Optim, Resume, SchedulerType, TrainConfig};
@@ -100,6 +101,9 @@ fn the_resolved_config_reads_back_to_itself() {
         "[lora]\nrank_pattern = { 'q.*' = 3, down_proj = 2 }\nalpha_pattern = { x = 1.5 }\ntarget_modules = '.*_proj'",
         "[lora]\nexclude_modules = ['q_proj']\nlayers_to_transform = 1\nlayers_pattern = 'layers'\nuse_dora = true",
         "resume_from_checkpoint = 'o/checkpoint-3'\ngradient_checkpointing = false\nlora_target_modules = ['q_proj']",
+        "assistant_only_loss = 'last'\neval_dataset = ['a', {path = 'b', split = 'test', merged_prompt = '{x}'}]\n[lora]",
+        "assistant_only_loss = false\neval_dataset = {path = 'b', weight = 0.5, roles = {bot = 'assistant'}, \
+        columns = {messages = 'chat', role = 'who'}, conversation_extension = 3}\n[lora]",
     ] {
         let c = ok(lines);
         let text = c.to_toml().unwrap();
@@ -111,7 +115,7 @@ fn the_resolved_config_reads_back_to_itself() {
 fn overrides_go_over_the_file() {
     let c = with("lr = 1e-3\n[lora]\nr = 4", &["learning_rate=2e-4", "lora.r=32", "dataset=x y.jsonl", "packing=true"]);
     let c = c.unwrap();
-    assert_eq!((c.learning_rate, c.packing, c.dataset), (2e-4, true, vec!["x y.jsonl".to_string()]));
+    assert_eq!((c.learning_rate, c.packing, c.dataset), (2e-4, true, vec![Source::new("x y.jsonl")]));
     assert_eq!(c.lora.unwrap().r, 32);
     assert_eq!(with("[lora]\nr = 4", &["lora=false"]).unwrap().lora, None);
     assert_eq!(with("", &["lora={r=3}"]).unwrap().lora.unwrap().r, 3);
@@ -182,7 +186,38 @@ fn mistakes_are_named_with_their_line() {
         ("[lora]\nlayers_to_transform = [-1]", &["must be a whole number or a list of them"]),
         ("embedding_learning_rate = 0", &["`embedding_learning_rate` must be more than 0, got 0"]),
         ("[lora]\nbias = 'all'", &["must be \"none\", got \"all\""]),
-        ("eval_dataset = [1]", &["must be text or a list of texts, got a list"]),
+        (
+            "eval_dataset = [1]",
+            &["line 4: `eval_dataset` must be a path, a table with a `path`, or a list", "got a list"],
+        ),
+        ("eval_dataset = {weight = 2}", &["must be a path, a table with a `path`"]),
+        (
+            "eval_dataset = [\n'a',\n{path = 'b', wieght = 2.0}]",
+            &["line 6: `eval_dataset` has no key `wieght`: did you mean `weight`?"],
+        ),
+        ("eval_dataset = {path = 'a', weight = 0}", &["`eval_dataset`.weight must be more than 0, at most 1e6, got 0"]),
+        ("eval_dataset = {path = 'a', weight = 'x'}", &["`eval_dataset`.weight must be a finite number, got \"x\""]),
+        ("eval_dataset = {path = 'a', columns = 'x'}", &["`eval_dataset`.columns must be a table, got \"x\""]),
+        (
+            "eval_dataset = {path = 'a', columns = {question = 'q'}}",
+            &[".columns has no key `question`: it has messages"],
+        ),
+        (
+            "eval_dataset = {path = 'a', columns = {prompt = 7}}",
+            &[".columns.prompt must be text that is not empty, got 7"],
+        ),
+        ("eval_dataset = {path = 'a', roles = {bot = 'robot'}}", &[".roles must be one of system", "got \"robot\""]),
+        ("eval_dataset = {path = 'a', split = 'all'}", &[".split must be one of train, validation, test, got \"all\""]),
+        ("eval_dataset = {path = 'a', merged_prompt = 'x'}", &[".merged_prompt names no {column}"]),
+        ("eval_dataset = {path = 'a', merged_prompt = '[[{x}'}", &[".merged_prompt has a [[part without its ]]"]),
+        (
+            "eval_dataset = {path = 'a', conversation_extension = 0}",
+            &[".conversation_extension must be from 1 to 1024"],
+        ),
+        (
+            "assistant_only_loss = 'first'",
+            &["line 4: `assistant_only_loss` must be true, false or \"last\", got \"first\""],
+        ),
         ("load_in_4bit = true", &["line 4: `load_in_4bit` freezes the base"]),
         ("load_in_8bit = true", &["line 4: `load_in_8bit` freezes the base"]),
         ("load_in_4bit = true\nload_in_8bit = true\n[lora]", &["line 5: `load_in_8bit` and `load_in_4bit` exclude"]),

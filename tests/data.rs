@@ -1,7 +1,8 @@
 //! Data files -> batches: chat templates against transformers' own renderings, masks, packing, errors, hostile files.
 use luthier::data::tokenizer::TemplateText;
 use luthier::data::{
-    self, Batch, BatchOptions, Chat, DataOptions, EpochPlan, Example, IGNORE, Packing, Template, Tokenizer,
+    self, Batch, BatchOptions, Chat, DataOptions, EpochPlan, Example, Finding, IGNORE, Packing, Source, Template,
+    Tokenizer, TrainOn,
 };
 use luthier::error::{Error, Result};
 use serde_json::{Value, json};
@@ -91,7 +92,7 @@ fn write(dir: &TempDir, name: &str, text: impl AsRef<[u8]>) -> String {
 }
 
 fn options(files: Vec<String>) -> DataOptions {
-    DataOptions { files, max_length: 256, assistant_only_loss: true, ..Default::default() }
+    DataOptions { sources: files.into_iter().map(Source::new).collect(), max_length: 256, ..Default::default() }
 }
 
 #[test]
@@ -123,9 +124,12 @@ fn masks_cover_the_assistants_words_and_its_end_token() {
             "<|begin_of_text|><|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n\
             Hi assistant<|im_end|>\n<|im_start|>assistant\n"
         );
-        assert_eq!((data.report.eos_added, data.report.truncated, data.report.targets), (0, 0, example.targets()));
+        assert_eq!(
+            (data.report.findings.count(Finding::EosAdded), data.report.findings.count(Finding::Truncated)),
+            (0, 0)
+        );
     }
-    let all = data::load(&DataOptions { assistant_only_loss: false, ..options(vec![file]) }, &tokenizer).unwrap();
+    let all = data::load(&DataOptions { train_on: TrainOn::Chat, ..options(vec![file]) }, &tokenizer).unwrap();
     assert_eq!(all.train[0].targets(), all.train[0].len() - 1);
 }
 
@@ -134,14 +138,14 @@ fn texts_and_completions_end_with_eos() {
     let (dir, tokenizer) = (tempfile::tempdir().unwrap(), base());
     let file =
         write(&dir, "a.jsonl", "{\"text\": \"let x = 1;\"}\r\n\n{\"prompt\": \"2 + 2 = \", \"completion\": \"4\"}");
-    let data = data::load(&DataOptions { assistant_only_loss: false, ..options(vec![file]) }, &tokenizer).unwrap();
+    let data = data::load(&DataOptions { train_on: TrainOn::Chat, ..options(vec![file]) }, &tokenizer).unwrap();
     let [text, completion] = &data.train[..] else { panic!("two examples") };
     assert_eq!(tokenizer.decode(&text.ids, false).unwrap(), "<|begin_of_text|>let x = 1;<|end_of_text|>");
     assert_eq!(text.targets(), text.len() - 1);
     let trained: Vec<u32> =
         completion.ids.iter().zip(&completion.trained).filter(|(_, t)| **t).map(|(id, _)| *id).collect();
     assert_eq!(tokenizer.decode(&trained, false).unwrap(), "4<|end_of_text|>");
-    assert_eq!((data.report.records, data.report.eos_added), (2, 2));
+    assert_eq!((data.report.records, data.report.findings.count(Finding::EosAdded)), (2, 2));
 }
 
 #[test]
@@ -151,7 +155,9 @@ fn long_chats_are_cut_and_chats_without_words_are_left_out() {
     let asks = [ask(2), ask(500), json!({"messages": [{"role": "user", "content": "anyone?"}]})].map(|v| v.to_string());
     let data = data::load(&options(vec![write(&dir, "a.jsonl", asks.join("\n"))]), &tokenizer).unwrap();
     let r = &data.report;
-    assert_eq!((data.train.len(), r.records, r.truncated, r.without_targets, r.special_in_content), (1, 3, 1, 2, 2));
+    assert_eq!((data.train.len(), r.records), (1, 3));
+    let counts = [Finding::Truncated, Finding::WithoutTargets, Finding::SpecialInContent].map(|f| r.findings.count(f));
+    assert_eq!(counts, [1, 2, 2]);
     let none = data::load(&options(vec![write(&dir, "b.jsonl", &asks[2])]), &tokenizer).err().unwrap();
     assert!(none.to_string().contains("b.jsonl: the loss counts no token of any of the 1 records"), "{none}");
 }
@@ -166,7 +172,7 @@ fn the_quickstarts_data_loads() {
     let opts = DataOptions { max_length: 2048, eval_split: 0.05, seed: 7, ..options(vec!["assets/*.jsonl".into()]) };
     let data = data::load(&opts, &tokenizer).unwrap();
     assert_eq!(
-        (data.report.records, data.train.len(), data.eval.len(), data.report.without_targets),
+        (data.report.records, data.train.len(), data.eval.len(), data.report.findings.count(Finding::WithoutTargets)),
         (516, 490, 26, 0)
     );
     let again = data::load(&opts, &tokenizer).unwrap();
@@ -179,11 +185,10 @@ fn the_quickstarts_data_loads() {
 fn pretraining_takes_documents() {
     let (dir, tokenizer) = (tempfile::tempdir().unwrap(), base());
     let file = write(&dir, "a.txt", format!("one\n\x0C{}\x0C\n\x0Cthree", "two ".repeat(300)));
-    let opts =
-        DataOptions { pretrain: true, max_length: 64, assistant_only_loss: false, ..options(vec![file.clone()]) };
+    let opts = DataOptions { pretrain: true, max_length: 64, train_on: TrainOn::Chat, ..options(vec![file.clone()]) };
     let data = data::load(&opts, &tokenizer).unwrap();
     assert_eq!(data.train.len(), 3);
-    assert!(data.train[1].len() > 300 && data.report.truncated == 0);
+    assert!(data.train[1].len() > 300 && data.report.findings.count(Finding::Truncated) == 0);
     assert!(
         data.train
             .iter()
@@ -321,8 +326,12 @@ fn errors_name_file_and_line() {
             "a.jsonl: line 3: `messages` is empty (1 more bad lines)",
         ),
         ("b.jsonl", b"\n\n".to_vec(), "b.jsonl: has no record"),
-        ("c.jsonl", b"[{}]".to_vec(), "c.jsonl: line 1: is a JSON array"),
-        ("d.jsonl", b"\x1F\x8B\x08\0".to_vec(), "d.jsonl: must be JSON Lines in UTF-8, but looks like gzip"),
+        ("c.jsonl", b"[{}]".to_vec(), "c.jsonl: line 1: must have `messages`"),
+        (
+            "d.jsonl",
+            b"\x1F\x8B\x08\0".to_vec(),
+            "d.jsonl: must be JSON Lines, JSON, CSV, Parquet or text in UTF-8, but looks like gzip",
+        ),
         ("e.jsonl", b"{\"text\": \"\xFF\"}".to_vec(), "e.jsonl: line 1: must be UTF-8, is not at byte 10"),
         ("f.jsonl", vec![b' '; 3], "f.jsonl: has no record"),
         (
@@ -340,8 +349,8 @@ fn errors_name_file_and_line() {
     let at = |entry: &str| data::load(&options(vec![entry.to_string()]), &tokenizer).err().unwrap();
     assert!(matches!(at("no/such.jsonl"), Error::Read { .. }));
     assert!(at("no/such*.jsonl").to_string().contains("matches no file"));
-    assert!(at(dir.path().to_str().unwrap()).to_string().contains("is a directory"));
-    let opts = DataOptions { chat_template: Some("vicuna".into()), ..options(vec![write(&dir, "i.jsonl", good)]) };
+    assert!(at(tempfile::tempdir().unwrap().path().to_str().unwrap()).to_string().contains("a folder without data"));
+    let opts = DataOptions { chat_template: Some("vicunja".into()), ..options(vec![write(&dir, "i.jsonl", good)]) };
     assert_eq!(data::load(&opts, &tokenizer).err().unwrap().exit_code(), 2);
 }
 

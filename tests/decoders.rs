@@ -20,7 +20,7 @@ fn models() -> Vec<PathBuf> {
     let mut models: Vec<_> = folders.filter(|f| f.join("config.json").exists()).collect();
     models.retain(|f| luthier::model::arch::read_spec(f).is_ok() && quantized::scheme(f).is_ok_and(|s| s.is_none()));
     models.sort();
-    assert!(models.len() >= 11, "{models:?}");
+    assert!(models.len() >= 24, "{models:?}");
     models
 }
 
@@ -79,16 +79,42 @@ fn resized(folder: &Path) -> serde_json::Value {
             if sliding { ["full_attention", "sliding_attention", "full_attention"] } else { ["full_attention"; 3] };
         keys.insert("layer_types".into(), types.to_vec().into());
     }
+    if let Some(layers) = keys.get_mut("no_rope_layers") {
+        *layers = vec![0, 1, 0].into();
+    }
+    if let Some(part) = keys.get_mut("rope_parameters").and_then(|p| p.get_mut("partial_rotary_factor")) {
+        // 4 of the 6 channels, where not all of them turn
+        *part = if part.as_f64().unwrap() < 1.0 { 0.67 } else { 1.0 }.into();
+    }
     for factor in ["short_factor", "long_factor"] {
         if let Some(list) = keys.get_mut("rope_parameters").and_then(|p| p.get_mut(factor)) {
             list.as_array_mut().unwrap().truncate(3);
         }
     }
     if moe(keys) {
-        let more = [("moe_intermediate_size", 20), ("num_local_experts", 5), ("num_experts_per_tok", 3)];
+        let more = [("moe_intermediate_size", 20), (experts(keys), 5), ("num_experts_per_tok", 3)];
         keys.extend(more.map(|(key, size)| (key.to_string(), size.into())));
         let plain = keys.get("norm_topk_prob").is_some_and(|v| v == false);
         keys.insert("norm_topk_prob".into(), plain.into());
+        if keys.contains_key("mlp_only_layers") {
+            keys.insert("mlp_only_layers".into(), vec![0].into());
+        }
+    }
+    if keys.contains_key("kv_lora_rank") {
+        let more = [
+            ("num_key_value_heads", 6),
+            ("kv_lora_rank", 13),
+            ("qk_rope_head_dim", 6),
+            ("qk_nope_head_dim", 5),
+            ("v_head_dim", 7),
+            ("n_routed_experts", 6),
+            ("n_group", 3),
+            ("topk_group", 2),
+        ];
+        keys.extend(more.map(|(key, size)| (key.to_string(), size.into())));
+        if !keys["q_lora_rank"].is_null() {
+            keys.insert("q_lora_rank".into(), 15.into());
+        }
     }
     let tied = keys["tie_word_embeddings"].as_bool().unwrap();
     keys.insert("tie_word_embeddings".into(), (!tied).into());
@@ -100,13 +126,38 @@ fn moe(keys: &serde_json::Map<String, serde_json::Value>) -> bool {
     keys.contains_key("num_experts_per_tok")
 }
 
+/// The key that counts them.
+fn experts(keys: &serde_json::Map<String, serde_json::Value>) -> &'static str {
+    let known = ["num_experts", "n_routed_experts"];
+    known.into_iter().find(|key| keys.contains_key(*key)).unwrap_or("num_local_experts")
+}
+
 /// The same with every expert for every token: where a choice changes, the loss jumps, and differences say nothing.
 fn without_choice(mut config: serde_json::Value) -> serde_json::Value {
     let keys = config.as_object_mut().unwrap();
     if moe(keys) {
-        keys.insert("num_experts_per_tok".into(), keys["num_local_experts"].clone());
+        keys.insert("num_experts_per_tok".into(), keys[experts(keys)].clone());
+        if keys.contains_key("n_group") {
+            keys.insert("topk_group".into(), keys["n_group"].clone());
+        }
     }
     config
+}
+
+/// Configs as the folders of published models have them: what transformers counts in them is what we count.
+#[test]
+fn published_configs_are_read() {
+    let text = std::fs::read_to_string("tests/golden/published.json").unwrap();
+    let models: BTreeMap<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, model) in &models {
+        std::fs::write(dir.path().join("config.json"), model["config"].to_string()).unwrap();
+        let spec = luthier::model::arch::read_spec(dir.path()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(spec.parameters(), model["parameters"].as_u64().unwrap(), "{name}");
+        // transformers has the experts of a layer in two tensors
+        let fused = spec.moe.as_ref().map_or(0, |moe| spec.layers * (3 * moe.E - 2));
+        assert_eq!(spec.weights().len() - fused, model["tensors"].as_u64().unwrap() as usize, "{name}");
+    }
 }
 
 struct Passed {
@@ -128,10 +179,10 @@ fn pass(b: &dyn Backend, model: &mut Model) -> Passed {
     Passed { loss, gradients }
 }
 
-/// Moves every weight along its gradient, by `step` over the gradient's norm.
+/// Moves every trained weight along its gradient, by `step` over the gradient's norm.
 fn moved(b: &dyn Backend, model: &mut Model, along: &Passed, step: f64) {
     let norm: f64 = along.gradients.values().flatten().map(|g| (*g as f64).powi(2)).sum::<f64>().sqrt();
-    for param in model.params_mut() {
+    for param in model.params_mut().filter(|p| p.train.is_some()) {
         let (old, grad) = (param.get(b).unwrap(), &along.gradients[&param.name]);
         let new: Vec<f32> = old.iter().zip(grad).map(|(w, g)| (*w as f64 + *g as f64 * step / norm) as f32).collect();
         param.set(b, &new).unwrap();
@@ -237,11 +288,11 @@ fn transposed(a: &[f32], rows: usize) -> Vec<f32> {
 
 /// An adapter on a module is the module with W + s·B·A: the same loss, dB = s·dW·Aᵀ, dA = s·Bᵀ·dW. Also through its file.
 #[test]
-fn an_adapter_on_a_fused_module_is_one_adapter() {
-    let folder = Path::new("tests/golden/phi3");
-    let names = ["self_attn.qkv_proj", "mlp.gate_up_proj"].map(|m| format!("model.layers.1.{m}"));
+fn an_adapter_is_its_product() {
+    // fused modules; scaled branches; norms after alone
+    let folders = ["phi3", "glm", "granite", "olmo2"].map(|name| Path::new("tests/golden").join(name));
     let lora = LoraConfig { r: 3, lora_alpha: 6.0, ..LoraConfig::default() };
-    for b in &backends() {
+    for (b, folder) in backends().iter().flat_map(|b| folders.iter().map(move |folder| (b, folder))) {
         let b = &**b;
         let options = LoadOptions { train: true, lora: Some(lora.clone()), ..LoadOptions::frozen(DType::F32) };
         let mut model = Model::load(b, folder, &options).unwrap();
@@ -251,7 +302,7 @@ fn an_adapter_on_a_fused_module_is_one_adapter() {
             param.set(b, &values).unwrap();
         }
         let dir = tempfile::tempdir().unwrap();
-        peft::save(b, &model, "phi3", dir.path()).unwrap();
+        peft::save(b, &model, "base", dir.path()).unwrap();
         let file = open(&dir.path().join("adapter_model.safetensors"));
         let adapted = pass(b, &mut model);
 
@@ -274,14 +325,13 @@ fn an_adapter_on_a_fused_module_is_one_adapter() {
         }
         let dense = pass(b, &mut merged);
         assert!((dense.loss - adapted.loss).abs() <= 1e-6 * dense.loss, "{} {}", dense.loss, adapted.loss);
-        for module in &names {
-            let (O, C) = sizes[module];
-            let (a, bb) = (floats(&file, &part(module, "A")), floats(&file, &part(module, "B")));
+        for (module, (O, C)) in sizes {
+            let (a, bb) = (floats(&file, &part(&module, "A")), floats(&file, &part(&module, "B")));
             let dW = &dense.gradients[&format!("{module}.weight")];
             let want_b = product(dW, &transposed(&a, 3), (O, C, 3), 2.0);
             let want_a = product(&transposed(&bb, O), dW, (3, O, C), 2.0);
             for (side, want) in [("A", want_a), ("B", want_b)] {
-                let err = nmse(&adapted.gradients[&part(module, side)], &want);
+                let err = nmse(&adapted.gradients[&part(&module, side)], &want);
                 assert!(err <= 1e-9, "{} {module} {side}: {err:e}", b.name());
             }
         }

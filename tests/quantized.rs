@@ -275,6 +275,7 @@ fn what_does_not_fit_is_named() {
             Box::new(|_, c| c["quantization_config"]["quant_method"] = json!("awq")),
             "load_in_4bit = true quantizes",
         ),
+        (NF4, Box::new(|_, c| c["compression_config"] = json!({})), "`compressed-tensors` checkpoints are not"),
         (
             NF4,
             Box::new(|_, c| c["quantization_config"]["bnb_4bit_quant_type"] = json!("fp4")),

@@ -1,5 +1,6 @@
 //! The rules of the repository that the compiler cannot check. No GPU needed.
 use luthier::backend::kernel_text::{self, Names, Section};
+use luthier::model::arch::model_types;
 use luthier::ops::{Access, DIMS, Op, Spec};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -356,4 +357,33 @@ fn readme_lists_the_ops() {
     let (table, _) = table.expect("README.md has the ops between <!-- ops --> and <!-- /ops -->");
     let want = ops_table();
     assert!(table == want, "README.md: between <!-- ops --> and <!-- /ops --> must stand\n{want}");
+}
+
+/// Each row names its models and their goldens, or says `not yet`; every `model_type` has a row and a golden.
+#[test]
+fn readme_lists_the_models() {
+    let readme = read("README.md");
+    let table = readme.split_once("<!-- models -->\n").and_then(|(_, rest)| rest.split_once("<!-- /models -->"));
+    let (table, _) = table.expect("README.md has the models between <!-- models --> and <!-- /models -->");
+    let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_string).collect::<Vec<_>>();
+    let mut listed = BTreeSet::new();
+    for row in table.lines().skip(2) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [_, models, _, goldens, _] = cells[..] else { panic!("README.md: {row}: three cells are wanted") };
+        let goldens = quoted(goldens);
+        if goldens.is_empty() {
+            assert_eq!(cells[3], "not yet", "README.md: {row}");
+            assert!(quoted(models).iter().all(|m| !model_types().any(|t| t == m)), "README.md: {row}: it is there");
+            continue;
+        }
+        let of = |golden: &String| {
+            let config = read(format!("tests/golden/{golden}/config.json"));
+            let config: serde_json::Value = serde_json::from_str(&config).expect("a golden's config");
+            config["model_type"].as_str().expect("a model_type").to_string()
+        };
+        let tested: BTreeSet<String> = goldens.iter().map(of).collect();
+        assert_eq!(tested, quoted(models).into_iter().collect(), "README.md: {row}: the goldens are of others");
+        listed.extend(tested);
+    }
+    assert_eq!(listed, model_types().map(str::to_string).collect(), "README.md: the table of models");
 }

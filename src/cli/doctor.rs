@@ -39,6 +39,6 @@ fn first_sum(backend: &dyn Backend) -> Result<bool> {
     let b: Vec<f32> = a.iter().map(|x| 0.5 - x).collect();
     let (a, b) = (backend.alloc_f32(&a, DType::F32)?, backend.alloc_f32(&b, DType::F32)?);
     let mut sum = backend.alloc(4099, DType::F32)?;
-    backend.residual_forward(&mut sum, &a, &b, &Residual { P: 4099 })?;
+    backend.residual_forward(&mut sum, &a, &b, &Residual { P: 4099, scale: 1.0 })?;
     Ok(backend.download_f32(&sum)?.iter().all(|x| *x == 0.5))
 }

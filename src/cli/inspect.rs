@@ -3,9 +3,10 @@ use super::out;
 use clap::Args;
 use luthier::data::{Template, Tokenizer};
 use luthier::io::safetensors::Tensors;
-use luthier::model::check::{Checked, check};
+use luthier::model::check::{Checked, check, ignored};
 use luthier::model::quantized::Scheme;
-use luthier::model::spec::{Head, LayerKind, Spec};
+use luthier::model::rope::{Rope, RopeScaling};
+use luthier::model::spec::{Head, LayerKind, MlpKind, RopePairs, Spec};
 use luthier::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ impl Inspect {
         text += &format!("quantization  {}\n", checked.scheme.map_or("none", Scheme::name));
         if let Some(tensors) = &checked.tensors {
             text += &stored(tensors)?;
+            text += &checked.spec.as_ref().map_or_else(String::new, |spec| unread(spec, tensors));
         }
         text += &words(&checked);
         out(&text)?;
@@ -44,17 +46,51 @@ impl Inspect {
 
 fn shapes(s: &Spec) -> String {
     let head = if s.head == Head::Tied { "the embedding's" } else { "its own" };
-    let kind = |k: &LayerKind| {
+    let kind = |(i, k): (usize, &LayerKind)| {
+        let layers = s.kind_of.iter().filter(|kind| **kind == i).count();
         let window = k.window.map_or("full attention".into(), |w| format!("a window of {w}"));
-        format!("{window}, RoPE of theta {} {:?}", k.rope.theta, k.rope.scaling)
+        let positions = k.rope.as_ref().map_or("no RoPE".into(), |rope| self::rope(s, rope));
+        format!("              {layers} of {}: {window}, {positions}\n", s.layers)
     };
-    let kinds = s.kinds.iter().map(kind).collect::<Vec<_>>().join("; ");
+    let kinds = s.kinds.iter().enumerate().map(kind).collect::<String>();
     format!(
         "architecture  {}\nlayers        {}\nhidden        {}\nffn           {}\n\
          heads         {} query, {} key-value, of {}\nvocabulary    {}\nhead          {head}\n\
-         positions     {}, {kinds}\n",
+         positions     {}, in layers\n{kinds}",
         s.model_type, s.layers, s.C, s.F, s.H, s.K, s.D, s.V, s.max_positions
+    ) + &latent(s)
+        + &mixture(s)
+}
+
+/// The sizes of latent attention.
+fn latent(s: &Spec) -> String {
+    let Some(l) = &s.latent else { return String::new() };
+    let q = l.q_rank.map_or("no rank".into(), |rank| format!("a rank of {rank}"));
+    format!(
+        "latent        {q} for q, one of {} for k and v; heads of {} + {} turning channels, values of {}\n",
+        l.kv_rank, l.U, s.A, l.Y
     )
+}
+
+fn mixture(s: &Spec) -> String {
+    let Some(moe) = &s.moe else { return String::new() };
+    let shared = moe.shared.as_ref().map_or(String::new(), |shared| format!(", shared ones of {}", shared.F));
+    let layers = (0..s.layers).filter(|l| s.mlp(*l) == MlpKind::Moe).count();
+    format!("experts       {} of {} in {layers} layers, ffn {}{shared}\n", moe.S, moe.E, moe.F)
+}
+
+fn rope(s: &Spec, rope: &Rope) -> String {
+    let scaling = match &rope.scaling {
+        RopeScaling::Default => "default".into(),
+        RopeScaling::Linear { factor } => format!("linear, factor {factor}"),
+        RopeScaling::Dynamic { factor, trained } => format!("dynamic, factor {factor} beyond {trained} tokens"),
+        RopeScaling::Llama3 { factor, original, .. } => format!("llama3, factor {factor} from {original} tokens"),
+        RopeScaling::Yarn(yarn) => format!("yarn, factor {} from {} tokens", yarn.factor, yarn.original),
+        RopeScaling::LongRope { original, .. } => format!("longrope from {original} tokens"),
+    };
+    let part = if s.A < s.D { format!("{} of {} channels, ", s.A, s.D) } else { String::new() };
+    let pairs = if s.rope_pairs == RopePairs::Interleaved { "interleaved, " } else { "" };
+    format!("RoPE: {part}{pairs}theta {}, {scaling}", rope.theta)
 }
 
 /// Parameters by part: layers (and experts) together, in the order of the forward pass.
@@ -90,7 +126,15 @@ fn stored(tensors: &Tensors) -> Result<String> {
         (*count, *bytes) = (*count + 1, *bytes + tensor.bytes.len() as u64);
     }
     let one = |(dtype, (count, bytes)): (String, (u64, u64))| format!("{dtype} ({count} tensors, {bytes} bytes)");
-    Ok(format!("stored as     {}\n", types.into_iter().map(one).collect::<Vec<_>>().join(", ")))
+    Ok(format!("dtype         {}\n", types.into_iter().map(one).collect::<Vec<_>>().join(", ")))
+}
+
+/// What the files hold and nothing reads.
+fn unread(spec: &Spec, tensors: &Tensors) -> String {
+    match tensors.names().filter(|name| ignored(spec, name)).count() {
+        0 => String::new(),
+        n => format!("ignored       {n} tensors of layers after the last (multi-token prediction)\n"),
+    }
 }
 
 fn words(checked: &Checked) -> String {

@@ -1,5 +1,6 @@
 //! The commands, one file each. This is the only place that prints.
 mod bench;
+mod data;
 mod doctor;
 mod generate;
 mod init;
@@ -41,6 +42,7 @@ enum Command {
     Init(init::Init),
     Quantize(quantize::Quantize),
     Inspect(inspect::Inspect),
+    Data(data::Data),
     Bench(bench::Bench),
     Doctor(doctor::Doctor),
 }
@@ -52,6 +54,7 @@ pub fn run() -> Result<()> {
         Command::Init(args) => args.run(),
         Command::Quantize(args) => args.run(),
         Command::Inspect(args) => args.run(),
+        Command::Data(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Doctor(args) => args.run(),
     }

@@ -74,6 +74,11 @@ impl EpochPlan {
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
+    /// The share of the epoch's tokens that are not padding.
+    pub fn fill(&self) -> f64 {
+        let tokens: usize = self.rows.iter().flatten().map(|piece| piece.len).sum();
+        tokens as f64 / (self.len() * self.opts.rows * self.opts.max_length).max(1) as f64
+    }
 }
 
 /// The longest first, each into the fullest row that still has room, else into a new one.

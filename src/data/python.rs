@@ -92,6 +92,11 @@ fn str(value: &Value) -> String {
     }
 }
 
+/// Python's `str(value)` of what a file holds.
+pub fn shown(value: &Json) -> String {
+    value.as_str().map_or_else(|| repr(value), str::to_string)
+}
+
 /// Python's `repr(value)`.
 fn repr(value: &Json) -> String {
     match value {

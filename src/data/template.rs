@@ -2,8 +2,8 @@
 //!
 //! The parts come from the template's structure, never from a search for its strings: `{% generation %}` says them outright;
 //! without it, the assistant's turn i is what render(messages[..=i]) adds to render(messages[..i], add_generation_prompt).
-use super::python;
 use super::tokenizer::{TemplateText, Tokenizer};
+use super::{builtin, python};
 use crate::error::{Error, Result};
 use minijinja::{Environment, context};
 use serde_json::{Map, Value};
@@ -16,11 +16,8 @@ const MAX_OUTPUT: usize = 16 << 20;
 const OPEN: char = '\u{FDD0}';
 const CLOSE: char = '\u{FDD1}';
 
-/// For models without a template of their own.
-const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}\
-{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}\
-{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}\
-{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+/// The frames of control tokens in a template's text, as in `<|im_start|>` and `<start_of_turn>`.
+const CONTROL: &[(&str, &str)] = &[("<|", "|>"), ("<｜", "｜>"), ("<start_of_", "turn>"), ("<end_of_", "turn>")];
 
 /// A conversation as a data set or a client gives it; a message keeps all its keys.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,25 +43,32 @@ pub struct Template {
 }
 
 impl Template {
-    /// `name`: a built-in template (`chatml`), a `.jinja` file, or None for the model's own.
+    /// `name`: a [built-in template](super::builtin), a `.jinja` file, or None for the model's own.
     pub fn load(name: Option<&str>, tokenizer: &Tokenizer) -> Result<Template> {
-        let given = match name {
-            Some("chatml") => {
-                let bos = if tokenizer.adds_bos()? { "{{ bos_token }}" } else { "" };
-                Some(TemplateText { file: "chatml".into(), text: format!("{bos}{CHATML}") })
-            }
+        Template::new(&Template::text(name, tokenizer)?, tokenizer)
+    }
+
+    fn text(name: Option<&str>, tokenizer: &Tokenizer) -> Result<TemplateText> {
+        match name {
+            None => tokenizer.chat_template().cloned().ok_or_else(|| {
+                let what = "this model has no chat template; set chat_template, say to \"chatml\" or a .jinja file";
+                Error::content(tokenizer.file(), "", what)
+            }),
             Some(file) if file.ends_with(".jinja") => {
                 let text = super::tokenizer::read(Path::new(file), MAX_SOURCE as u64)?;
-                Some(TemplateText { file: file.into(), text })
+                Ok(TemplateText { file: file.into(), text })
             }
-            Some(other) => {
-                let what = format!("chat_template must be `chatml` or a .jinja file, got {other:?}");
-                return Err(Error::Usage(what));
-            }
-            None => tokenizer.chat_template().cloned(),
-        };
-        let what = "this model has no chat template; set chat_template = \"chatml\" or name a .jinja file";
-        Template::new(&given.ok_or_else(|| Error::content(tokenizer.file(), "", what))?, tokenizer)
+            Some(name) => builtin::get(name, tokenizer)?.ok_or_else(|| {
+                let known = builtin::names().collect::<Vec<_>>().join(", ");
+                Error::Usage(format!("chat_template must be one of {known}, or a .jinja file, got {name:?}"))
+            }),
+        }
+    }
+
+    /// The text of the template `name` as other programs read it, which do not know `{% generation %}`: to go with a model that
+    /// was trained on it.
+    pub fn portable(name: &str, tokenizer: &Tokenizer) -> Result<String> {
+        Ok(replace_generation(&Template::text(Some(name), tokenizer)?.text, "if true", "endif").0)
     }
 
     pub fn new(source: &TemplateText, tokenizer: &Tokenizer) -> Result<Template> {
@@ -73,7 +77,10 @@ impl Template {
             let what = format!("must have 1 to {MAX_SOURCE} bytes, got {}", source.text.len());
             return Err(Error::content(file, "chat_template", what));
         }
-        let (text, marked) = generation_as_filter(&source.text);
+        // As Jinja2's lexer does.
+        let lines = source.text.replace("\r\n", "\n").replace('\r', "\n");
+        // A filter block has the same form and the same rules for blanks.
+        let (text, marked) = replace_generation(&lines, "filter generation", "endfilter");
         let mut env = python::environment();
         env.add_filter("generation", |words: String| format!("{OPEN}{words}{CLOSE}"));
         env.add_template_owned("chat", text).map_err(|e| fault(&file, &e))?;
@@ -88,9 +95,18 @@ impl Template {
 
     /// The text of `chat` and the assistant's part of it.
     pub fn render_assistant(&self, chat: &Chat) -> Result<Rendered> {
+        self.render_assistant_from(chat, 0)
+    }
+
+    /// As [`Template::render_assistant`]; what the assistant says before messages[from] is context.
+    pub fn render_assistant_from(&self, chat: &Chat, from: usize) -> Result<Rendered> {
         let mut whole = self.whole(chat, false)?;
+        if self.marked && from > 0 {
+            let before = self.run(&chat.messages[..from], chat.tools.as_ref(), false)?.assistant.len();
+            whole.assistant.drain(..before.min(whole.assistant.len()));
+        }
         if !self.marked {
-            for i in (0..chat.messages.len()).filter(|i| chat.messages[*i]["role"] == "assistant") {
+            for i in (from..chat.messages.len()).filter(|i| chat.messages[*i]["role"] == "assistant") {
                 let turn = self.turn(chat, i, &whole.text)?;
                 whole.assistant.push(turn);
             }
@@ -98,10 +114,44 @@ impl Template {
         Ok(whole)
     }
 
+    /// The text of `chat`, and the byte where messages[from] begins in it; an assistant's begins after its generation prompt.
+    pub fn render_from(&self, chat: &Chat, from: usize) -> Result<(String, usize)> {
+        let whole = self.whole(chat, false)?.text;
+        if from == 0 {
+            return Ok((whole, 0));
+        }
+        match self.start(chat, from, &whole)? {
+            Some(start) => Ok((whole, start)),
+            None => Err(self.refuse(format!(
+                "renders a conversation such that message {from} does not follow the ones before it, so that a completion \
+                cannot be told from its prompt"
+            ))),
+        }
+    }
+
     /// Whether `text` ends with a special token, blanks after it aside: then its end needs no EOS.
     pub fn is_closed(&self, text: &str) -> bool {
         let text = text.trim_end();
         self.special.iter().any(|token| text.ends_with(token.as_str()))
+    }
+
+    /// The control tokens that the template writes and `tokenizer` does not know.
+    pub fn unknown_tokens(&self, tokenizer: &Tokenizer) -> Vec<String> {
+        let source = self.env.get_template("chat").map(|t| t.source().to_string()).unwrap_or_default();
+        let mut out = vec![];
+        for (open, close) in CONTROL {
+            for (at, _) in source.match_indices(open) {
+                let Some(end) = source[at + open.len()..].find(close) else { continue };
+                let token = &source[at..at + open.len() + end + close.len()];
+                let name = &token[open.len()..token.len() - close.len()];
+                // what spans a quote is made of pieces: '<|' + message.role + '|>'
+                let whole = !name.contains(|c: char| c.is_whitespace() || "'\"{}<>".contains(c));
+                if whole && tokenizer.token_to_id(token).is_none() && !out.iter().any(|t| t == token) {
+                    out.push(token.to_string());
+                }
+            }
+        }
+        out
     }
 
     pub fn file(&self) -> &Path {
@@ -133,25 +183,29 @@ impl Template {
 
     /// The range of `whole` that messages[i], an assistant's, makes.
     fn turn(&self, chat: &Chat, i: usize, whole: &str) -> Result<Range<usize>> {
-        let render = |messages, prompt| Ok(self.run(messages, chat.tools.as_ref(), prompt)?.text);
-        let (before, after) = (render(&chat.messages[..i], true)?, render(&chat.messages[..=i], false)?);
-        let start = if whole.starts_with(&before) {
-            Some(before.len())
-        } else {
-            self.opening(&render(&chat.messages[..i], false)?, &before, whole)
-        };
+        let after = self.run(&chat.messages[..=i], chat.tools.as_ref(), false)?.text;
         let what = || {
             self.refuse(format!(
                 "renders a conversation such that message {i} does not follow its generation prompt, so that the assistant's \
-                words cannot be told apart; put them between {{% generation %}} and {{% endgeneration %}}, or set \
-                chat_template = \"chatml\""
+                words cannot be told apart; put them between {{% generation %}} and {{% endgeneration %}}, or choose a \
+                built-in chat_template"
             ))
         };
-        let start = start.filter(|start| after.starts_with(&whole[..*start])).ok_or_else(what)?;
+        let start = self.start(chat, i, whole)?.filter(|start| after.starts_with(&whole[..*start])).ok_or_else(what)?;
         let len =
             if whole.starts_with(&after) { after.len() - start } else { self.kept(&after[start..], &whole[start..])? };
         let words = &whole[start..start + len];
         Ok(start..start + if self.is_closed(words) { words.trim_end().len() } else { len })
+    }
+
+    /// Where messages[i] begins in `whole`.
+    fn start(&self, chat: &Chat, i: usize, whole: &str) -> Result<Option<usize>> {
+        let render = |prompt| Ok(self.run(&chat.messages[..i], chat.tools.as_ref(), prompt)?.text);
+        let before = render(chat.messages[i]["role"] == "assistant")?;
+        match whole.starts_with(&before) {
+            true => Ok(Some(before.len())),
+            false => Ok(self.opening(&render(false)?, &before, whole)),
+        }
     }
 
     /// A generation prompt may open the reasoning, which `whole` leaves out (Qwen3.5, DeepSeek-R1). Then the assistant begins
@@ -187,7 +241,7 @@ impl Template {
             Some((s, len)) if self.special_at(&turn[at + s..]).is_some() => Ok(s + len),
             _ => Err(self.refuse(
                 "renders an assistant's turn differently when more messages follow; put its words between {% generation %} \
-                and {% endgeneration %}, or set chat_template = \"chatml\"",
+                and {% endgeneration %}, or choose a built-in chat_template",
             )),
         }
     }
@@ -207,24 +261,24 @@ impl Template {
     }
 }
 
-/// `{% generation %}` is an extension of transformers; a filter block has the same form and the same rules for blanks.
-fn generation_as_filter(source: &str) -> (String, bool) {
+/// `{% generation %}` is an extension of transformers: other tags for its two, and whether there were any.
+fn replace_generation(source: &str, open: &str, close: &str) -> (String, bool) {
     let (mut out, mut marked) = (String::new(), false);
     for (i, part) in source.split("{%").enumerate() {
         if i > 0 {
             out.push_str("{%");
         }
         let tag = part.find("%}").map_or("", |end| &part[..end]);
-        let filter = match tag.trim_matches(['-', '+']).trim() {
-            "generation" if i > 0 => "filter generation",
-            "endgeneration" if i > 0 => "endfilter",
+        let other = match tag.trim_matches(['-', '+']).trim() {
+            "generation" if i > 0 => open,
+            "endgeneration" if i > 0 => close,
             _ => {
                 out.push_str(part);
                 continue;
             }
         };
         marked = true;
-        out.push_str(&tag.replace(tag.trim_matches(['-', '+']).trim(), filter));
+        out.push_str(&tag.replace(tag.trim_matches(['-', '+']).trim(), other));
         out.push_str(&part[tag.len()..]);
     }
     (out, marked)

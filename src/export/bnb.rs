@@ -112,7 +112,7 @@ pub(super) fn check(spec: &Spec) -> Result<()> {
 
 /// The linear modules of a spec: name -> [O, C].
 pub(super) fn modules(spec: &Spec) -> BTreeMap<String, (usize, usize)> {
-    let of = |l: usize| spec.linears().into_iter().map(move |m| (spec.names.of(l, m.module), (m.O(), m.C)));
+    let of = |l: usize| spec.linears(l).into_iter().map(move |m| (spec.names.of(l, m.module), (m.O(), m.C)));
     (0..spec.layers).flat_map(of).collect()
 }
 

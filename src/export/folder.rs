@@ -1,6 +1,10 @@
 //! The files beside the weights: tokenizer, chat template, generation config.
+use crate::data::{Template, Tokenizer};
 use crate::error::{Error, Result};
 use std::path::Path;
+
+/// It wins over the entry in tokenizer_config.json.
+pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 /// What makes a model folder run elsewhere as it is.
 const COMPANIONS: &[&str] = &[
@@ -11,7 +15,7 @@ const COMPANIONS: &[&str] = &[
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
     "chat_template.json",
     "generation_config.json",
 ];
@@ -26,6 +30,11 @@ pub fn copy_companions(model: &Path, out: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Writes the template that a model was trained with, which goes over its own one.
+pub fn chat_template(name: &str, tokenizer: &Tokenizer, out: &Path) -> Result<()> {
+    write(&out.join(CHAT_TEMPLATE), Template::portable(name, tokenizer)?.as_bytes())
 }
 
 /// A whole file on disk.

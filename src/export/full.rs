@@ -13,16 +13,20 @@ use std::path::Path;
 /// A shard's size, as Hugging Face's default.
 const SHARD: usize = 5 << 30;
 
-/// Writes every weight in the model's dtype, and the config of `base` with that dtype.
+/// Writes every weight in the model's dtype (those that stay f32 in f32), and the config of `base` with that dtype.
 pub fn save(b: &dyn Backend, model: &Model, base: &Path, out: &Path) -> Result<()> {
     let named = |p| Param::files(p).enumerate().map(move |(i, name)| (name, (p, i)));
     let params: BTreeMap<&str, (&Param, usize)> = model.params().flat_map(named).collect();
     let outlines: Vec<Outline> = params
         .iter()
-        .map(|(name, (p, _))| Outline { name: name.to_string(), dtype: dtype_of(model.dtype), shape: p.shape.clone() })
+        .map(|(name, (p, _))| Outline {
+            name: name.to_string(),
+            dtype: dtype_of(p.value.dtype()),
+            shape: p.shape.clone(),
+        })
         .collect();
-    let values = |(param, i): (&Param, usize)| param.get_part(b, i);
-    write_shards(out, outlines, |name| Ok(model.dtype.encode(&values(params[name])?)))?;
+    let bytes = |(param, i): (&Param, usize)| Ok(param.value.dtype().encode(&param.get_part(b, i)?));
+    write_shards(out, outlines, |name| bytes(params[name]))?;
     write_config(&base.join("config.json"), model.dtype, None, &out.join("config.json"))
 }
 

@@ -3,17 +3,18 @@
 //! ```text
 //! forward                                        backward
 //! q, k, v = qkv(x)             [N, H·D] [N, K·D] datt = o⁻(dout)
-//! q, k = norm of each head     (where there is)  dq, dk, dv = attention⁻(datt)
-//! q, k = rope(q), rope(k)                        rope⁻, norm⁻
+//! q, k = norm(q), norm(k)      (where there is)  dq, dk, dv = attention⁻(datt)
+//! q, k = rope(q), rope(k)      (where there is)  rope⁻, norm⁻
 //! att, lse = attention(q, k, v)          [N,H·D] dx = qkv⁻(dq, dk, dv)
 //! att, lse = sink(att, lse)      (where there is)
 //! out = o(att)                             [N,C]
 //! ```
-use super::batch::{Inputs, KindInputs};
+use super::batch::{Inputs, KindInputs, RopeInputs};
+use super::latent::{self, Latent};
 use super::linear::{Linear, LinearScratch, Projections};
 use super::norm::Norm;
 use super::param::Param;
-use super::spec::{QkNorm, Spec};
+use super::spec::{QkNorm, RopePairs, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -22,12 +23,18 @@ use crate::ops::attention_sink::AttentionSink;
 use crate::ops::rope::Rope;
 
 pub struct Attention {
-    pub qkv: Projections,
-    /// Of each head of q and of k.
+    pub qkv: Qkv,
+    /// Of q and of k.
     pub head_norms: Option<[Param; 2]>,
     /// [H]
     pub sinks: Option<Param>,
     pub o: Linear,
+}
+
+/// What makes q, k and v.
+pub enum Qkv {
+    Projections(Projections),
+    Latent(Box<Latent>),
 }
 
 /// What the backward needs, besides the input.
@@ -38,6 +45,7 @@ pub struct Saved {
     att: Buf,
     lse: Buf,
     head_norms: Option<[Normed; 2]>,
+    latent: Option<latent::Saved>,
 }
 
 /// A head norm's input and statistics: of q, or of k.
@@ -50,6 +58,7 @@ struct Normed {
 pub struct Scratch {
     /// Only for training.
     grads: Option<Grads>,
+    latent: Option<latent::Scratch>,
 }
 
 struct Grads {
@@ -71,19 +80,26 @@ pub struct Cache<'a> {
 impl Saved {
     pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType) -> Result<Saved> {
         let heads = |heads: usize| scope.alloc(N * heads * s.D, dtype);
-        let stat = |heads: usize| scope.alloc(N * heads, DType::F32);
-        let normed = |n: usize| Ok(Normed { inp: heads(n)?, rstd: stat(n)? });
+        let stat = |rows: usize| scope.alloc(rows, DType::F32);
+        let normed = |n: usize| Ok(Normed { inp: heads(n)?, rstd: stat(s.qk_norm.shape(N, n, s.D).0)? });
         let head_norms = match s.qk_norm {
-            QkNorm::PerHead => Some([normed(s.H)?, normed(s.K)?]),
             QkNorm::Absent => None,
+            QkNorm::PerHead | QkNorm::Whole => Some([normed(s.H)?, normed(s.K)?]),
         };
-        Ok(Saved { q: heads(s.H)?, k: heads(s.K)?, v: heads(s.K)?, att: heads(s.H)?, lse: stat(s.H)?, head_norms })
+        let latent = s.latent.as_ref().map(|l| latent::Saved::new(scope, l, N, dtype)).transpose()?;
+        let (q, att, lse) = (heads(s.H)?, heads(s.H)?, stat(N * s.H)?);
+        Ok(Saved { q, k: heads(s.K)?, v: heads(s.K)?, att, lse, head_norms, latent })
     }
 
     /// Bytes of one for N tokens.
     pub fn bytes(s: &Spec, N: usize, dtype: DType) -> u64 {
-        let (normed, stats) = if s.qk_norm == QkNorm::PerHead { (s.H + s.K, s.H + s.K) } else { (0, 0) };
-        (N * ((2 * (s.H + s.K) + normed) * s.D * dtype.size() + (s.H + stats) * 4)) as u64
+        let (normed, stats) = match s.qk_norm {
+            QkNorm::Absent => (0, 0),
+            QkNorm::PerHead => (s.H + s.K, s.H + s.K),
+            QkNorm::Whole => (s.H + s.K, 2),
+        };
+        let latent = s.latent.as_ref().map_or(0, |l| latent::Saved::bytes(l, N, dtype));
+        (N * ((2 * (s.H + s.K) + normed) * s.D * dtype.size() + (s.H + stats) * 4)) as u64 + latent
     }
 }
 
@@ -95,7 +111,14 @@ impl Scratch {
             let dot = scope.alloc(N * s.H, DType::F32)?;
             Ok(Grads { datt: heads(s.H)?, dq: heads(s.H)?, dk: heads(s.K)?, dv: heads(s.K)?, dot })
         };
-        Ok(Scratch { grads: train.then_some(()).map(grads).transpose()? })
+        let latent = s.latent.as_ref().map(|l| latent::Scratch::new(scope, s, l, N, dtype, train)).transpose()?;
+        Ok(Scratch { grads: train.then_some(()).map(grads).transpose()?, latent })
+    }
+
+    /// Bytes of one for N tokens.
+    pub fn bytes(s: &Spec, N: usize, dtype: DType, train: bool) -> u64 {
+        let grads = if train { N * (2 * (s.H + s.K) * s.D * dtype.size() + s.H * 4) } else { 0 };
+        grads as u64 + s.latent.as_ref().map_or(0, |l| latent::Scratch::bytes(s, l, N, dtype, train))
     }
 }
 
@@ -108,27 +131,29 @@ impl Attention {
         s: &Spec,
         kind: usize,
         saved: &mut Saved,
-        linear: &LinearScratch,
+        (t, linear): (&mut Scratch, &LinearScratch),
         x: &Buf,
         inputs: &Inputs,
         cache: Option<Cache>,
     ) -> Result<()> {
-        let (N, Saved { q, k, v, att, lse, head_norms }) = (inputs.N, saved);
+        let (N, Saved { q, k, v, att, lse, head_norms, latent }) = (inputs.N, saved);
         match (&self.head_norms, head_norms) {
             (Some(weights), Some(normed)) => {
                 let [nq, nk] = normed;
-                self.qkv.forward(b, linear, &mut [&mut nq.inp, &mut nk.inp, v], x, N)?;
+                self.qkv.forward(b, s, (latent, &mut t.latent), linear, [&mut nq.inp, &mut nk.inp, v], x, N)?;
                 for ((out, heads), (weight, n)) in
                     [(&mut *q, s.H), (&mut *k, s.K)].into_iter().zip(weights.iter().zip(normed))
                 {
                     Norm::heads(s, N, heads).forward(b, out, &mut n.rstd, &n.inp, weight)?;
                 }
             }
-            _ => self.qkv.forward(b, linear, &mut [&mut *q, &mut *k, v], x, N)?,
+            _ => self.qkv.forward(b, s, (latent, &mut t.latent), linear, [&mut *q, &mut *k, v], x, N)?,
         }
         let own = &inputs.kinds[kind];
-        b.rope_forward(q, &own.rope, &own.rope_rows, &rope_params(s, N, s.H, own))?;
-        b.rope_forward(k, &own.rope, &own.rope_rows, &rope_params(s, N, s.K, own))?;
+        if let Some(rope) = &own.rope {
+            b.rope_forward(q, &rope.table, &rope.rows, &rope_params(s, N, s.H, rope))?;
+            b.rope_forward(k, &rope.table, &rope.rows, &rope_params(s, N, s.K, rope))?;
+        }
         let (k, v, T) = match &cache {
             None => (&*k, &*v, N),
             Some(c) => {
@@ -149,26 +174,35 @@ impl Attention {
     pub fn output(
         &self,
         b: &dyn Backend,
-        linear: &LinearScratch,
+        s: &Spec,
+        (t, linear): (&mut Scratch, &LinearScratch),
         out: &mut Buf,
         saved: &Saved,
         N: usize,
     ) -> Result<()> {
-        self.o.forward(b, linear, &mut [out], &saved.att, N)
+        self.o.forward(b, linear, &mut [out], values(b, s, &mut t.latent, saved, N)?, N)
     }
 
     /// datt, from dout [N, C], the gradient of `output`.
     pub fn backward_output(
         &mut self,
         b: &dyn Backend,
+        s: &Spec,
         saved: &Saved,
         (t, linear): (&mut Scratch, &LinearScratch),
         dout: &Buf,
         N: usize,
     ) -> Result<()> {
         let g = t.grads.as_mut().expect("the scratch was made for training");
-        self.o.backward_input(b, linear, &mut g.datt, &[dout], N, false)?;
-        self.o.backward_weight(b, linear, &[dout], &saved.att, N)
+        match (&s.latent, &t.latent) {
+            (Some(l), Some(latent)) => {
+                let mut dvalues = latent.dvalues();
+                self.o.backward_input(b, linear, &mut dvalues, &[dout], N, false)?;
+                b.latent_output_backward(&mut g.datt, &dvalues, &latent::params(s, l, N))?;
+            }
+            _ => self.o.backward_input(b, linear, &mut g.datt, &[dout], N, false)?,
+        }
+        self.o.backward_weight(b, linear, &[dout], values(b, s, &mut t.latent, saved, N)?, N)
     }
 
     /// dx [N, C] = ∂L/∂x from the datt that `backward_output` left. `saved` is used up.
@@ -190,9 +224,11 @@ impl Attention {
             let p = sink_params(s, N);
             b.attention_sink_backward(&mut train.grad, &g.datt, &saved.att, &saved.lse, value, &p)?;
         }
-        b.rope_backward(&mut g.dq, &own.rope, &own.rope_rows, &rope_params(s, N, s.H, own))?;
-        b.rope_backward(&mut g.dk, &own.rope, &own.rope_rows, &rope_params(s, N, s.K, own))?;
-        let Saved { q, k, head_norms, .. } = saved;
+        if let Some(rope) = &own.rope {
+            b.rope_backward(&mut g.dq, &rope.table, &rope.rows, &rope_params(s, N, s.H, rope))?;
+            b.rope_backward(&mut g.dk, &rope.table, &rope.rows, &rope_params(s, N, s.K, rope))?;
+        }
+        let Saved { q, k, head_norms, latent, .. } = saved;
         let (mut dq, mut dk) = (&g.dq, &g.dk);
         if let (Some(weights), Some(normed)) = (&mut self.head_norms, head_norms) {
             // q and k have served: the gradients of the norms' inputs take their place
@@ -203,20 +239,94 @@ impl Attention {
             }
             (dq, dk) = (q, k);
         }
-        self.qkv.backward(b, linear, dx, &[dq, dk, &g.dv], x, N)
+        self.qkv.backward(b, s, (latent, &mut t.latent), linear, dx, [dq, dk, &g.dv], x, N)
     }
 
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.qkv.0.iter().chain([&self.o])
+        let (projections, latent) = match &self.qkv {
+            Qkv::Projections(p) => (p.0.as_slice(), None),
+            Qkv::Latent(latent) => ([].as_slice(), Some(latent)),
+        };
+        projections.iter().chain(latent.into_iter().flat_map(|latent| latent.linears())).chain([&self.o])
     }
     pub fn params(&self) -> impl Iterator<Item = &Param> {
-        self.head_norms.iter().flatten().chain(&self.sinks).chain(self.linears().flat_map(Linear::params))
+        let (projections, latent) = match &self.qkv {
+            Qkv::Projections(p) => (p.0.as_slice(), None),
+            Qkv::Latent(latent) => ([].as_slice(), Some(latent)),
+        };
+        let linears = projections.iter().flat_map(Linear::params);
+        let qkv = linears.chain(latent.into_iter().flat_map(|latent| latent.params()));
+        self.head_norms.iter().flatten().chain(&self.sinks).chain(qkv).chain(self.o.params())
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
         let Attention { qkv, head_norms, sinks, o } = self;
-        let linears = qkv.0.iter_mut().chain([o]);
-        head_norms.iter_mut().flatten().chain(sinks).chain(linears.flat_map(Linear::params_mut))
+        let (projections, latent) = match qkv {
+            Qkv::Projections(p) => (p.0.as_mut_slice(), None),
+            Qkv::Latent(latent) => ([].as_mut_slice(), Some(latent)),
+        };
+        let linears = projections.iter_mut().flat_map(Linear::params_mut);
+        let qkv = linears.chain(latent.into_iter().flat_map(|latent| latent.params_mut()));
+        head_norms.iter_mut().flatten().chain(sinks).chain(qkv).chain(o.params_mut())
     }
+}
+
+/// What latent attention keeps, and what it shares; nothing of other attention.
+type LatentBufs<'a> = (&'a mut Option<latent::Saved>, &'a mut Option<latent::Scratch>);
+
+impl Qkv {
+    /// q, k, v from x [N, C].
+    fn forward(
+        &self,
+        b: &dyn Backend,
+        s: &Spec,
+        (saved, t): LatentBufs,
+        linear: &LinearScratch,
+        mut qkv: [&mut Buf; 3],
+        x: &Buf,
+        N: usize,
+    ) -> Result<()> {
+        match (self, &s.latent, saved, t) {
+            (Qkv::Projections(p), ..) => p.forward(b, linear, &mut qkv, x, N),
+            (Qkv::Latent(latent), Some(l), Some(saved), Some(t)) => {
+                latent.forward(b, (s, l), saved, (t, linear), qkv, x, N)
+            }
+            _ => unreachable!("all are of one spec"),
+        }
+    }
+
+    /// dx [N, C] = ∂L/∂x from the gradients of q, k and v.
+    fn backward(
+        &mut self,
+        b: &dyn Backend,
+        s: &Spec,
+        (saved, t): LatentBufs,
+        linear: &LinearScratch,
+        dx: &mut Buf,
+        dqkv: [&Buf; 3],
+        x: &Buf,
+        N: usize,
+    ) -> Result<()> {
+        match (self, &s.latent, saved, t) {
+            (Qkv::Projections(p), ..) => p.backward(b, linear, dx, &dqkv, x, N),
+            (Qkv::Latent(latent), Some(l), Some(saved), Some(t)) => {
+                latent.backward(b, (s, l), saved, (t, linear), dx, dqkv, x, N)
+            }
+            _ => unreachable!("all are of one spec"),
+        }
+    }
+}
+
+/// What the output projection reads: the attention's output, without the zeros of latent attention's heads.
+fn values<'a>(
+    b: &dyn Backend,
+    s: &Spec,
+    t: &'a mut Option<latent::Scratch>,
+    saved: &'a Saved,
+    N: usize,
+) -> Result<&'a Buf> {
+    let (Some(l), Some(t)) = (&s.latent, t) else { return Ok(&saved.att) };
+    b.latent_output_forward(&mut t.values, &saved.att, &latent::params(s, l, N))?;
+    Ok(&t.values)
 }
 
 /// dq, dk, dv of the rotated q and k.
@@ -238,9 +348,10 @@ fn core_backward(b: &dyn Backend, s: &Spec, saved: &Saved, g: &mut Grads, own: &
     )
 }
 
-fn rope_params(s: &Spec, N: usize, heads: usize, own: &KindInputs) -> Rope {
-    let rows = own.rope.len() / s.A;
-    Rope { N: N as u32, H: heads as u32, D: s.D as u32, A: s.A as u32, T: rows as u32, ld_x: (heads * s.D) as u32 }
+fn rope_params(s: &Spec, N: usize, heads: usize, rope: &RopeInputs) -> Rope {
+    let (rows, ld_x) = ((rope.table.len() / s.A) as u32, (heads * s.D) as u32);
+    let interleaved = (s.rope_pairs == RopePairs::Interleaved) as u32;
+    Rope { N: N as u32, H: heads as u32, D: s.D as u32, A: s.A as u32, T: rows, ld_x, interleaved }
 }
 
 fn sink_params(s: &Spec, N: usize) -> AttentionSink {

@@ -1,5 +1,5 @@
 //! What a forward pass reads: packed tokens and who sees whom, on the device.
-use super::rope::Reach;
+use super::rope::{Reach, Rope};
 use super::spec::{LayerKind, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
@@ -39,9 +39,9 @@ impl Tokens {
         (span, reach)
     }
 
-    /// The row of the kind's RoPE table for each token, and the rows [N, A] of tokens whose sequence has angles of its own, if
+    /// The row of the RoPE table for each token, and the rows [N, A] of tokens whose sequence has angles of its own, if
     /// there are any. In the table, the rows of long sequences begin at `positions`, and so do the tokens' own.
-    fn rope_rows(&self, kind: &LayerKind, A: usize, positions: usize) -> Result<(Vec<u32>, Vec<f32>)> {
+    fn rope_rows(&self, rope: &Rope, A: usize, positions: usize) -> Result<(Vec<u32>, Vec<f32>)> {
         let (mut rows, mut own) = (self.positions.clone(), Vec::new());
         for range in self.sequences() {
             let first = range.start as usize;
@@ -50,12 +50,12 @@ impl Tokens {
             if length > positions {
                 return Err(Error::Bug(format!("a sequence of {length} tokens in a session of {positions} positions")));
             }
-            match kind.rope.reach(length) {
+            match rope.reach(length) {
                 Reach::Short => {}
                 Reach::Long => seq.iter_mut().for_each(|row| *row += positions as u32),
                 reach @ Reach::Own(_) => {
                     own.resize(self.ids.len() * A, 0.0);
-                    let angles = kind.rope.rows(seq.iter().map(|t| *t as usize), A, reach);
+                    let angles = rope.rows(seq.iter().map(|t| *t as usize), A, reach);
                     own[first * A..][..angles.len()].copy_from_slice(&angles);
                     (first..).zip(seq).for_each(|(n, row)| *row = (positions + n) as u32);
                 }
@@ -79,24 +79,32 @@ pub struct Inputs {
 
 /// What the layers of one kind read.
 pub struct KindInputs {
-    /// cos and sin, f32 [rows, A].
-    pub rope: Buf,
-    /// Each token's row in it, [N].
-    pub rope_rows: Buf,
+    /// `None`: no positions.
+    pub rope: Option<RopeInputs>,
     pub span: Buf,
     pub reach: Buf,
+}
+
+pub struct RopeInputs {
+    /// cos and sin, f32 [rows, A].
+    pub table: Buf,
+    /// Each token's row in it, [N].
+    pub rows: Buf,
 }
 
 impl Inputs {
     pub fn new(scope: &Scope, s: &Spec, N: usize, positions: usize) -> Result<Inputs> {
         let u32s = |len| scope.alloc(len, DType::U32);
-        let kind = |kind: &LayerKind| {
-            let mut table = kind.rope.table(positions, s.A);
-            if let Reach::Own(_) = kind.rope.reach(positions) {
+        let rope = |rope: &Rope| {
+            let mut table = rope.table(positions, s.A);
+            if let Reach::Own(_) = rope.reach(positions) {
                 table.resize((positions + N) * s.A, 0.0);
             }
-            let rope = scope.alloc_f32(&table, DType::F32)?;
-            Ok(KindInputs { rope, rope_rows: u32s(N)?, span: u32s(2 * N)?, reach: u32s(2 * N)? })
+            Ok(RopeInputs { table: scope.alloc_f32(&table, DType::F32)?, rows: u32s(N)? })
+        };
+        let kind = |kind: &LayerKind| {
+            let rope = kind.rope.as_ref().map(rope).transpose()?;
+            Ok(KindInputs { rope, span: u32s(2 * N)?, reach: u32s(2 * N)? })
         };
         let kinds = s.kinds.iter().map(kind).collect::<Result<_>>()?;
         Ok(Inputs { N, ids: u32s(N)?, order: u32s(N)?, kinds, positions })
@@ -109,10 +117,12 @@ impl Inputs {
         b.upload_u32(&mut self.order, &crate::ops::embedding::order(&tokens.ids))?;
         for (inputs, kind) in self.kinds.iter_mut().zip(&s.kinds) {
             let (span, reach) = tokens.visibility(kind.window, past as u32);
-            let (rows, own) = tokens.rope_rows(kind, s.A, self.positions)?;
-            b.upload_u32(&mut inputs.rope_rows, &rows)?;
-            if !own.is_empty() {
-                b.upload_f32(&mut inputs.rope.view(self.positions * s.A, own.len()), &own)?;
+            if let (Some(inputs), Some(rope)) = (&mut inputs.rope, &kind.rope) {
+                let (rows, own) = tokens.rope_rows(rope, s.A, self.positions)?;
+                b.upload_u32(&mut inputs.rows, &rows)?;
+                if !own.is_empty() {
+                    b.upload_f32(&mut inputs.table.view(self.positions * s.A, own.len()), &own)?;
+                }
             }
             b.upload_u32(&mut inputs.span, &span)?;
             b.upload_u32(&mut inputs.reach, &reach)?;
@@ -123,7 +133,7 @@ impl Inputs {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rope::{Rope, RopeScaling};
+    use super::super::rope::RopeScaling;
     use super::*;
 
     fn packed() -> Tokens {
@@ -159,13 +169,13 @@ mod tests {
     #[test]
     fn the_length_of_each_sequence_picks_its_rows() {
         let scaling = RopeScaling::LongRope { short: vec![1.0], long: vec![2.0], original: 2, attention_factor: 1.0 };
-        let kind = |scaling| LayerKind { window: None, rope: Rope { theta: 10000.0, scaling } };
-        assert_eq!(packed().rope_rows(&kind(scaling), 2, 8).unwrap(), (vec![8, 9, 10, 0, 1, 0], vec![]));
-        let dynamic = kind(RopeScaling::Dynamic { factor: 2.0, trained: 2 });
+        let rope = |scaling| Rope { theta: 10000.0, scaling };
+        assert_eq!(packed().rope_rows(&rope(scaling), 2, 8).unwrap(), (vec![8, 9, 10, 0, 1, 0], vec![]));
+        let dynamic = rope(RopeScaling::Dynamic { factor: 2.0, trained: 2 });
         let (rows, own) = packed().rope_rows(&dynamic, 4, 8).unwrap();
         assert_eq!(rows, [8, 9, 10, 0, 1, 0]);
-        assert_eq!(own[..12], dynamic.rope.rows(0..3, 4, Reach::Own(3)));
+        assert_eq!(own[..12], dynamic.rows(0..3, 4, Reach::Own(3)));
         assert!(own[12..].iter().all(|x| *x == 0.0));
-        assert!(packed().rope_rows(&kind(RopeScaling::Default), 4, 2).is_err());
+        assert!(packed().rope_rows(&rope(RopeScaling::Default), 4, 2).is_err());
     }
 }

@@ -1,14 +1,13 @@
-//! A decoder block: attention and MLP, each behind a norm, each added to the residual stream; some models norm what is
-//! added, too.
+//! A decoder block: attention and MLP, each added to the residual stream; norms before them, after them or both.
 //!
 //! ```text
 //! forward                                     backward (dx: the residual stream's gradient, in place)
-//! n1, rstd1 = rmsnorm(x)            [N,C]     dm = (post-norm⁻) dx
-//! a = attention(n1)                 [N,C]     dn = mlp⁻(dm);  dx += rmsnorm⁻(dn, x2)
-//! x2 = x + (post-norm) a            [N,C]     da = (post-norm⁻) dx
-//! n2, rstd2 = rmsnorm(x2)                     dn = attention⁻(da);  dx += rmsnorm⁻(dn, x)
+//! n1 = (norm) x                     [N,C]     dm = (scale·, post-norm⁻) dx
+//! a = attention(n1)                 [N,C]     dn = mlp⁻(dm);  dx += (norm⁻) dn
+//! x2 = x + scale·(post-norm) a      [N,C]     da = (scale·, post-norm⁻) dx
+//! n2 = (norm) x2                              dn = attention⁻(da);  dx += (norm⁻) dn
 //! m = mlp(n2)                       [N,C]
-//! y = x2 + (post-norm) m            [N,C]
+//! y = x2 + scale·(post-norm) m      [N,C]
 //! ```
 pub use super::attention::Cache;
 use super::attention::{self, Attention};
@@ -18,34 +17,37 @@ use super::linear::{Linear, LinearScratch};
 use super::mlp::{self, Mlp};
 use super::norm::Norm;
 use super::param::Param;
-use super::spec::{NormPlace, Spec};
+use super::spec::{MlpKind, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::residual::Residual;
 
 pub struct Block {
     /// Which of the model's kinds of layers it is.
     pub kind: usize,
-    pub attention_norm: Param,
     pub attention: Attention,
-    pub mlp_norm: Param,
     pub mlp: Mlp,
+    /// Of what attention and MLP read.
+    pub pre_norms: Option<[Param; 2]>,
     /// Of what attention and MLP add to the stream.
     pub post_norms: Option<[Param; 2]>,
 }
 
 /// What a block keeps of its forward for its backward, besides its input x.
 pub struct Saved {
-    n1: Buf,
-    rstd1: Buf,
+    /// Of attention and MLP, as the next.
+    pre: Option<[Pre; 2]>,
     attention: attention::Saved,
     x2: Buf,
-    n2: Buf,
-    rstd2: Buf,
     mlp: mlp::Saved,
-    /// Of attention and MLP.
     post: Option<[Post; 2]>,
+}
+
+/// A pre-norm's output and statistics.
+struct Pre {
+    out: Buf,
+    rstd: Buf,
 }
 
 /// A post-norm's input and statistics.
@@ -64,30 +66,30 @@ pub struct BlockScratch {
 }
 
 impl Saved {
-    pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType) -> Result<Saved> {
+    /// For layers whose MLPs are of these kinds.
+    pub fn new(scope: &Scope, s: &Spec, mlps: &[MlpKind], N: usize, dtype: DType) -> Result<Saved> {
         let buf = |cols: usize| scope.alloc(N * cols, dtype);
         let stat = || scope.alloc(N, DType::F32);
+        let pre = || Ok(Pre { out: buf(s.C)?, rstd: stat()? });
         let post = || Ok(Post { inp: buf(s.C)?, rstd: stat()? });
+        let (before, after) = (s.norm_place.before(), s.norm_place.after());
+        if after && s.residual_scale != 1.0 {
+            return Err(Error::Bug("a scaled residual with a norm after: its gradient is not written yet".into()));
+        }
         Ok(Saved {
-            n1: buf(s.C)?,
-            rstd1: stat()?,
+            pre: if before { Some([pre()?, pre()?]) } else { None },
             attention: attention::Saved::new(scope, s, N, dtype)?,
             x2: buf(s.C)?,
-            n2: buf(s.C)?,
-            rstd2: stat()?,
-            mlp: mlp::Saved::new(scope, s, N, dtype)?,
-            post: match s.norm_place {
-                NormPlace::BeforeAndAfter => Some([post()?, post()?]),
-                NormPlace::Before => None,
-            },
+            mlp: mlp::Saved::new(scope, s, mlps, N, dtype)?,
+            post: if after { Some([post()?, post()?]) } else { None },
         })
     }
 
     /// Bytes of one for N tokens.
-    pub fn bytes(s: &Spec, N: usize, dtype: DType) -> u64 {
-        let posts = if s.norm_place == NormPlace::BeforeAndAfter { 2 } else { 0 };
-        let own = N * ((3 + posts) * s.C * dtype.size() + (2 + posts) * 4);
-        own as u64 + mlp::Saved::bytes(s, N, dtype) + attention::Saved::bytes(s, N, dtype)
+    pub fn bytes(s: &Spec, mlps: &[MlpKind], N: usize, dtype: DType) -> u64 {
+        let norms = 2 * (usize::from(s.norm_place.before()) + usize::from(s.norm_place.after()));
+        let own = N * ((1 + norms) * s.C * dtype.size() + norms * 4);
+        own as u64 + mlp::Saved::bytes(s, mlps, N, dtype) + attention::Saved::bytes(s, N, dtype)
     }
 }
 
@@ -132,24 +134,40 @@ impl Block {
         cache: Option<Cache>,
     ) -> Result<()> {
         let (N, norm) = (inputs.N, Norm::rows(s, inputs.N));
-        let BlockScratch { linear, c, mlp, .. } = t;
-        norm.forward(b, &mut saved.n1, &mut saved.rstd1, x, &self.attention_norm)?;
-        self.attention.forward(b, s, self.kind, &mut saved.attention, linear, &saved.n1, inputs, cache)?;
-        match (&self.post_norms, &mut saved.post) {
+        let BlockScratch { linear, attention: tools, c, mlp } = t;
+        let Saved { pre, attention, x2, mlp: saved_mlp, post } = saved;
+        let n1 = self.normed(b, &norm, 0, pre, x)?;
+        self.attention.forward(b, s, self.kind, attention, (&mut *tools, linear), n1, inputs, cache)?;
+        match (&self.post_norms, post.as_mut()) {
             (Some([weight, _]), Some([post, _])) => {
-                self.attention.output(b, linear, &mut post.inp, &saved.attention, N)?;
+                self.attention.output(b, s, (tools, linear), &mut post.inp, attention, N)?;
                 norm.forward(b, c, &mut post.rstd, &post.inp, weight)?;
             }
-            _ => self.attention.output(b, linear, c, &saved.attention, N)?,
+            _ => self.attention.output(b, s, (tools, linear), c, attention, N)?,
         }
-        b.residual_forward(&mut saved.x2, x, c, &Residual { P: (N * s.C) as u32 })?;
-        norm.forward(b, &mut saved.n2, &mut saved.rstd2, &saved.x2, &self.mlp_norm)?;
-        self.mlp.forward_saved(b, s, &mut saved.mlp, (mlp, linear), &saved.n2, N)?;
-        if let (Some([_, weight]), Some([_, post])) = (&self.post_norms, &mut saved.post) {
-            self.mlp.output(b, s, &saved.mlp, (mlp, linear), &mut post.inp, N)?;
+        b.residual_forward(x2, x, c, &branch(s, N))?;
+        let n2 = self.normed(b, &norm, 1, pre, x2)?;
+        self.mlp.forward_saved(b, s, saved_mlp, (mlp, linear), n2, N)?;
+        if let (Some([_, weight]), Some([_, post])) = (&self.post_norms, post) {
+            self.mlp.output(b, s, saved_mlp, (mlp, linear), &mut post.inp, N)?;
             norm.forward(b, c, &mut post.rstd, &post.inp, weight)?;
         }
         Ok(())
+    }
+
+    /// What attention (0) or MLP (1) reads: inp, or its norm.
+    fn normed<'a>(
+        &self,
+        b: &dyn Backend,
+        norm: &Norm,
+        which: usize,
+        pre: &'a mut Option<[Pre; 2]>,
+        inp: &'a Buf,
+    ) -> Result<&'a Buf> {
+        let (Some(weights), Some(pre)) = (&self.pre_norms, pre) else { return Ok(inp) };
+        let Pre { out, rstd } = &mut pre[which];
+        norm.forward(b, out, rstd, inp, &weights[which])?;
+        Ok(out)
     }
 
     /// out [N, C] = the block's output for x [N, C].
@@ -169,7 +187,7 @@ impl Block {
         if self.post_norms.is_none() {
             self.mlp.output(b, s, &saved.mlp, (&mut t.mlp, &t.linear), &mut t.c, N)?;
         }
-        b.residual_forward(out, &saved.x2, &t.c, &Residual { P: (N * s.C) as u32 })
+        b.residual_forward(out, &saved.x2, &t.c, &branch(s, N))
     }
 
     /// dx [N, C] comes in as ∂L/∂out and leaves as ∂L/∂x. `saved` is used up.
@@ -186,33 +204,61 @@ impl Block {
         let (N, norm) = (inputs.N, Norm::rows(s, inputs.N));
         let BlockScratch { linear, attention, c, mlp } = t;
 
-        let dm = self.backward_post(b, &norm, 1, saved, c, dx)?;
+        let dm = self.backward_out(b, s, &norm, 1, saved, c, dx)?;
         let dm = if dm { &*c } else { &*dx };
         self.mlp.backward_output(b, s, &mut saved.mlp, (mlp, linear), dm, N)?;
-        self.mlp.backward(b, s, &saved.mlp, (mlp, linear), c, &saved.n2, N)?;
-        norm.backward(b, &mut self.mlp_norm, dx, c, &saved.x2, &saved.rstd2)?;
+        let n2 = saved.pre.as_ref().map_or(&saved.x2, |pre| &pre[1].out);
+        self.mlp.backward(b, s, &saved.mlp, (mlp, linear), c, n2, N)?;
+        self.backward_normed(b, &norm, 1, saved, dx, c, &saved.x2)?;
 
-        let da = self.backward_post(b, &norm, 0, saved, c, dx)?;
+        let da = self.backward_out(b, s, &norm, 0, saved, c, dx)?;
         let da = if da { &*c } else { &*dx };
-        self.attention.backward_output(b, &saved.attention, (&mut *attention, linear), da, N)?;
+        self.attention.backward_output(b, s, &saved.attention, (&mut *attention, linear), da, N)?;
         let tools = (attention, &*linear);
-        self.attention.backward(b, s, self.kind, &mut saved.attention, tools, c, &saved.n1, inputs)?;
-        norm.backward(b, &mut self.attention_norm, dx, c, x, &saved.rstd1)
+        let n1 = saved.pre.as_ref().map_or(x, |pre| &pre[0].out);
+        self.attention.backward(b, s, self.kind, &mut saved.attention, tools, c, n1, inputs)?;
+        self.backward_normed(b, &norm, 0, saved, dx, c, x)
     }
 
-    /// Where there are post-norms: dinp = the gradient through the one of attention (0) or MLP (1), and true.
-    fn backward_post(
+    /// dx += the gradient dn of what attention (0) or MLP (1) read, through the norm of inp if there is one.
+    fn backward_normed(
         &mut self,
         b: &dyn Backend,
+        norm: &Norm,
+        which: usize,
+        saved: &Saved,
+        dx: &mut Buf,
+        dn: &Buf,
+        inp: &Buf,
+    ) -> Result<()> {
+        match (&mut self.pre_norms, &saved.pre) {
+            (Some(weights), Some(pre)) => norm.backward(b, &mut weights[which], dx, dn, inp, &pre[which].rstd),
+            _ => b.residual_backward(dx, dn, &Residual { P: dx.len() as u32, scale: 1.0 }),
+        }
+    }
+
+    /// Where the output of attention (0) or MLP (1) is normed or scaled: dinp = its gradient, and true.
+    fn backward_out(
+        &mut self,
+        b: &dyn Backend,
+        s: &Spec,
         norm: &Norm,
         which: usize,
         saved: &Saved,
         dinp: &mut Buf,
         dx: &Buf,
     ) -> Result<bool> {
-        let (Some(weights), Some(posts)) = (&mut self.post_norms, &saved.post) else { return Ok(false) };
-        b.fill(dinp, 0.0)?;
-        norm.backward(b, &mut weights[which], dinp, dx, &posts[which].inp, &posts[which].rstd)?;
+        match (&mut self.post_norms, &saved.post) {
+            (Some(weights), Some(posts)) => {
+                b.fill(dinp, 0.0)?;
+                norm.backward(b, &mut weights[which], dinp, dx, &posts[which].inp, &posts[which].rstd)?;
+            }
+            _ if s.residual_scale == 1.0 => return Ok(false),
+            _ => {
+                b.fill(dinp, 0.0)?;
+                b.residual_backward(dinp, dx, &Residual { P: dx.len() as u32, scale: s.residual_scale })?;
+            }
+        }
         Ok(true)
     }
 
@@ -224,12 +270,17 @@ impl Block {
         self.mlp.experts()
     }
     pub fn params(&self) -> impl Iterator<Item = &Param> {
-        let norms = [&self.attention_norm, &self.mlp_norm].into_iter().chain(self.post_norms.iter().flatten());
+        let norms = self.pre_norms.iter().chain(&self.post_norms).flatten();
         norms.chain(self.attention.params()).chain(self.mlp.params())
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
-        let Block { attention_norm, attention, mlp_norm, mlp, post_norms, .. } = self;
-        let norms = [attention_norm, mlp_norm].into_iter().chain(post_norms.iter_mut().flatten());
+        let Block { attention, mlp, pre_norms, post_norms, .. } = self;
+        let norms = pre_norms.iter_mut().chain(post_norms).flatten();
         norms.chain(attention.params_mut()).chain(mlp.params_mut())
     }
+}
+
+/// The stream plus what a branch adds to it.
+fn branch(s: &Spec, N: usize) -> Residual {
+    Residual { P: (N * s.C) as u32, scale: s.residual_scale }
 }

@@ -25,7 +25,9 @@ pub struct Checked {
 /// read, are an error; what they say wrongly is listed in [`Checked::mismatches`].
 pub fn check(folder: &Path) -> Result<Checked> {
     let mut mismatches = Vec::new();
-    let spec = listed(arch::read_spec(folder), &mut mismatches)?;
+    let (spec, faults) = listed(arch::read_spec_and_faults(folder), &mut mismatches)?.unwrap_or_default();
+    let whole = faults.is_empty();
+    mismatches.extend(faults);
     let scheme = listed(quantized::scheme(folder), &mut mismatches)?;
     let tensors = listed(Tensors::open_folder(folder, "model"), &mut mismatches)?;
     let has_tokenizer = ["tokenizer.json", "tokenizer.model"].iter().any(|name| folder.join(name).exists());
@@ -41,6 +43,7 @@ pub fn check(folder: &Path) -> Result<Checked> {
         mismatches.push(Error::content(tokenizer.file(), "", what));
     }
     let folder = folder.to_path_buf();
+    let spec = spec.filter(|_| whole);
     Ok(Checked { folder, spec, scheme: scheme.flatten(), tensors, tokenizer, mismatches })
 }
 
@@ -84,6 +87,12 @@ pub(super) fn first(mismatches: Vec<Error>, folder: &Path) -> Result<()> {
     }
 }
 
+/// Whether a tensor is of a layer after the last, which predicts further tokens and which nothing here reads.
+pub fn ignored(spec: &Spec, tensor: &str) -> bool {
+    let after = spec.layers..spec.layers + spec.ignored_layers;
+    after.into_iter().any(|layer| tensor.starts_with(&spec.names.of(layer, "")))
+}
+
 /// Missing, misshapen, wrongly stored and unexpected tensors.
 pub(super) fn weights(spec: &Spec, scheme: Option<Scheme>, tensors: &Tensors) -> Vec<Error> {
     let mut wrong = Vec::new();
@@ -113,8 +122,30 @@ pub(super) fn weights(spec: &Spec, scheme: Option<Scheme>, tensors: &Tensors) ->
         wrong.push(Error::content(tensors.path().with_file_name("config.json"), "quantization_config", what));
     }
     let head = format!("{}.weight", spec.names.head);
-    let harmless = |name: &str| name.ends_with("rotary_emb.inv_freq") || (spec.head == Head::Tied && name == head);
+    let harmless = |name: &str| {
+        name.ends_with("rotary_emb.inv_freq") || (spec.head == Head::Tied && name == head) || ignored(spec, name)
+    };
     let extra = tensors.names().filter(|name| !known.contains(*name) && !harmless(name));
     wrong.extend(extra.map(|name| Error::content(tensors.path(), name, "the config knows no such tensor")));
     wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_after_the_last_are_ignored_as_far_as_the_config_says() {
+        let text = include_str!("../../tests/golden/deepseek_v3/config.json");
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), text).unwrap();
+        let spec = arch::read_spec(dir.path()).unwrap();
+        assert_eq!((spec.layers, spec.ignored_layers), (2, 1));
+        assert!(ignored(&spec, "model.layers.2.eh_proj.weight"));
+        for name in
+            ["model.layers.1.mlp.gate.weight", "model.layers.20.eh_proj.weight", "model.layers.3.eh_proj.weight"]
+        {
+            assert!(!ignored(&spec, name), "{name}");
+        }
+    }
 }

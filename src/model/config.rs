@@ -45,6 +45,16 @@ impl Keys {
         self.value.get(key).is_some()
     }
 
+    /// Takes a key away, by its path as errors have it (`rope_scaling.factor`), or what it is missing from; whether there was any.
+    pub fn remove(&mut self, path: &str) -> bool {
+        let Some((parents, key)) = path.rsplit_once('.') else {
+            return self.value.as_object_mut().is_some_and(|keys| keys.remove(path).is_some());
+        };
+        let object = parents.split('.').try_fold(&mut self.value, |value, name| value.get_mut(name));
+        let removed = object.and_then(Value::as_object_mut).and_then(|keys| keys.remove(key)).is_some();
+        removed || self.remove(parents)
+    }
+
     /// The object under a key, if there is one.
     pub fn object(&self, key: &str) -> Result<Option<Keys>> {
         match self.get(key) {
@@ -71,6 +81,11 @@ impl Keys {
     pub fn size(&self, key: &str, default: Option<usize>) -> Result<usize> {
         let read = |v: &Value| v.as_u64().map(|x| x as usize).filter(|x| (1..=MAX_SIZE).contains(x));
         self.typed(key, default, "a whole number of at least 1", read)
+    }
+    /// A whole number from 0.
+    pub fn count(&self, key: &str, default: usize) -> Result<usize> {
+        let read = |v: &Value| v.as_u64().map(|x| x as usize).filter(|x| *x <= MAX_SIZE);
+        self.typed(key, Some(default), "a whole number of at least 0", read)
     }
     /// A number above zero.
     pub fn positive(&self, key: &str, default: Option<f64>) -> Result<f64> {
@@ -99,6 +114,12 @@ impl Keys {
             |v: &Value| v.as_array()?.iter().map(number).collect::<Option<Vec<_>>>().filter(|x| x.len() == count);
         self.typed(key, None, &format!("a list of {count} numbers above 0"), read)
     }
+    /// A list of whole numbers from 0; a missing key is an empty one.
+    pub fn counts(&self, key: &str) -> Result<Vec<usize>> {
+        let count = |v: &Value| v.as_u64().map(|x| x as usize);
+        let read = |v: &Value| v.as_array()?.iter().map(count).collect::<Option<Vec<_>>>();
+        self.typed(key, Some(Vec::new()), "a list of whole numbers", read)
+    }
     /// A list of so many texts, if there is one.
     pub fn texts(&self, key: &str, count: usize) -> Result<Option<Vec<String>>> {
         let text = |v: &Value| v.as_str().map(str::to_string);
@@ -107,6 +128,15 @@ impl Keys {
             return Ok(None);
         }
         self.typed(key, None, &format!("a list of {count} texts"), read).map(Some)
+    }
+    /// A list of at least so many truths (true, false, 1, 0), if there is one; more than that are not read.
+    pub fn flags(&self, key: &str, count: usize) -> Result<Option<Vec<bool>>> {
+        let truth = |v: &Value| v.as_bool().or(v.as_u64().filter(|x| *x < 2).map(|x| x == 1));
+        let read = |v: &Value| v.as_array()?.get(..count)?.iter().map(truth).collect::<Option<Vec<_>>>();
+        if self.get(key).is_none() {
+            return Ok(None);
+        }
+        self.typed(key, None, &format!("a list of {count} ones and zeros"), read).map(Some)
     }
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
         self.typed(key, Some(default), "true or false", Value::as_bool)

@@ -1,7 +1,7 @@
 //! The head: hidden states to log-probabilities of labels, and back, in chunks of tokens, so that [N, V] never exists.
 //!
-//! forward   z = softcap(h·Wᵀ) [n, V] in f32,  logp = z[label] − log Σ exp z
-//! backward  dz = coef·(1[label] − softmax z)·softcap′,  dh = dz·W,  dW += dzᵀ·h
+//! forward   z = softcap(scale·h·Wᵀ) [n, V] in f32,  logp = z[label] − log Σ exp z
+//! backward  dz = coef·(1[label] − softmax z)·softcap′,  dh = scale·dz·W,  dW += scale·dzᵀ·h
 use super::param::Param;
 use super::spec::Spec;
 use crate::backend::{Backend, Buf, Scope};
@@ -16,6 +16,8 @@ const CHUNK_BYTES: usize = 128 << 20;
 pub(super) struct HeadScratch {
     V: usize,
     C: usize,
+    /// Of logits.
+    scale: f32,
     softcap: f32,
     /// Tokens of a chunk.
     rows: usize,
@@ -32,14 +34,14 @@ pub(super) struct HeadScratch {
 
 impl HeadScratch {
     pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType, train: bool) -> Result<HeadScratch> {
-        let (V, C, softcap) = (s.V, s.C, s.logit_softcap);
+        let (V, C, scale, softcap) = (s.V, s.C, s.logit_scale, s.logit_softcap);
         let ld = V.next_multiple_of(64);
         let rows = (CHUNK_BYTES / 4 / ld).clamp(1, N);
         let dlogits = if train { Some(scope.alloc(rows * ld, dtype)?) } else { None };
         let n = |dtype| scope.alloc(N, dtype);
         let logits = scope.alloc(rows * ld, DType::F32)?;
         let (logp, lse, coef) = (n(DType::F32)?, n(DType::F32)?, n(DType::F32)?);
-        Ok(HeadScratch { V, C, softcap, rows, ld, logits, dlogits, logp, lse, labels: n(DType::U32)?, coef })
+        Ok(HeadScratch { V, C, scale, softcap, rows, ld, logits, dlogits, logp, lse, labels: n(DType::U32)?, coef })
     }
 
     pub fn bytes(V: usize, N: usize, dtype: DType, train: bool) -> u64 {
@@ -53,7 +55,7 @@ impl HeadScratch {
         (0..N.div_ceil(rows)).map(move |i| (i * rows, rows.min(N - i * rows)))
     }
 
-    /// h·Wᵀ of tokens `first..first + n`; `h` is [N, C].
+    /// scale·h·Wᵀ of tokens `first..first + n`; `h` is [N, C].
     fn logits(&self, b: &dyn Backend, weight: &Buf, h: &Buf, first: usize, n: usize) -> Result<Buf> {
         let (V, C) = (self.V, self.C);
         let mut z = self.logits.view(0, n * self.ld);
@@ -64,7 +66,7 @@ impl HeadScratch {
             ld_out: self.ld as u32,
             ld_a: C as u32,
             ld_b: C as u32,
-            alpha: 1.0,
+            alpha: self.scale,
         };
         b.matmul_nt(&mut z, &h.view(first * C, n * C), weight, &p)?;
         Ok(z)
@@ -127,10 +129,10 @@ impl HeadScratch {
             let mut dz = self.dlogits.as_ref().expect("made for training").view(0, n * self.ld);
             let (coef, lse, labels) = (self.coef.view(first, n), self.lse.view(first, n), self.labels.view(first, n));
             b.logprob_backward(&mut dz, &coef, &lse, &z, &labels, &self.params(n))?;
-            let input = MatMul { I: n as u32, J: c, Q: v, ld_out: c, ld_a: ld, ld_b: c, alpha: 1.0 };
+            let input = MatMul { I: n as u32, J: c, Q: v, ld_out: c, ld_a: ld, ld_b: c, alpha: self.scale };
             b.matmul_nn(&mut dh.view(first * C, n * C), &dz, &weight.value, &input)?;
             if let Some(train) = &mut weight.train {
-                let grad = MatMul { I: v, J: c, Q: n as u32, ld_out: c, ld_a: ld, ld_b: c, alpha: 1.0 };
+                let grad = MatMul { I: v, J: c, Q: n as u32, ld_out: c, ld_a: ld, ld_b: c, alpha: self.scale };
                 b.matmul_tn_add(&mut train.grad, &dz, &h.view(first * C, n * C), &grad)?;
             }
         }

@@ -1,14 +1,14 @@
 //! From a model folder to weights on a device, with what is to be trained made ready.
-use super::attention::Attention;
+use super::attention::{Attention, Qkv};
 use super::block::Block;
 use super::experts::Experts;
+use super::latent::{Latent, Narrow};
 use super::linear::{Linear, Projections, Weight};
 use super::lora::{LoraConfig, Rules};
 use super::mlp::Mlp;
-use super::moe::Moe;
 use super::param::Param;
 use super::quantized::{self, Scheme, Stored};
-use super::spec::{Bias, ExpertFiles, Head, LinearSpec, NormPlace, QkNorm, Sinks, Spec};
+use super::spec::{Bias, ExpertFiles, Head, LinearSpec, MlpKind, NarrowSpec, QkNorm, Sinks, Spec};
 use super::{Model, arch, check, lora};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
@@ -64,7 +64,7 @@ impl LoadOptions {
             return usage(what.into());
         }
         let odd = |linear: &LinearSpec| !(linear.O() * linear.C).is_multiple_of(nf4::BLOCK);
-        if self.load_in_4bit && spec.experts().iter().any(odd) {
+        if self.load_in_4bit && (0..spec.layers).flat_map(|l| spec.experts(l)).any(|linear| odd(&linear)) {
             return usage(format!("load_in_4bit wants experts of a multiple of {} values", nf4::BLOCK));
         }
         if self.dtype.size() == 2 && [spec.C, spec.F, spec.D / 2, spec.A / 2].iter().any(|n| n % 2 == 1) {
@@ -72,6 +72,11 @@ impl LoadOptions {
             return usage(format!(
                 "16-bit dtypes want even sizes and head sizes in fours ({what}): use dtype = \"float32\""
             ));
+        }
+        let rows = spec.latent.as_ref().map_or(Vec::new(), |latent| latent.rows(spec));
+        if let Some(odd) = rows.iter().find(|row| self.dtype.size() == 2 && *row % 2 == 1) {
+            let what = format!("16-bit dtypes want even rows in latent attention, got one of {odd}");
+            return usage(format!("{what}: use dtype = \"float32\""));
         }
         if let Some(moe) = spec.moe.as_ref().filter(|moe| self.dtype.size() == 2 && moe.E % 2 == 1) {
             let what = format!("16-bit dtypes want an even number of experts, got {}", moe.E);
@@ -95,8 +100,7 @@ impl LoadOptions {
             let what = format!("no module is called `{name}`; there are {known:?}");
             return Err(config.error(folder, "modules_to_save", what));
         }
-        let experts = spec.experts();
-        let of_layer = |l: usize| experts.iter().flat_map(move |e| spec.expert_names(l, e.module));
+        let of_layer = |l: usize| spec.experts(l).into_iter().flat_map(move |e| spec.expert_names(l, e.module));
         let mut names = (0..spec.layers).flat_map(of_layer);
         match names.find(|name| config.saves(name)) {
             None => Ok(()),
@@ -120,7 +124,7 @@ impl LoadOptions {
 /// Experts that are one tensor, and their router, are no modules: PEFT has no adapter for them but by `target_parameters`.
 fn stacked_stay(spec: &Spec, rules: &Rules) -> Result<()> {
     let stacked = spec.moe.as_ref().filter(|moe| moe.files == ExpertFiles::Stacked && !rules.all_linear());
-    for module in stacked.into_iter().flat_map(|moe| [moe.router, spec.names.gate, spec.names.up, spec.names.down]) {
+    for module in stacked.into_iter().flat_map(|moe| [moe.router, moe.gate, moe.up, moe.down]) {
         for layer in 0..spec.layers {
             if rules.targets(&spec.names.of(layer, module))? {
                 let what =
@@ -136,8 +140,8 @@ fn stacked_stay(spec: &Spec, rules: &Rules) -> Result<()> {
 fn linear_names(spec: &Spec) -> Vec<String> {
     let stacked = spec.moe.as_ref().is_some_and(|moe| moe.files == ExpertFiles::Stacked);
     let of_layer = |l: usize| {
-        let linears = spec.linears().into_iter().filter(|linear| !(stacked && is_router(spec, linear.module)));
-        let experts = if stacked { Vec::new() } else { spec.experts() };
+        let linears = spec.linears(l).into_iter().filter(|linear| !(stacked && is_router(spec, linear.module)));
+        let experts = if stacked { Vec::new() } else { spec.experts(l) };
         let experts = experts.into_iter().flat_map(move |linear| spec.expert_names(l, linear.module));
         linears.map(move |linear| spec.names.of(l, linear.module)).chain(experts)
     };
@@ -146,8 +150,11 @@ fn linear_names(spec: &Spec) -> Vec<String> {
 
 /// Sizes of what is quantized while it loads: linear layers and experts, but no routers.
 fn sizes(spec: &Spec) -> impl Iterator<Item = usize> {
-    let linears = spec.linears().into_iter().filter(|linear| !is_router(spec, linear.module));
-    linears.chain(spec.experts()).map(|linear| linear.O() * linear.C)
+    let of_layer = |l| {
+        let linears = spec.linears(l).into_iter().filter(|linear| !is_router(spec, linear.module));
+        linears.chain(spec.experts(l)).map(|linear| linear.O() * linear.C)
+    };
+    (0..spec.layers).flat_map(of_layer)
 }
 
 /// Whether this module of a layer chooses experts.
@@ -235,19 +242,10 @@ impl Loader<'_> {
         let (s, n) = (self.spec, &self.spec.names);
         Ok(Block {
             kind: s.kind_of[layer],
-            attention_norm: self.norm(layer, n.attention_norm, s.C)?,
-            mlp_norm: self.norm(layer, n.mlp_norm, s.C)?,
-            post_norms: match s.norm_place {
-                NormPlace::BeforeAndAfter => {
-                    Some([self.norm(layer, n.attention_post_norm, s.C)?, self.norm(layer, n.mlp_post_norm, s.C)?])
-                }
-                NormPlace::Before => None,
-            },
+            pre_norms: self.norms(layer, [n.attention_norm, n.mlp_norm], s.norm_place.before())?,
+            post_norms: self.norms(layer, [n.attention_post_norm, n.mlp_post_norm], s.norm_place.after())?,
             attention: Attention {
-                head_norms: match s.qk_norm {
-                    QkNorm::PerHead => Some([self.norm(layer, n.q_norm, s.D)?, self.norm(layer, n.k_norm, s.D)?]),
-                    QkNorm::Absent => None,
-                },
+                head_norms: self.norms(layer, [n.q_norm, n.k_norm], s.qk_norm != QkNorm::Absent)?,
                 sinks: match s.sinks {
                     Sinks::PerHead => {
                         let name = n.of(layer, n.sinks);
@@ -255,7 +253,7 @@ impl Loader<'_> {
                     }
                     Sinks::Absent => None,
                 },
-                qkv: self.projections(layer, s.qkv())?,
+                qkv: self.qkv(layer)?,
                 o: self.linear(layer, s.o())?,
             },
             mlp: self.mlp(layer)?,
@@ -264,23 +262,45 @@ impl Loader<'_> {
 
     fn mlp(&mut self, layer: usize) -> Result<Mlp> {
         let s = self.spec;
-        let Some(router) = s.router() else {
-            return Ok(Mlp::Dense {
-                gate_up: self.projections(layer, s.gate_up())?,
-                down: Box::new(self.linear(layer, s.down())?),
-            });
-        };
-        let gate_up = s.gate_up().into_iter().map(|module| self.experts(layer, module)).collect::<Result<_>>()?;
-        Ok(Mlp::Moe(Box::new(Moe {
-            router: self.linear(layer, router)?,
-            gate_up,
-            down: self.experts(layer, s.down())?,
+        match s.mlp(layer) {
+            MlpKind::Dense => self.dense(layer, s.gate_up(), s.down()),
+            MlpKind::Moe => self.moe(layer).map(|moe| Mlp::Moe(Box::new(moe))),
+        }
+    }
+
+    fn dense(&mut self, layer: usize, gate_up: Vec<LinearSpec>, down: LinearSpec) -> Result<Mlp> {
+        let gate_up = self.projections(layer, gate_up)?;
+        Ok(Mlp::Dense { gate_up, down: Box::new(self.linear(layer, down)?) })
+    }
+
+    /// Two norms, if they are there; their lengths are as the spec has them.
+    fn norms(&self, layer: usize, modules: [&str; 2], there: bool) -> Result<Option<[Param; 2]>> {
+        if !there {
+            return Ok(None);
+        }
+        Ok(Some([self.norm(layer, modules[0])?, self.norm(layer, modules[1])?]))
+    }
+
+    fn norm(&self, layer: usize, module: &str) -> Result<Param> {
+        let len = self.spec.norms().iter().find(|(name, _)| *name == module).map(|(_, len)| *len);
+        let len = len.ok_or_else(|| Error::Bug(format!("the spec has no norm `{module}`")))?;
+        let name = format!("{}.weight", self.spec.names.of(layer, module));
+        self.param(&name, &name, &[len], self.options.full())
+    }
+
+    fn qkv(&mut self, layer: usize) -> Result<Qkv> {
+        let s = self.spec;
+        let Some(latent) = &s.latent else { return self.projections(layer, s.qkv()).map(Qkv::Projections) };
+        Ok(Qkv::Latent(Box::new(Latent {
+            q_a: latent.q_a(s).map(|narrow| self.narrow(layer, narrow)).transpose()?,
+            q_b: self.linear(layer, latent.q_b(s))?,
+            kv_a: self.narrow(layer, latent.kv_a(s))?,
+            kv_b: self.linear(layer, latent.kv_b(s))?,
         })))
     }
 
-    fn norm(&self, layer: usize, module: &str, len: usize) -> Result<Param> {
-        let name = format!("{}.weight", self.spec.names.of(layer, module));
-        self.param(&name, &name, &[len], self.options.full())
+    fn narrow(&mut self, layer: usize, narrow: NarrowSpec) -> Result<Narrow> {
+        Ok(Narrow { norm: self.norm(layer, narrow.norm)?, down: self.linear(layer, narrow.down)? })
     }
 
     fn projections(&mut self, layer: usize, modules: Vec<LinearSpec>) -> Result<Projections> {

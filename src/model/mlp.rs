@@ -9,7 +9,7 @@ use super::experts::Experts;
 use super::linear::{Linear, LinearScratch, Projections};
 use super::moe::{self, Moe};
 use super::param::Param;
-use super::spec::Spec;
+use super::spec::{MlpKind, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -20,33 +20,39 @@ pub enum Mlp {
     Moe(Box<Moe>),
 }
 
-/// What the backward wants of the forward, besides n2.
-pub enum Saved {
-    Dense { gate: Buf, up: Buf },
-    Moe(moe::Saved),
+/// What the backward wants of the forward, besides n2; of layers of each kind.
+pub struct Saved {
+    dense: Option<Dense>,
+    moe: Option<moe::Saved>,
+}
+
+struct Dense {
+    gate: Buf,
+    up: Buf,
 }
 
 /// What the MLPs of all layers share while they run.
-pub enum Scratch {
+pub struct Scratch {
     /// [N, F]: the hidden state and its gradient.
-    Dense(Buf),
-    Moe(Box<moe::Scratch>),
+    dense: Option<Buf>,
+    moe: Option<Box<moe::Scratch>>,
 }
 
 impl Saved {
-    pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType) -> Result<Saved> {
+    pub fn new(scope: &Scope, s: &Spec, kinds: &[MlpKind], N: usize, dtype: DType) -> Result<Saved> {
         let buf = || scope.alloc(N * s.F, dtype);
-        Ok(match &s.moe {
-            Some(moe) => Saved::Moe(moe::Saved::new(scope, s, moe, N, dtype)?),
-            None => Saved::Dense { gate: buf()?, up: buf()? },
-        })
+        let dense = || Ok(Dense { gate: buf()?, up: buf()? });
+        let dense = kinds.contains(&MlpKind::Dense).then(dense).transpose()?;
+        let moe = s.moe.as_ref().filter(|_| kinds.contains(&MlpKind::Moe));
+        Ok(Saved { dense, moe: moe.map(|moe| moe::Saved::new(scope, s, moe, N, dtype)).transpose()? })
     }
     /// Bytes of one for N tokens.
-    pub fn bytes(s: &Spec, N: usize, dtype: DType) -> u64 {
-        match &s.moe {
-            Some(moe) => moe::Saved::bytes(s, moe, N, dtype),
-            None => (2 * N * s.F * dtype.size()) as u64,
-        }
+    pub fn bytes(s: &Spec, kinds: &[MlpKind], N: usize, dtype: DType) -> u64 {
+        let of = |kind: &MlpKind| match (kind, &s.moe) {
+            (MlpKind::Moe, Some(moe)) => moe::Saved::bytes(moe, N, dtype),
+            _ => (2 * N * s.F * dtype.size()) as u64,
+        };
+        kinds.iter().map(of).sum()
     }
 }
 
@@ -60,21 +66,23 @@ impl Scratch {
         dtype: DType,
         train: bool,
     ) -> Result<Scratch> {
-        Ok(match &s.moe {
-            Some(moe) => Scratch::Moe(Box::new(moe::Scratch::new(scope, s, moe, experts, N, dtype, train)?)),
-            None => Scratch::Dense(scope.alloc(N * s.F, dtype)?),
-        })
+        let kinds = s.mlps();
+        let dense = kinds.contains(&MlpKind::Dense).then(|| scope.alloc(N * s.F, dtype)).transpose()?;
+        let moe = s.moe.as_ref().filter(|_| kinds.contains(&MlpKind::Moe));
+        let moe = moe.map(|moe| moe::Scratch::new(scope, s, moe, experts, N, dtype, train).map(Box::new));
+        Ok(Scratch { dense, moe: moe.transpose()? })
     }
     /// What the experts share.
     pub fn experts(&mut self) -> Option<&mut LinearScratch> {
-        if let Scratch::Moe(moe) = self { Some(&mut moe.linear) } else { None }
+        self.moe.as_mut().map(|moe| &mut moe.linear)
     }
     /// Bytes of one for N tokens, adapters and dequantized weights not counted.
     pub fn bytes(s: &Spec, N: usize, dtype: DType, train: bool) -> u64 {
-        match &s.moe {
-            Some(moe) => moe::Scratch::bytes(s, moe, N, dtype, train),
-            None => (N * s.F * dtype.size()) as u64,
-        }
+        let of = |kind: MlpKind| match (kind, &s.moe) {
+            (MlpKind::Moe, Some(moe)) => moe::Scratch::bytes(s, moe, N, dtype, train),
+            _ => (N * s.F * dtype.size()) as u64,
+        };
+        s.mlps().into_iter().map(of).sum()
     }
 }
 
@@ -90,10 +98,12 @@ impl Mlp {
         N: usize,
     ) -> Result<()> {
         match (self, saved, t) {
-            (Mlp::Dense { gate_up, .. }, Saved::Dense { gate, up }, _) => {
+            (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate, up }), .. }, _) => {
                 gate_up.forward(b, linear, &mut [gate, up], n2, N)
             }
-            (Mlp::Moe(moe), Saved::Moe(saved), Scratch::Moe(t)) => moe.forward_saved(b, s, saved, (t, linear), n2, N),
+            (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {
+                moe.forward_saved(b, s, saved, (t, linear), n2, N)
+            }
             _ => unreachable!("all three are of one spec"),
         }
     }
@@ -109,11 +119,17 @@ impl Mlp {
         N: usize,
     ) -> Result<()> {
         match (self, saved, t) {
-            (Mlp::Dense { down, .. }, Saved::Dense { gate, up }, Scratch::Dense(h)) => {
-                b.swiglu_forward(h, gate, up, &swiglu_params(s, N))?;
+            (
+                Mlp::Dense { down, .. },
+                Saved { dense: Some(Dense { gate, up }), .. },
+                Scratch { dense: Some(h), .. },
+            ) => {
+                b.swiglu_forward(h, gate, up, &swiglu_params(s, N, down.C))?;
                 down.forward(b, linear, &mut [out], h, N)
             }
-            (Mlp::Moe(moe), Saved::Moe(saved), Scratch::Moe(t)) => moe.output(b, s, saved, t, out, N),
+            (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {
+                moe.output(b, s, saved, (t, linear), out, N)
+            }
             _ => unreachable!("all three are of one spec"),
         }
     }
@@ -129,12 +145,18 @@ impl Mlp {
         N: usize,
     ) -> Result<()> {
         match (self, saved, t) {
-            (Mlp::Dense { down, .. }, Saved::Dense { gate, up }, Scratch::Dense(h)) => {
+            (
+                Mlp::Dense { down, .. },
+                Saved { dense: Some(Dense { gate, up }), .. },
+                Scratch { dense: Some(h), .. },
+            ) => {
                 down.backward_input(b, linear, h, &[dout], N, false)?;
-                b.swiglu_backward(h, gate, up, &swiglu_params(s, N))?;
+                b.swiglu_backward(h, gate, up, &swiglu_params(s, N, down.C))?;
                 down.backward_weight(b, linear, &[dout], h, N)
             }
-            (Mlp::Moe(moe), Saved::Moe(saved), Scratch::Moe(t)) => moe.backward_output(b, s, saved, t, dout, N),
+            (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {
+                moe.backward_output(b, s, saved, (t, linear), dout, N)
+            }
             _ => unreachable!("all three are of one spec"),
         }
     }
@@ -151,43 +173,51 @@ impl Mlp {
         N: usize,
     ) -> Result<()> {
         match (self, saved, t) {
-            (Mlp::Dense { gate_up, .. }, Saved::Dense { gate, up }, _) => {
+            (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate, up }), .. }, _) => {
                 gate_up.backward(b, linear, dn, &[gate, up], n2, N)
             }
-            (Mlp::Moe(moe), Saved::Moe(saved), Scratch::Moe(t)) => moe.backward(b, s, saved, (t, linear), dn, n2, N),
+            (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {
+                moe.backward(b, s, saved, (t, linear), dn, n2, N)
+            }
             _ => unreachable!("all three are of one spec"),
         }
     }
 
     /// But for those of experts.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let (many, one) = match self {
-            Mlp::Dense { gate_up, down } => (gate_up.0.as_slice(), &**down),
-            Mlp::Moe(moe) => ([].as_slice(), &moe.router),
+        let all: Vec<&Linear> = match self {
+            Mlp::Dense { gate_up, down } => gate_up.0.iter().chain([&**down]).collect(),
+            Mlp::Moe(moe) => {
+                [&moe.router].into_iter().chain(moe.shared.iter().flat_map(|shared| shared.linears())).collect()
+            }
         };
-        many.iter().chain([one])
+        all.into_iter()
     }
     pub fn experts(&self) -> impl Iterator<Item = &Experts> {
         let moe = if let Mlp::Moe(moe) = self { Some(moe) } else { None };
         moe.into_iter().flat_map(|moe| moe.gate_up.iter().chain([&moe.down]))
     }
     pub fn params(&self) -> impl Iterator<Item = &Param> {
-        self.linears().chain(self.experts().map(|experts| &experts.stack)).flat_map(Linear::params)
+        let bias = if let Mlp::Moe(moe) = self { moe.bias.as_ref() } else { None };
+        let linears = self.linears().chain(self.experts().map(|experts| &experts.stack));
+        linears.flat_map(Linear::params).chain(bias)
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
-        let all: Vec<&mut Linear> = match self {
-            Mlp::Dense { gate_up, down } => gate_up.0.iter_mut().chain([&mut **down]).collect(),
+        let (linears, bias): (Vec<&mut Linear>, _) = match self {
+            Mlp::Dense { gate_up, down } => (gate_up.0.iter_mut().chain([&mut **down]).collect(), None),
             Mlp::Moe(moe) => {
-                let Moe { router, gate_up, down } = &mut **moe;
+                let Moe { router, bias, gate_up, down, shared } = &mut **moe;
+                let shared = shared.iter_mut().flat_map(|shared| shared.linears_mut());
                 let experts = gate_up.iter_mut().chain([down]).map(|experts| &mut experts.stack);
-                [router].into_iter().chain(experts).collect()
+                ([router].into_iter().chain(shared).chain(experts).collect(), bias.as_mut())
             }
         };
-        all.into_iter().flat_map(Linear::params_mut)
+        linears.into_iter().flat_map(Linear::params_mut).chain(bias)
     }
 }
 
-fn swiglu_params(s: &Spec, N: usize) -> SwiGlu {
+fn swiglu_params(s: &Spec, N: usize, F: usize) -> SwiGlu {
     let (slope, cubic) = s.activation.coefficients();
-    SwiGlu { N: N as u32, F: s.F as u32, ld_gate: s.F as u32, ld_up: s.F as u32, slope, cubic }
+    let [N, F] = [N, F].map(|x| x as u32);
+    SwiGlu { N, F, ld_gate: F, ld_up: F, slope, cubic }
 }

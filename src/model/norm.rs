@@ -1,6 +1,6 @@
-//! RMSNorm on rows of a model: of the residual stream, or of each head.
+//! RMSNorm on rows of a model: of the residual stream, or of the heads of q and k.
 use super::param::{Param, Train};
-use super::spec::Spec;
+use super::spec::{NormWeight, Spec};
 use crate::backend::{Backend, Buf};
 use crate::error::Result;
 use crate::ops::rmsnorm::RmsNorm;
@@ -13,9 +13,14 @@ impl Norm {
     pub fn rows(s: &Spec, N: usize) -> Norm {
         Norm(RmsNorm { N: N as u32, C: s.C as u32, eps: s.eps, shift: s.norm_weight.shift() })
     }
-    /// Of each head of [N, heads·D].
+    /// Of [N, C] of any length.
+    pub fn of(N: usize, C: usize, eps: f32, weight: NormWeight) -> Norm {
+        Norm(RmsNorm { N: N as u32, C: C as u32, eps, shift: weight.shift() })
+    }
+    /// Of the heads [N, heads·D] of q or k.
     pub fn heads(s: &Spec, N: usize, heads: usize) -> Norm {
-        Norm(RmsNorm { N: (N * heads) as u32, C: s.D as u32, eps: s.eps, shift: s.norm_weight.shift() })
+        let (rows, length) = s.qk_norm.shape(N, heads, s.D);
+        Norm(RmsNorm { N: rows as u32, C: length as u32, eps: s.eps, shift: s.norm_weight.shift() })
     }
 
     pub fn forward(&self, b: &dyn Backend, out: &mut Buf, rstd: &mut Buf, inp: &Buf, norm: &Param) -> Result<()> {

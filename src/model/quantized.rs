@@ -54,17 +54,17 @@ const MAX_STATE: usize = 4096;
 /// What `quantization_config` of a model folder says; `None`: its weights are floats.
 pub fn scheme(folder: &Path) -> Result<Option<Scheme>> {
     let file = if folder.is_dir() { folder.join("config.json") } else { folder.to_path_buf() };
-    let Some(keys) = Keys::read(&file)?.object("quantization_config")? else { return Ok(None) };
+    let all = Keys::read(&file)?;
+    if all.get("compression_config").is_some() {
+        return all.wrong("compression_config", other_method("compressed-tensors"));
+    }
+    let Some(keys) = all.object("quantization_config")? else { return Ok(None) };
     let method = keys.text("quant_method", Some("bitsandbytes"))?;
     if method == "mxfp4" {
         return Ok(Some(Scheme::Mxfp4));
     }
     if method != "bitsandbytes" {
-        let what = format!(
-            "`{method}` checkpoints are not supported: take the unquantized model (load_in_4bit = true quantizes it \
-             while it loads), or one in bitsandbytes' 4 or 8 bits"
-        );
-        return keys.wrong("quant_method", what);
+        return keys.wrong("quant_method", other_method(&method));
     }
     let (four, eight) = (keys.flag("load_in_4bit", false)?, keys.flag("load_in_8bit", false)?);
     match (four, eight) {
@@ -80,6 +80,13 @@ pub fn scheme(folder: &Path) -> Result<Option<Scheme>> {
         (false, false) => Ok(None),
         (true, true) => keys.wrong("load_in_4bit", "load_in_4bit and load_in_8bit exclude each other"),
     }
+}
+
+fn other_method(method: &str) -> String {
+    format!(
+        "`{method}` checkpoints are not supported: take the unquantized model (load_in_4bit = true quantizes it while it \
+         loads), or one in bitsandbytes' 4 or 8 bits"
+    )
 }
 
 fn other_kind(kind: &str) -> String {

@@ -4,9 +4,9 @@ use super::batch::{Inputs, Tokens};
 use super::block::{BlockScratch, Cache, Saved};
 use super::head::HeadScratch;
 use super::linear::LinearScratch;
-use super::mlp;
 use super::norm::Norm;
 use super::spec::Spec;
+use super::{attention, mlp};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -29,9 +29,13 @@ impl Plan {
         let train = self != Plan::Inference;
         let streams = if train { s.layers + 3 } else { 3 };
         let mlp = mlp::Scratch::bytes(s, N, dtype, train);
-        let scratch = N * (s.C + if train { (2 * s.H + 2 * s.K) * s.D } else { 0 }) * dtype.size();
-        let saved = Saved::bytes(s, N, dtype) * if self == Plan::Keep { s.layers as u64 } else { 1 };
-        (N * s.C * dtype.size() * streams + scratch) as u64 + mlp + saved + HeadScratch::bytes(s.V, N, dtype, train)
+        let scratch = (N * s.C * dtype.size()) as u64 + attention::Scratch::bytes(s, N, dtype, train);
+        let saved = match self {
+            Plan::Keep => (0..s.layers).map(|l| Saved::bytes(s, &[s.mlp(l)], N, dtype)).sum(),
+            Plan::Recompute | Plan::Inference => Saved::bytes(s, &s.mlps(), N, dtype),
+        };
+        let head = HeadScratch::bytes(s.V, N, dtype, train);
+        (N * s.C * dtype.size() * streams) as u64 + scratch + mlp + saved + head
     }
 }
 
@@ -64,14 +68,17 @@ impl<'b> Session<'b> {
         let M = N * s.moe.as_ref().map_or(0, |moe| moe.S);
         let experts = LinearScratch::new(&scope, model.experts().map(|e| &e.stack), M, dtype)?;
         let streams = if train { s.layers + 1 } else { 2 };
-        let kept = if plan == Plan::Keep { s.layers } else { 1 };
+        let kept = match plan {
+            Plan::Keep => (0..s.layers).map(|l| vec![s.mlp(l)]).collect(),
+            Plan::Recompute | Plan::Inference => vec![s.mlps()],
+        };
         Ok(Session {
             b,
             plan,
             N,
             inputs: Inputs::new(&scope, s, N, positions)?,
             x: (0..streams).map(|_| stream()).collect::<Result<_>>()?,
-            saved: (0..kept).map(|_| Saved::new(&scope, s, N, dtype)).collect::<Result<_>>()?,
+            saved: kept.iter().map(|mlps| Saved::new(&scope, s, mlps, N, dtype)).collect::<Result<_>>()?,
             scratch: BlockScratch::new(&scope, s, (linear, experts), N, dtype, train)?,
             h: stream()?,
             rstd: scope.alloc(N, DType::F32)?,

@@ -1,6 +1,9 @@
 //! A decoder as data: what an architecture's config says, in terms the layers understand.
 use super::rope::{Reach, Rope};
 
+mod latent;
+pub use latent::{LatentNames, LatentSpec, NarrowSpec};
+
 /// Sizes and mechanisms of a decoder. Letters are the dims of the op table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
@@ -15,10 +18,11 @@ pub struct Spec {
     pub H: usize,
     /// num_key_value_heads
     pub K: usize,
-    /// head_dim
+    /// head_dim; of latent attention the larger of q's and v's, even.
     pub D: usize,
     /// Channels of a head that RoPE turns: head_dim·partial_rotary_factor.
     pub A: usize,
+    pub rope_pairs: RopePairs,
     /// vocab_size
     pub V: usize,
     /// rms_norm_eps
@@ -32,8 +36,14 @@ pub struct Spec {
     pub o_bias: Bias,
     /// gate, up, down have a bias.
     pub mlp_bias: Bias,
-    /// Mixtures of experts in the place of MLPs; F is then an expert's.
+    /// q, k and v come out of narrow rows; K is then H.
+    pub latent: Option<LatentSpec>,
+    /// Mixtures of experts in the place of MLPs.
     pub moe: Option<MoeSpec>,
+    /// The layers that have an MLP all the same.
+    pub dense_layers: Vec<usize>,
+    /// Layers after the last, which checkpoints may hold and nothing here reads: they predict further tokens.
+    pub ignored_layers: usize,
     pub norm_weight: NormWeight,
     pub norm_place: NormPlace,
     pub qk_norm: QkNorm,
@@ -43,6 +53,10 @@ pub struct Spec {
     pub attention_scale: f32,
     /// The embedding's output is multiplied by it, rounded to the model's dtype.
     pub embed_scale: f32,
+    /// What attention and MLP add to the residual stream is multiplied by it.
+    pub residual_scale: f32,
+    /// Logits are multiplied by it, before the cap.
+    pub logit_scale: f32,
     /// Scores and logits stay within ± it; 0: no cap.
     pub attention_softcap: f32,
     pub logit_softcap: f32,
@@ -58,7 +72,17 @@ pub struct Spec {
 pub struct LayerKind {
     /// A token sees so many tokens back, itself included; `None`: all.
     pub window: Option<usize>,
-    pub rope: Rope,
+    /// `None`: no positions.
+    pub rope: Option<Rope>,
+}
+
+/// Which two channels of a head RoPE turns together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairs {
+    /// d and d + A/2.
+    Halves,
+    /// 2d and 2d + 1.
+    Interleaved,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,13 +113,34 @@ pub enum NormPlace {
     Before,
     /// And on their output, before it is added to the residual stream.
     BeforeAndAfter,
+    /// On their output alone.
+    After,
 }
 
-/// A norm of each head's q and k, before RoPE.
+impl NormPlace {
+    pub fn before(self) -> bool {
+        self != NormPlace::After
+    }
+    pub fn after(self) -> bool {
+        self != NormPlace::Before
+    }
+}
+
+/// A norm of q and of k, before RoPE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkNorm {
     Absent,
+    /// Each head by itself, all with one weight [D].
     PerHead,
+    /// All heads as one row.
+    Whole,
+}
+
+impl QkNorm {
+    /// (rows, length of a row) of a norm of N tokens' `heads`.
+    pub fn shape(self, N: usize, heads: usize, D: usize) -> (usize, usize) {
+        if self == QkNorm::Whole { (N, heads * D) } else { (N * heads, D) }
+    }
 }
 
 /// A learned score of each head that takes its share of the softmax and gives no value.
@@ -124,19 +169,35 @@ impl Activation {
     }
 }
 
+/// What follows attention in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MlpKind {
+    Dense,
+    Moe,
+}
+
 /// Which experts there are and how a token chooses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MoeSpec {
     /// Experts.
     pub E: usize,
+    /// Hidden channels of one.
+    pub F: usize,
     /// Experts of a token (num_experts_per_tok).
     pub S: usize,
+    pub scores: Scores,
     pub weights: RouterWeights,
     /// The router's module within the layer; its weight is [E, C].
     pub router: &'static str,
     pub router_bias: Bias,
     pub unit: GatedUnit,
     pub files: ExpertFiles,
+    /// Modules of the experts, where `{}` is the expert's number.
+    pub gate: &'static str,
+    pub up: &'static str,
+    pub down: &'static str,
+    /// An MLP that every token goes through, besides.
+    pub shared: Option<SharedSpec>,
 }
 
 /// What an expert makes of gate and up.
@@ -149,7 +210,7 @@ pub enum GatedUnit {
     Clamped { alpha: f32, limit: f32 },
 }
 
-/// How files hold the experts, whose modules are gate, up and down of the [`Names`].
+/// How files hold the experts, as modules or without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpertFiles {
     /// A module each, `<module>.weight` [O, C], where `{}` is the expert's number.
@@ -158,7 +219,42 @@ pub enum ExpertFiles {
     Stacked,
 }
 
-/// What the chosen experts count: their probabilities among all.
+/// What a token's choice goes by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scores {
+    Softmax,
+    /// Sigmoids, and with a bias only for the choice: the best experts of the `kept` best of `groups` groups.
+    Sigmoid {
+        groups: usize,
+        kept: usize,
+        /// What the weights are multiplied by.
+        scale: f32,
+        /// The bias's name within the layer, a frozen f32 [E].
+        bias: &'static str,
+    },
+}
+
+/// What the output of shared experts is multiplied by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weighed {
+    Plain,
+    /// σ of this module's one output.
+    Sigmoid {
+        by: &'static str,
+    },
+}
+
+/// The experts that all tokens share, as one gated MLP.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedSpec {
+    pub F: usize,
+    pub weighed: Weighed,
+    pub gate: &'static str,
+    pub up: &'static str,
+    pub down: &'static str,
+}
+
+/// What the chosen experts count: their scores among all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouterWeights {
     Plain,
@@ -184,15 +280,16 @@ pub struct Names {
     pub layer: &'static str,
     pub final_norm: &'static str,
     pub head: &'static str,
+    /// Norms of inputs; not read with [`NormPlace::After`].
     pub attention_norm: &'static str,
-    /// Norms of outputs; read with [`NormPlace::BeforeAndAfter`] only.
-    pub attention_post_norm: &'static str,
     pub mlp_norm: &'static str,
+    /// Norms of outputs; not read with [`NormPlace::Before`].
+    pub attention_post_norm: &'static str,
     pub mlp_post_norm: &'static str,
     pub q: &'static str,
     pub k: &'static str,
     pub v: &'static str,
-    /// Read with [`QkNorm::PerHead`] only.
+    /// Not read with [`QkNorm::Absent`].
     pub q_norm: &'static str,
     pub k_norm: &'static str,
     /// A weight's own name; read with [`Sinks::PerHead`] only.
@@ -245,24 +342,47 @@ fn fused(projections: &[(&'static str, usize)], C: usize, bias: Bias) -> Vec<Lin
 impl Spec {
     /// Whether a sequence of T tokens is the first to be too long for the angles of shorter ones.
     pub fn rope_turns_at(&self, T: usize) -> bool {
-        self.kinds
-            .iter()
-            .any(|kind| T > 0 && kind.rope.reach(T) == Reach::Long && kind.rope.reach(T - 1) != Reach::Long)
+        let long = |rope: &Rope, T| rope.reach(T) == Reach::Long;
+        T > 0 && self.kinds.iter().filter_map(|kind| kind.rope.as_ref()).any(|rope| long(rope, T) && !long(rope, T - 1))
     }
-    /// The modules that make q, k and v: three, or one.
+    /// What follows attention in a layer.
+    pub fn mlp(&self, layer: usize) -> MlpKind {
+        if self.moe.is_some() && !self.dense_layers.contains(&layer) { MlpKind::Moe } else { MlpKind::Dense }
+    }
+    /// What follows attention in any layer.
+    pub fn mlps(&self) -> Vec<MlpKind> {
+        let all = [MlpKind::Dense, MlpKind::Moe];
+        all.into_iter().filter(|kind| (0..self.layers).any(|l| self.mlp(l) == *kind)).collect()
+    }
+    /// The modules that make q, k and v: three, or one. Not of latent attention.
     pub fn qkv(&self) -> Vec<LinearSpec> {
         let (n, kv) = (&self.names, self.K * self.D);
         fused(&[(n.q, self.H * self.D), (n.k, kv), (n.v, kv)], self.C, self.qkv_bias)
     }
     pub fn o(&self) -> LinearSpec {
-        LinearSpec { module: self.names.o, parts: vec![self.C], C: self.H * self.D, bias: self.o_bias }
+        let values = self.latent.as_ref().map_or(self.D, |latent| latent.Y);
+        LinearSpec { module: self.names.o, parts: vec![self.C], C: self.H * values, bias: self.o_bias }
     }
-    /// The modules that make gate and up: two, or one. Of an expert where there are experts.
+    /// The modules that make gate and up: two, or one.
     pub fn gate_up(&self) -> Vec<LinearSpec> {
-        fused(&[(self.names.gate, self.F), (self.names.up, self.F)], self.C, self.mlp_bias)
+        self.gated([self.names.gate, self.names.up], self.F, self.mlp_bias)
     }
     pub fn down(&self) -> LinearSpec {
         LinearSpec { module: self.names.down, parts: vec![self.C], C: self.F, bias: self.mlp_bias }
+    }
+    fn gated(&self, [gate, up]: [&'static str; 2], F: usize, bias: Bias) -> Vec<LinearSpec> {
+        fused(&[(gate, F), (up, F)], self.C, bias)
+    }
+    /// Gate and up, down, and what weighs them, of what all tokens share beside the experts, if there is such.
+    pub fn shared(&self) -> Option<(Vec<LinearSpec>, LinearSpec, Option<LinearSpec>)> {
+        let shared = self.moe.as_ref()?.shared.as_ref()?;
+        let linear = |module, O, C| LinearSpec { module, parts: vec![O], C, bias: Bias::Absent };
+        let weigh = match shared.weighed {
+            Weighed::Plain => None,
+            Weighed::Sigmoid { by } => Some(linear(by, 1, self.C)),
+        };
+        let gate_up = self.gated([shared.gate, shared.up], shared.F, Bias::Absent);
+        Some((gate_up, linear(shared.down, self.C, shared.F), weigh))
     }
     /// What chooses experts, if there are any.
     pub fn router(&self) -> Option<LinearSpec> {
@@ -270,17 +390,29 @@ impl Spec {
             |moe: &MoeSpec| LinearSpec { module: moe.router, parts: vec![moe.E], C: self.C, bias: moe.router_bias };
         self.moe.as_ref().map(linear)
     }
-    /// The linear modules of a block, those of experts not counted.
-    pub fn linears(&self) -> Vec<LinearSpec> {
-        let mlp = match self.router() {
-            Some(router) => vec![router],
-            None => [self.gate_up(), vec![self.down()]].concat(),
+    /// The linear modules of a layer, those of experts not counted.
+    pub fn linears(&self, layer: usize) -> Vec<LinearSpec> {
+        let attention = self.latent.as_ref().map_or_else(|| self.qkv(), |latent| latent.linears(self));
+        let mlp = match self.mlp(layer) {
+            MlpKind::Dense => [self.gate_up(), vec![self.down()]].concat(),
+            MlpKind::Moe => {
+                let all =
+                    |(gate_up, down, weigh): (Vec<_>, _, Option<_>)| gate_up.into_iter().chain([down]).chain(weigh);
+                self.router().into_iter().chain(self.shared().into_iter().flat_map(all)).collect()
+            }
         };
-        [self.qkv(), vec![self.o()], mlp].concat()
+        [attention, vec![self.o()], mlp].concat()
     }
-    /// Gate, up and down of the experts, those of one name together; none where there are no experts.
-    pub fn experts(&self) -> Vec<LinearSpec> {
-        if self.moe.is_some() { [self.gate_up(), vec![self.down()]].concat() } else { Vec::new() }
+    /// Gate and up, those of one name together, and down of an expert, if there are experts.
+    pub fn expert(&self) -> Option<(Vec<LinearSpec>, LinearSpec)> {
+        let moe = self.moe.as_ref()?;
+        let down = LinearSpec { module: moe.down, parts: vec![self.C], C: moe.F, bias: self.mlp_bias };
+        Some((self.gated([moe.gate, moe.up], moe.F, self.mlp_bias), down))
+    }
+    /// Both of a layer's experts; none where it has none.
+    pub fn experts(&self, layer: usize) -> Vec<LinearSpec> {
+        let experts = self.expert().filter(|_| self.mlp(layer) == MlpKind::Moe);
+        experts.map_or(Vec::new(), |(gate_up, down)| [gate_up, vec![down]].concat())
     }
     /// A module of a layer's experts, for all of them: `model.layers.0.mlp.experts.3.gate_proj`. Where they are stacked, E times
     /// the stack's name.
@@ -288,17 +420,29 @@ impl Spec {
         let E = self.moe.as_ref().map_or(0, |moe| moe.E);
         (0..E).map(|e| self.names.of(layer, &module.replace("{}", &e.to_string()))).collect()
     }
+    /// The bias of a layer's choice among experts, if it has one: its name within the layer.
+    pub fn choice_bias(&self, layer: usize) -> Option<&'static str> {
+        match self.moe.as_ref().filter(|_| self.mlp(layer) == MlpKind::Moe)?.scores {
+            Scores::Sigmoid { bias, .. } => Some(bias),
+            Scores::Softmax => None,
+        }
+    }
 
     /// The norms of a block: name within the layer and length.
     pub fn norms(&self) -> Vec<(&'static str, usize)> {
         let (n, C) = (&self.names, self.C);
-        let mut all = vec![(n.attention_norm, C), (n.mlp_norm, C)];
-        if self.norm_place == NormPlace::BeforeAndAfter {
+        let mut all = Vec::new();
+        if self.norm_place.before() {
+            all.extend([(n.attention_norm, C), (n.mlp_norm, C)]);
+        }
+        if self.norm_place.after() {
             all.extend([(n.attention_post_norm, C), (n.mlp_post_norm, C)]);
         }
-        if self.qk_norm == QkNorm::PerHead {
-            all.extend([(n.q_norm, self.D), (n.k_norm, self.D)]);
+        if self.qk_norm != QkNorm::Absent {
+            let length = |heads| self.qk_norm.shape(1, heads, self.D).1;
+            all.extend([(n.q_norm, length(self.H)), (n.k_norm, length(self.K))]);
         }
+        all.extend(self.latent.iter().flat_map(|latent| latent.norms(self)));
         all
     }
 
@@ -314,14 +458,17 @@ impl Spec {
             if self.sinks == Sinks::PerHead {
                 all.push(WeightSpec { name: self.names.of(l, self.names.sinks), shape: vec![self.H] });
             }
-            for linear in self.linears() {
+            for linear in self.linears(l) {
                 let module = self.names.of(l, linear.module);
                 all.push(weight(module.clone(), &[linear.O(), linear.C]));
                 if linear.bias == Bias::Present {
                     all.push(WeightSpec { name: format!("{module}.bias"), shape: vec![linear.O()] });
                 }
             }
-            all.extend(self.experts().iter().flat_map(|linear| self.expert_weights(l, linear)));
+            let E = self.moe.as_ref().map_or(0, |moe| moe.E);
+            let bias = self.choice_bias(l).map(|bias| WeightSpec { name: self.names.of(l, bias), shape: vec![E] });
+            all.extend(bias);
+            all.extend(self.experts(l).iter().flat_map(|linear| self.expert_weights(l, linear)));
         }
         all.push(weight(self.names.final_norm.into(), &[self.C]));
         if self.head == Head::Own {

@@ -19,8 +19,10 @@ pub mod embedding;
 pub mod expert_bias;
 pub mod fill;
 pub mod gradnorm;
+pub mod group_router;
 pub mod grouped;
 pub mod int8;
+pub mod latent;
 pub mod logprob;
 pub mod matmul;
 pub mod mxfp4;
@@ -44,6 +46,8 @@ pub const DIMS: &[(&str, &str)] = &[
     ("K", "kv heads"),
     ("D", "head size"),
     ("A", "channels of a head that RoPE turns"),
+    ("U", "channels of a latent head that RoPE leaves alone"),
+    ("Y", "channels of a latent head's value"),
     ("T", "time: keys of an attention, positions of a RoPE table"),
     ("F", "ffn"),
     ("E", "experts"),

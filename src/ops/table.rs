@@ -50,7 +50,7 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// dinp += scale·dout where the forward kept it.
     dropout::dropout_backward{P}(dinp: add [P], dout: read [P]; Dropout);
 
-    /// Rotates the first A channels of each head of x in place by its token's position; `table` holds cos then sin per position.
+    /// Rotates the first A channels of each head of x in place by its token's position, in pairs of halves or interleaved; `table` holds cos then sin per position.
     rope::rope_forward{N, H, D, A, T}(x: update [N, H*D; ld_x], table: read f32 [T, A], positions: read u32 [N]; Rope);
     /// The inverse rotation, in place: dx becomes the gradient of the unrotated x.
     rope::rope_backward{N, H, D, A, T}(dx: update [N, H*D; ld_x], table: read f32 [T, A], positions: read u32 [N]; Rope);
@@ -63,6 +63,18 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
         dout: read [N, H*D], out: read [N, H*D], lse: read f32 [N, H], q: read [N, H*D; ld_q], k: read [T, K*D; ld_k], v: read [T, K*D; ld_v],
         span: read u32 [N, 2], reach: read u32 [T, 2]; Attention);
 
+    /// q[n,h,:] = the A last channels of inp[n,h,:], its U others, zeros: what turns comes first.
+    latent::latent_query_forward{N, H, D, A, U}(q: write [N, H*D], inp: read [N, H*(U+A)]; Latent);
+    /// dinp = ∂L/∂inp.
+    latent::latent_query_backward{N, H, D, A, U}(dinp: write [N, H*(U+A)], dq: read [N, H*D]; Latent);
+    /// k[n,h,:] = rope[n,:], the U first channels of kv[n,h,:], zeros; v[n,h,:] = the Y others, zeros.
+    latent::latent_kv_forward{N, H, D, A, U, Y}(k: write [N, H*D], v: write [N, H*D], kv: read [N, H*(U+Y)], rope: read [N, A]; Latent);
+    /// dkv, drope = ∂L/∂(kv, rope); drope is a sum over the heads.
+    latent::latent_kv_backward{N, H, D, A, U, Y}(dkv: write [N, H*(U+Y)], drope: write [N, A], dk: read [N, H*D], dv: read [N, H*D]; Latent);
+    /// out[n,h,:] = the Y first channels of att[n,h,:].
+    latent::latent_output_forward{N, H, D, Y}(out: write [N, H*Y], att: read [N, H*D]; Latent);
+    /// datt[n,h,:] = dout[n,h,:], zeros.
+    latent::latent_output_backward{N, H, D, Y}(datt: write [N, H*D], dout: read [N, H*Y]; Latent);
     /// After attention_forward: lse = log(exp(lse) + exp(sinks)), out scaled to agree with it. attention_backward takes both as they are then.
     attention_sink::attention_sink_forward{N, H, D}(out: update [N, H*D], lse: update f32 [N, H], sinks: read [H]; AttentionSink);
     /// dsinks −= Σ_N exp(sinks − lse)·Σ_D dout·out.
@@ -79,6 +91,13 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// dlogits = ∂L/∂logits; the choice itself has no gradient.
     router::router_backward{N, E, S}(dlogits: write [N, E], dweights: read f32 [N, S], weights: read f32 [N, S], experts: read u32 [N, S],
         logits: read [N, E]; Router);
+
+    /// The same by sigmoids: of the `kept` of `groups` groups whose two greatest σ(logits) + bias are most, the S greatest σ(logits) + bias;
+    /// weights = scale·σ(logits) (divided by their sum where `norm` is 1).
+    group_router::group_router_forward{N, E, S}(weights: write f32 [N, S], experts: write u32 [N, S], logits: read [N, E], bias: read f32 [E]; GroupRouter);
+    /// dlogits = ∂L/∂logits; the choice itself has no gradient.
+    group_router::group_router_backward{N, E, S}(dlogits: write [N, E], dweights: read f32 [N, S], weights: read f32 [N, S],
+        experts: read u32 [N, S], logits: read [N, E]; GroupRouter);
 
     /// The slots n·S + a sorted by expert, stable: slot rows[m] is at place m, slot i at places[i]; expert e has the places offsets[e] <= m < offsets[e+1].
     route::route_index{N, E, S}(rows: write u32 [N*S], places: write u32 [N*S], offsets: write u32 [E+1], experts: read u32 [N, S]; RouteIndex);
@@ -117,9 +136,9 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// out[e] += alpha·Σ_m a[m,:]ᵀ·b[m,:] over the expert's rows: its weight gradient.
     grouped::grouped_tn_add{M, E, J, Q}(out: add [E, J, Q], a: read [M, J], b: read [M, Q], offsets: read u32 [E+1]; Grouped);
 
-    /// out = a + b.
+    /// out = a + scale·b.
     residual::residual_forward{P}(out: write [P], a: read [P], b: read [P]; Residual);
-    /// dinp += dout: the gradient of either branch.
+    /// dinp += scale·dout: the gradient of b, or with a scale of 1 that of a.
     residual::residual_backward{P}(dinp: add [P], dout: read [P]; Residual);
 
     /// logp[n] = logits[n, labels[n]] − lse[n]; 0 where the label is ignored (2³² − 1). lse[n] = log Σ_V exp(logits[n,:]).

@@ -2,11 +2,13 @@
 //!
 //! Names are those of transformers' `TrainingArguments`, TRL's `SFTConfig` and PEFT's `LoraConfig`, and so are the
 //! defaults, but where a line says otherwise.
+mod dataset;
 mod page;
 mod source;
 mod tree;
 mod values;
 use crate::backend::pick;
+use crate::data::{Source as Dataset, TrainOn};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::export::peft;
@@ -61,10 +63,15 @@ keys! {
         adapter | "adapter_name_or_path": Option<PathBuf> = None;
         /// `"sft"`: supervised fine-tuning on conversations or texts. `"pretrain"`: documents end to end.
         method: Method = Method::Sft;
-        /// Records to train on: a JSONL file, a glob, or a list of them.
-        dataset | "datasets" | "dataset_name": Vec<String>, if |d: &Vec<String>| !d.is_empty(), "at least one path";
+        /// Records to train on: a file (JSONL, JSON, CSV, TSV, Parquet; for pretraining also text), a folder, a glob, or a
+        /// list of them. A table says more: `{path = "a.csv", weight = 2.0, columns = {prompt = "question"}}`. Its keys:
+        /// `split` (of a folder's or glob's files), `weight` (how often an epoch sees each record), `columns` (our name = the
+        /// file's), `roles` (the file's = ours), `merged_prompt` (the user's words made of columns, as in
+        /// `"Age {Age}.[[ Name: {Name}.]]"`; a `[[part]]` whose column is empty is left out; `output` answers it),
+        /// `conversation_extension` (chats go on with so many others less one).
+        dataset | "datasets" | "dataset_name": Vec<Dataset>, if |d: &Vec<Dataset>| !d.is_empty(), "at least one path";
         /// Records to evaluate on, written like `dataset`.
-        eval_dataset | "eval_datasets": Vec<String> = Vec::new();
+        eval_dataset | "eval_datasets": Vec<Dataset> = Vec::new();
         /// The share of `dataset` that is kept out of training and evaluated on instead, chosen by `seed`.
         eval_split | "val_set_size": f64 = 0.0, if |x| (0.0..1.0).contains(x), "at least 0 and less than 1";
         /// Where the run keeps its checkpoints, metrics and result.
@@ -74,11 +81,13 @@ keys! {
         max_length | "max_seq_length" | "max_seq_len" | "sequence_len": usize = 1024, if |n| *n >= 2, "2 or more";
         /// Several records share a row of `max_length` tokens; they never attend to one another.
         packing | "sample_packing": bool = false;
-        /// `"chatml"` or a `.jinja` file; the model's own where not given.
+        /// A `.jinja` file or a name: chatml, llama-3, mistral, gemma, phi-3, phi-4, qwen, alpaca, vicuna, zephyr. The
+        /// model's own where not given.
         chat_template | "chat_template_path": Option<String> = None;
-        /// Only the assistant's words count in the loss; of records without roles, every token does.
+        /// Only the assistant's words count in the loss; `"last"`: only those of its last message; `false`: all of a chat.
+        /// Of a prompt with its completion the completion counts, of records without roles every token does.
         /// TRL's default is `false`.
-        assistant_only_loss: bool = true;
+        assistant_only_loss: TrainOn = TrainOn::Assistant;
 
         /// Rows of `max_length` tokens in a micro-batch.
         per_device_train_batch_size | "micro_batch_size" | "batch_size": usize = 8, if |n| *n >= 1, "1 or more";

@@ -144,11 +144,8 @@ fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {
         "{} records: {train} to train on, {eval} to evaluate on; {} tokens, {} count",
         r.records, r.tokens, r.targets
     ));
-    if r.truncated > 0 {
-        reporter.message(&format!("{} examples were cut to max_length", r.truncated));
-    }
-    if r.without_targets > 0 {
-        reporter.message(&format!("{} records have no token to train on and were left out", r.without_targets));
+    for found in r.findings.iter() {
+        reporter.message(&found.to_string());
     }
 }
 

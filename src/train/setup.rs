@@ -9,20 +9,20 @@ use crate::model::{LoadOptions, Model, Plan};
 /// Activations may take this much where a device does not say what it has.
 const UNKNOWN_MEMORY: u64 = 4 << 30;
 
-pub(super) fn data_options(config: &TrainConfig) -> DataOptions {
+pub fn data_options(config: &TrainConfig) -> DataOptions {
     DataOptions {
-        files: config.dataset.clone(),
-        eval_files: config.eval_dataset.clone(),
+        sources: config.dataset.clone(),
+        eval_sources: config.eval_dataset.clone(),
         eval_split: config.eval_split,
         seed: config.seed,
         max_length: config.max_length,
-        assistant_only_loss: config.assistant_only_loss,
+        train_on: config.assistant_only_loss,
         pretrain: config.method == Method::Pretrain,
         chat_template: config.chat_template.clone(),
     }
 }
 
-pub(super) fn batch_options(config: &TrainConfig, tokenizer: &Tokenizer, shuffle: bool) -> BatchOptions {
+pub fn batch_options(config: &TrainConfig, tokenizer: &Tokenizer, shuffle: bool) -> BatchOptions {
     let packing = match (config.method, config.packing) {
         (Method::Pretrain, _) => Packing::Wrapped,
         (Method::Sft, true) => Packing::Bfd,

@@ -5,6 +5,7 @@ use super::disk;
 use super::metrics::{self, Reporter};
 use super::optim::Optimizer;
 use crate::backend::Backend;
+use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::export::{self, peft};
 use crate::model::Model;
@@ -67,7 +68,13 @@ pub(super) fn write_result(b: &dyn Backend, model: &Model, config: &TrainConfig,
         None => export::full::save(b, model, base, out)?,
     }
     export::folder::copy_companions(base, out)?;
-    config.adapter.as_ref().map_or(Ok(()), |adapter| export::folder::copy_companions(adapter, out))
+    if let Some(adapter) = &config.adapter {
+        export::folder::copy_companions(adapter, out)?;
+    }
+    match &config.chat_template {
+        Some(name) => export::folder::chat_template(name, &Tokenizer::load(base)?, out),
+        None => Ok(()),
+    }
 }
 
 /// Names of results; those of an earlier run must not stay beside a new one.

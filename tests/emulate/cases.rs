@@ -183,6 +183,24 @@ fn mixtures(out: &mut Vec<(String, Case)>, float: DType) {
             out.push((format!("{} {p:?} {float:?}", op.spec().name), swiglu));
         }
     }
+    for (N, E, S, groups, kept) in [(1, 1, 1, 1, 1), (9, 6, 2, 3, 1), (13, 70, 8, 7, 3), (3, 130, 6, 65, 40)] {
+        for norm in [0, 1] {
+            let p = group_router::GroupRouter { N, E, S, groups, kept, norm, scale: 2.5 };
+            out.push((
+                format!("group_router_forward {p:?} {float:?}"),
+                case(Op::group_router_forward, &p, float, None),
+            ));
+            let distinct = (0..N * S).map(|i| (i % S + i / S) % E).collect();
+            let backward = case(Op::group_router_backward, &p, float, None).u32s("experts", distinct);
+            out.push((format!("group_router_backward {p:?} {float:?}"), backward));
+        }
+    }
+    for (N, H, D, A, U, Y) in [(1, 1, 2, 2, 0, 1), (3, 5, 24, 8, 16, 14), (2, 7, 192, 64, 128, 128)] {
+        let p = latent::Latent { N, H, D, A, U, Y };
+        for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "latent") {
+            out.push((format!("{} {p:?} {float:?}", op.spec().name), case(op, &p, float, None)));
+        }
+    }
     gpt_oss(out, float);
     for sizes in [[1, 1, 2, 4], [70, 3, 34, 18], [150, 4, 70, 66]] {
         grouped(out, sizes, float, None);
@@ -208,8 +226,8 @@ pub fn all() -> Vec<(String, Case)> {
         for P in [1, 7, 64, 255, 4099, 8200, 20_002] {
             add!(fill_forward, fill::Fill { P, value: 0.3 });
             add!(cast_forward, cast::Cast { P });
-            add!(residual_forward, residual::Residual { P });
-            add!(residual_backward, residual::Residual { P });
+            add!(residual_forward, residual::Residual { P, scale: 0.5 });
+            add!(residual_backward, residual::Residual { P, scale: 0.5 });
             let moderate = |mut c: Case| {
                 let at = c.at("scales");
                 c.buffers[at].1.iter_mut().for_each(|x| *x = 120 + *x % 16);
@@ -286,8 +304,9 @@ pub fn all() -> Vec<(String, Case)> {
             add!(embedding_forward, p, |c: Case| c.u32s("ids", ids.clone()));
             add!(embedding_backward, p, |c: Case| c.u32s("ids", ids.clone()).u32s("order", order.clone()));
         }
-        for (N, H, D, A, pad) in [(3, 2, 128, 128, 0), (5, 3, 6, 6, 2), (2, 40, 64, 32, 8), (3, 5, 80, 80, 16)] {
-            let p = rope::Rope { N, H, D, A, T: 11, ld_x: H * D + pad };
+        let heads = [(3, 2, 128, 128, 0), (5, 3, 6, 6, 2), (2, 40, 64, 32, 8), (3, 5, 80, 80, 16)];
+        for ((N, H, D, A, pad), interleaved) in heads.into_iter().flat_map(|heads| [(heads, 0), (heads, 1)]) {
+            let p = rope::Rope { N, H, D, A, T: 11, ld_x: H * D + pad, interleaved };
             let positions = |c: Case| c.u32s("positions", (0..N).map(|n| (n * 5 + 1) % 11).collect());
             add!(rope_forward, p, positions);
             add!(rope_backward, p, positions);

@@ -40,11 +40,28 @@ CASES = {
   "mixtral": ("MixtralConfig", dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=None)),
   "qwen3_moe": ("Qwen3MoeConfig", dict(head_dim=12 if not SECOND else 6, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True, decoder_sparse_step=1)),
 }
+DEEPSEEK = dict(num_key_value_heads=None, q_lora_rank=24, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=20, n_routed_experts=8, num_experts_per_tok=2,
+                n_group=4, topk_group=2, first_k_dense_replace=1, moe_intermediate_size=32, n_shared_experts=1)
+if SECOND: DEEPSEEK.update(q_lora_rank=15, kv_lora_rank=13, qk_rope_head_dim=6, qk_nope_head_dim=5, v_head_dim=7, n_routed_experts=9, num_experts_per_tok=3, n_group=3, moe_intermediate_size=20, first_k_dense_replace=2)
+CASES |= {  # of Llama's family
+  "olmo2": ("Olmo2Config", {}), "granite": ("GraniteConfig", dict(embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.3, logits_scaling=2.0, attention_bias=True, mlp_bias=True)),
+  "olmo3": ("Olmo3Config", dict(sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"][:2 + SECOND], rope_parameters=dict(sliding_attention=rp(theta=20000.0), full_attention=rp(theta=20000.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=32)))),
+  "smollm3": ("SmolLM3Config", dict(no_rope_layer_interval=2, use_sliding_window=True, sliding_window=8, rope_parameters=rp(theta=2e6))),
+  "exaone4": ("Exaone4Config", dict(sliding_window=8, sliding_window_pattern=2)), "ernie4_5": ("Ernie4_5Config", dict(head_dim=12 if not SECOND else 6, use_bias=True)),
+  "seed_oss": ("SeedOssConfig", dict(head_dim=16 if not SECOND else 10, attention_bias=True, residual_dropout=0.0, attention_dropout=0.0)), "ministral": ("MinistralConfig", dict(sliding_window=8, head_dim=16, layer_types=["full_attention", "sliding_attention", "sliding_attention"][:2 + SECOND])),
+  "olmoe": ("OlmoeConfig", dict(num_experts=6, num_experts_per_tok=2, intermediate_size=32)),
+  "glm": ("GlmConfig", dict(head_dim=16 if not SECOND else 8)), "glm4": ("Glm4Config", dict(head_dim=16 if not SECOND else 12, attention_bias=False)),
+}
 EXTRA = {  # only with `second`, or by name
-  "olmo2": ("Olmo2Config", {}), "granite": ("GraniteConfig", dict(embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.3, logits_scaling=2.0)),
-  "smollm3": ("SmolLM3Config", dict(num_hidden_layers=4)), "starcoder2": ("Starcoder2Config", dict(norm_epsilon=1e-5)), "cohere": ("CohereConfig", dict(logit_scale=0.5)),
-  "glm4": ("Glm4Config", dict(head_dim=16, attention_bias=True)), "stablelm": ("StableLmConfig", dict(hidden_size=48)), "gpt_oss": ("GptOssConfig", dict(head_dim=16 if not SECOND else 6, num_local_experts=4, num_experts_per_tok=2, sliding_window=8, swiglu_limit=1.5 if not SECOND else 7.0)),
-  "deepseek_v3": ("DeepseekV3Config", dict(num_key_value_heads=None, q_lora_rank=24, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=16, n_routed_experts=8, num_experts_per_tok=2, n_group=2, topk_group=1, first_k_dense_replace=1, moe_intermediate_size=32, n_shared_experts=1)),
+  "starcoder2": ("Starcoder2Config", dict(norm_epsilon=1e-5)), "cohere": ("CohereConfig", dict(logit_scale=0.5)),
+  "stablelm": ("StableLmConfig", dict(hidden_size=48)), "gpt_oss": ("GptOssConfig", dict(head_dim=16 if not SECOND else 6, num_local_experts=4, num_experts_per_tok=2, sliding_window=8, swiglu_limit=1.5 if not SECOND else 7.0)),
+  # in `second` odd heads and values; narrow rows that are no multiples; groups of two
+  "deepseek_v3": ("DeepseekV3Config", DEEPSEEK),
+  # q at once, halves turn together, biases, one group, weights as they are
+  "deepseek_v3_plain": ("DeepseekV3Config", DEEPSEEK | dict(q_lora_rank=None, rope_interleave=False, attention_bias=True, n_group=1, topk_group=1, norm_topk_prob=False, routed_scaling_factor=0.7)),
+  "deepseek_v3_yarn": ("DeepseekV3Config", DEEPSEEK | dict(first_k_dense_replace=0, n_shared_experts=2, rope_parameters=rp(rope_type="yarn", factor=8.0, beta_fast=32, beta_slow=1, mscale=0.9, mscale_all_dim=1.3, original_max_position_embeddings=16))),
+  "qwen2_moe": ("Qwen2MoeConfig", dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=40, norm_topk_prob=False, num_hidden_layers=3, mlp_only_layers=[0] if not SECOND else [])),
+  "qwen3_moe_mixed": ("Qwen3MoeConfig", dict(head_dim=12, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=False, num_hidden_layers=4, decoder_sparse_step=2, mlp_only_layers=[3] if not SECOND else [])),
   "gpt2": ("GPT2Config", None), "gpt_neox": ("GPTNeoXConfig", dict(hidden_size=48, num_key_value_heads=6)),
 }
 
@@ -64,11 +81,20 @@ def build(cls, kw):
         for n, p in m.named_parameters():
             if p.ndim == 1: p.copy_(torch.randn(p.shape, generator=g) * 0.2 + (0.0 if "bias" in n or cls.startswith("Gemma") else 1.0))
             else: p.copy_(torch.randn(p.shape, generator=g) * (1.5 / math.sqrt(p.shape[-1])) if p.shape[0] != cfg.vocab_size else torch.randn(p.shape, generator=g) * 0.5)
+        for n, b in m.named_buffers():
+            if n.endswith("e_score_correction_bias"): b.copy_(torch.randn(b.shape, generator=g) * 0.3)
     return m.eval()
 
 def batch(V, B=2, T=24):
     ids = torch.randint(3, V, (B, T), generator=g); labels = ids.clone(); labels[0, :5] = -100; labels[1, 11:14] = -100
     return ids, labels
+
+def older_deepseek(d, d2):
+    import shutil; shutil.copytree(d, d2, dirs_exist_ok=True); c = json.load(open(d2 + "/config.json")); r = c.pop("rope_parameters")
+    c["rope_theta"] = r.pop("rope_theta"); r["type"] = r.pop("rope_type"); c["rope_scaling"] = r; c["torch_dtype"] = c.pop("dtype"); c["transformers_version"] = "4.48.3"
+    for k in ("head_dim", "qk_head_dim", "rope_interleave"): c.pop(k, None)
+    c.update(model_type="kimi_k2", architectures=["DeepseekV3ForCausalLM"], scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1, ep_size=1, aux_loss_alpha=0.001, seq_aux=True)
+    json.dump(c, open(d2 + "/config.json", "w"), indent=2)
 
 def model_case(name, cls, kw):
     d = f"{OUT}/{name}"; os.makedirs(d, exist_ok=True)
@@ -84,6 +110,8 @@ def model_case(name, cls, kw):
     if name == "llama":  # the same model under the older config keys
         import shutil; d2 = f"{OUT}/llama_old_config"; shutil.copytree(d, d2, dirs_exist_ok=True); c = json.load(open(d2 + "/config.json")); r = c.pop("rope_parameters")
         c["rope_theta"] = r.pop("rope_theta"); c["rope_scaling"] = r; c["torch_dtype"] = c.pop("dtype"); c["transformers_version"] = "4.44.0"; c.pop("head_dim", None); json.dump(c, open(d2 + "/config.json", "w"), indent=2)
+    if name == "deepseek_v3_yarn":  # the same model as Kimi K2's config says it, which is DeepSeek V3's code under older keys
+        older_deepseek(d, f"{OUT}/kimi_k2")
     print("ok", name, m.config.model_type, sum(p.numel() for p in m.parameters()), float(out.loss), flush=True)
     return m
 

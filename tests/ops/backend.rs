@@ -82,7 +82,7 @@ fn rows_of_16_bit_values_start_at_words() {
 fn what_is_written_is_shared_with_nothing() {
     let cpu: &dyn Backend = &Cpu::new();
     let [slab] = bufs(cpu, [(80, F32)]);
-    let p = Residual { P: 35 };
+    let p = Residual { P: 35, scale: 1.0 };
     let (mut out, a, b, beside) = (slab.view(0, 35), slab.view(34, 35), slab.view(35, 35), slab.view(35, 35));
     let e = text(cpu.residual_forward(&mut out, &a, &b, &p));
     assert_eq!(e, "residual_forward: `out` is written, but shares memory with `a`");
@@ -112,7 +112,7 @@ fn an_argument_is_there_exactly_when_the_row_wants_it() {
 #[test]
 fn params_may_not_contradict_themselves() {
     let cpu: &dyn Backend = &Cpu::new();
-    let p = Rope { N: 1, H: 1, D: 3, A: 2, T: 1, ld_x: 3 };
+    let p = Rope { N: 1, H: 1, D: 3, A: 2, T: 1, ld_x: 3, interleaved: 0 };
     let [mut x, table, positions] = bufs(cpu, [(3, F32), (3, F32), (1, U32)]);
     let e = text(cpu.rope_forward(&mut x, &table, &positions, &p));
     assert!(e.contains("D must be even, got Rope { N: 1, H: 1, D: 3"), "{e}");
@@ -174,7 +174,7 @@ fn calls_run_in_order() {
     on_devices(|devices| {
         for d in devices {
             let b = &*d.backend;
-            let p = Residual { P: 3001 };
+            let p = Residual { P: 3001, scale: 1.0 };
             let [mut sum, mut other] = bufs(b, [(3001, F32), (3001, F32)]);
             let one = b.alloc_f32(&vec![1.0; 3001], F32).unwrap();
             for _ in 0..600 {

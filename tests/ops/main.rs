@@ -30,7 +30,8 @@ macro_rules! files {
     };
 }
 files! {
-    adamw, attention, attention_sink, bias, cast, clamped_swiglu, dora, dropout, dyn8, embedding, expert_bias, fill, gradnorm, grouped, int8, logprob, matmul, mxfp4, nf4, residual, rmsnorm, rope,
+    adamw, attention, attention_sink, bias, cast, clamped_swiglu, dora, dropout, dyn8, embedding, expert_bias, fill, gradnorm, group_router, grouped,
+    int8, latent, logprob, matmul, mxfp4, nf4, residual, rmsnorm, rope,
     route, routed_swiglu, router, swiglu,
 }
 

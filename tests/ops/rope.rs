@@ -22,12 +22,14 @@ pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (N, H, D, T, pad) in shapes {
         // whole heads, and three quarters of them
-        for A in [D, D * 3 / 8 * 2].into_iter().filter(|A| *A > 0) {
-            let p = Rope { N, H, D, A, T, ld_x: H * D + pad };
+        let parts = [D, D * 3 / 8 * 2].into_iter().filter(|A| *A > 0);
+        for (A, interleaved) in parts.flat_map(|A| [(A, 0), (A, 1)]) {
+            let p = Rope { N, H, D, A, T, ld_x: H * D + pad, interleaved };
             for op in [Op::rope_forward, Op::rope_backward] {
                 let case = Case::new(op, p).with("angles", angles(A as usize));
-                // two 16-bit values to a word: a half of a head must be words
-                cases.push(if D % 4 == 0 && A % 4 == 0 { case } else { case.only_f32() });
+                // two 16-bit values to a word: rows must be words, and of halves each half
+                let words = if interleaved == 1 { p.ld_x.is_multiple_of(2) } else { D % 4 == 0 && A % 4 == 0 };
+                cases.push(if words { case } else { case.only_f32() });
             }
         }
     }
@@ -35,9 +37,9 @@ pub fn cases() -> Vec<Case> {
 }
 
 pub fn gradients() -> Vec<Gradient> {
-    let of = |N, H, D, A, T, ld_x| {
-        let p = Rope { N, H, D, A, T, ld_x };
+    let of = |N, H, D, A, T, ld_x, interleaved| {
+        let p = Rope { N, H, D, A, T, ld_x, interleaved };
         Gradient::new(Op::rope_forward, p, Op::rope_backward, p)
     };
-    vec![of(1, 1, 2, 2, 1, 2), of(4, 2, 6, 6, 9, 13), of(3, 3, 4, 4, 5, 12), of(4, 2, 8, 6, 9, 16)]
+    vec![of(1, 1, 2, 2, 1, 2, 0), of(4, 2, 6, 6, 9, 13, 0), of(3, 3, 4, 4, 5, 12, 1), of(4, 2, 8, 6, 9, 16, 0), of(4, 2, 8, 6, 9, 17, 1)]
 }

@@ -76,7 +76,7 @@ impl Ops {
         let (N, C, F, dtype) = (self.tokens, self.hidden, self.hidden * 7 / 2, self.dtype);
         let size = dtype.size();
         let line = |name: &str, bytes: usize, make| Line { name: name.into(), bytes: bytes as f64, flops: 0.0, make };
-        let p = Residual { P: (N * F) as u32 };
+        let p = Residual { P: (N * F) as u32, scale: 1.0 };
         let norm = RmsNorm { N: N as u32, C: C as u32, eps: 1e-5, shift: 0.0 };
         let glu = SwiGlu { N: N as u32, F: F as u32, ld_gate: F as u32, ld_up: F as u32, slope: 1.0, cubic: 0.0 };
         let chunk = N.min(256);

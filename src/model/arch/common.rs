@@ -2,7 +2,7 @@
 use super::super::config::Keys;
 use super::super::spec::{
     Activation, Bias, ExpertFiles, GatedUnit, Head, LayerKind, MoeSpec, Names, NormPlace, NormWeight, QkNorm,
-    RouterWeights, Sinks, Spec,
+    RopePairs, RouterWeights, Scores, Sinks, Spec,
 };
 use super::rope;
 use crate::error::Result;
@@ -13,8 +13,8 @@ pub(super) const NAMES: Names = Names {
     final_norm: "model.norm",
     head: "lm_head",
     attention_norm: "input_layernorm",
-    attention_post_norm: "",
     mlp_norm: "post_attention_layernorm",
+    attention_post_norm: "",
     mlp_post_norm: "",
     q: "self_attn.q_proj",
     k: "self_attn.k_proj",
@@ -48,7 +48,7 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
     if D % 2 == 1 || D > 256 {
         return keys.wrong("head_dim", format!("an even head size up to 256 is wanted, got {D}"));
     }
-    let A = rope::rotary(keys, D)?;
+    let A = rope::rotary(keys, D, 1.0)?;
     Ok(Spec {
         model_type: keys.text("model_type", None)?,
         layers,
@@ -58,14 +58,18 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
         K,
         D,
         A,
+        rope_pairs: RopePairs::Halves,
         V: keys.size("vocab_size", None)?,
         eps: keys.positive("rms_norm_eps", Some(1e-6))? as f32,
-        kinds: vec![LayerKind { window: None, rope: rope::read(keys, None, A, 10000.0)? }],
+        kinds: vec![LayerKind { window: None, rope: Some(rope::read(keys, None, A, 10000.0)?) }],
         kind_of: vec![0; layers],
         qkv_bias: Bias::Absent,
         o_bias: Bias::Absent,
         mlp_bias: Bias::Absent,
+        latent: None,
         moe: None,
+        dense_layers: Vec::new(),
+        ignored_layers: 0,
         norm_weight: NormWeight::Factor,
         norm_place: NormPlace::Before,
         qk_norm: QkNorm::Absent,
@@ -73,6 +77,8 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
         activation,
         attention_scale: inverse_root(D as f64),
         embed_scale: 1.0,
+        residual_scale: 1.0,
+        logit_scale: 1.0,
         attention_softcap: 0.0,
         logit_softcap: 0.0,
         head: tied(keys, false)?,
@@ -85,13 +91,18 @@ pub(super) fn spec_with(keys: &Keys, head_dim: Option<usize>, activation: Activa
 /// No real model has as many; keeps a hostile config from naming tensors without end, and products of sizes within 64 bits.
 const MAX_EXPERTS: usize = 4096;
 
-/// A mixture whose number of experts is under the first of `experts` that is there.
+/// Names of experts' modules as most models have them: gate, up, down.
+pub(super) const EXPERTS: [&str; 3] =
+    ["mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj"];
+
+/// A mixture of experts of F hidden channels, by softmax; their number is under the first of `experts` that is there.
 pub(super) fn moe(
     keys: &Keys,
     (experts, default): (&[&str], usize),
     slots: usize,
     weights: RouterWeights,
     router: &'static str,
+    (F, [gate, up, down]): (usize, [&'static str; 3]),
 ) -> Result<MoeSpec> {
     let key = experts.iter().find(|key| keys.get(key).is_some()).unwrap_or(&experts[0]);
     let E = keys.size(key, Some(default))?;
@@ -105,8 +116,22 @@ pub(super) fn moe(
     if activation(keys, &["hidden_act"], "silu")? != Activation::Silu {
         return keys.wrong("hidden_act", "`silu` is wanted where there are experts");
     }
-    let (router_bias, unit, files) = (Bias::Absent, GatedUnit::SwiGlu, ExpertFiles::Modules);
-    Ok(MoeSpec { E, S, weights, router, router_bias, unit, files })
+    let (scores, router_bias, unit) = (Scores::Softmax, Bias::Absent, GatedUnit::SwiGlu);
+    let files = ExpertFiles::Modules;
+    Ok(MoeSpec { E, F, S, scores, weights, router, router_bias, unit, files, gate, up, down, shared: None })
+}
+
+/// `norm_topk_prob`
+pub(super) fn router_weights(keys: &Keys, default: bool) -> Result<RouterWeights> {
+    let norm = keys.flag("norm_topk_prob", default)?;
+    Ok(if norm { RouterWeights::Renormalised } else { RouterWeights::Plain })
+}
+
+/// Qwen's layers without experts: those of `mlp_only_layers`, and all but every `decoder_sparse_step`th.
+pub(super) fn dense_layers(keys: &Keys, layers: usize) -> Result<Vec<usize>> {
+    let step = keys.size("decoder_sparse_step", Some(1))?;
+    let named = keys.counts("mlp_only_layers")?;
+    Ok((0..layers).filter(|l| named.contains(l) || (l + 1) % step != 0).collect())
 }
 
 pub(super) fn inverse_root(x: f64) -> f32 {
@@ -151,7 +176,7 @@ pub(super) fn layer_types(keys: &Keys, layers: usize, older: impl Fn(usize) -> L
 
 impl Spec {
     /// Gives each layer its kind: `kind(type)` for the types in use, in the order of their first layers.
-    pub(super) fn set_kinds(&mut self, types: &[LayerType], kind: impl Fn(LayerType) -> LayerKind) {
+    pub(super) fn set_kinds<T: Copy + PartialEq>(&mut self, types: &[T], kind: impl Fn(T) -> LayerKind) {
         let (mut used, mut kind_of) = (Vec::new(), Vec::new());
         for layer in types {
             let seen = used.iter().position(|t| t == layer);

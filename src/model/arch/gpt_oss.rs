@@ -2,8 +2,8 @@
 //! arXiv:2508.10925.
 use super::super::config::Keys;
 use super::super::rope::{RampEnds, Rope, RopeScaling, Yarn};
-use super::super::spec::{Bias, ExpertFiles, GatedUnit, MoeSpec, Names, RouterWeights, Sinks, Spec};
-use super::common::{self, LayerType, NAMES, layer_types, moe};
+use super::super::spec::{Bias, ExpertFiles, GatedUnit, MoeSpec, RouterWeights, Sinks, Spec};
+use super::common::{self, LayerType, layer_types, moe};
 use super::rope;
 use crate::error::Result;
 
@@ -12,10 +12,11 @@ const GATE_UP: &str = "mlp.experts.gate_up_proj";
 
 pub(super) fn spec(keys: &Keys) -> Result<Spec> {
     let attention = if keys.flag("attention_bias", true)? { Bias::Present } else { Bias::Absent };
-    let names = Names { gate: GATE_UP, up: GATE_UP, down: "mlp.experts.down_proj", ..NAMES };
     let alpha = keys.positive("swiglu_alpha", Some(1.702))? as f32;
     let limit = keys.positive("swiglu_limit", Some(7.0))? as f32;
     let experts = (&["num_local_experts", "num_experts"][..], 128);
+    let common = common::spec(keys, Some(64))?;
+    let modules = (common.F, [GATE_UP, GATE_UP, "mlp.experts.down_proj"]);
     let mut spec = Spec {
         eps: keys.positive("rms_norm_eps", Some(1e-5))? as f32,
         qkv_bias: attention,
@@ -26,12 +27,11 @@ pub(super) fn spec(keys: &Keys) -> Result<Spec> {
             router_bias: Bias::Present,
             unit: GatedUnit::Clamped { alpha, limit },
             files: ExpertFiles::Stacked,
-            ..moe(keys, experts, 4, RouterWeights::Renormalised, "mlp.router")?
+            ..moe(keys, experts, 4, RouterWeights::Renormalised, "mlp.router", modules)?
         }),
-        names,
-        ..common::spec(keys, Some(64))?
+        ..common
     };
-    spec.kinds[0].rope = rope(keys, spec.A)?;
+    spec.kinds[0].rope = Some(rope(keys, spec.A)?);
     let older = |l: usize| if l.is_multiple_of(2) { LayerType::Sliding } else { LayerType::Full };
     let types = layer_types(keys, spec.layers, older)?;
     spec.set_windows(&types, keys.optional_size("sliding_window", Some(128))?);

@@ -1,26 +1,19 @@
 //! Qwen 3 MoE (30B-A3B, 235B-A22B, Coder): Qwen 3 with mixtures of experts. Yang et al. 2025, arXiv:2505.09388.
 use super::super::config::Keys;
-use super::super::spec::{Names, RouterWeights, Spec};
-use super::common::{NAMES, moe};
+use super::super::spec::{MoeSpec, Spec};
+use super::common::{EXPERTS, dense_layers, moe, router_weights};
 use super::qwen3;
 use crate::error::Result;
 
-const EXPERTS: Names =
-    Names { gate: "mlp.experts.{}.gate_proj", up: "mlp.experts.{}.up_proj", down: "mlp.experts.{}.down_proj", ..NAMES };
-
 pub(super) fn spec(keys: &Keys) -> Result<Spec> {
-    if keys.size("decoder_sparse_step", Some(1))? != 1 {
-        return keys.wrong("decoder_sparse_step", "1 is wanted: a mixture in every layer");
-    }
-    if let Some(layers) = keys.get("mlp_only_layers").filter(|v| v.as_array().is_none_or(|list| !list.is_empty())) {
-        return keys
-            .wrong("mlp_only_layers", format!("an empty list is wanted (a mixture in every layer), got {layers}"));
-    }
-    let weights = match keys.flag("norm_topk_prob", false)? {
-        true => RouterWeights::Renormalised,
-        false => RouterWeights::Plain,
-    };
-    let moe = moe(keys, (&["num_experts", "num_local_experts"], 128), 8, weights, "mlp.gate")?;
-    let F = keys.size("moe_intermediate_size", Some(768))?;
-    Ok(Spec { F, names: EXPERTS, moe: Some(moe), ..qwen3::spec(keys)? })
+    let moe = mixture(keys, (128, 8), ("moe_intermediate_size", 768))?;
+    let qwen3 = qwen3::spec(keys)?;
+    Ok(Spec { dense_layers: dense_layers(keys, qwen3.layers)?, moe: Some(moe), ..qwen3 })
+}
+
+/// `E` and `S` are how many experts there are, and of a token, where the config does not say, `ffn` the key of an expert's hidden
+/// channels.
+pub(super) fn mixture(keys: &Keys, (E, S): (usize, usize), (ffn, F): (&str, usize)) -> Result<MoeSpec> {
+    let (weights, experts) = (router_weights(keys, false)?, (keys.size(ffn, Some(F))?, EXPERTS));
+    moe(keys, (&["num_experts", "num_local_experts"], E), S, weights, "mlp.gate", experts)
 }

@@ -15,9 +15,9 @@ fn parameters(keys: &Keys, layer_type: Option<&str>) -> Result<Option<Keys>> {
     }
 }
 
-/// Channels of a head of D that turn: `partial_rotary_factor` of them.
-pub(super) fn rotary(keys: &Keys, D: usize) -> Result<usize> {
-    let top = keys.positive("partial_rotary_factor", Some(1.0))?;
+/// Channels of a head of D that turn: `partial_rotary_factor` of them, or `part` where the config has no such key.
+pub(super) fn rotary(keys: &Keys, D: usize, part: f64) -> Result<usize> {
+    let top = keys.positive("partial_rotary_factor", Some(part))?;
     let inner = parameters(keys, None)?;
     let factor = inner.map_or(Ok(top), |p| p.positive("partial_rotary_factor", Some(top)))?;
     let A = (D as f64 * factor) as usize;
@@ -49,6 +49,17 @@ pub(super) fn read(keys: &Keys, layer_type: Option<&str>, A: usize, theta: f64) 
     Ok(Rope { theta, scaling })
 }
 
+/// The RoPE of layers with a window where those have their own: `rope_parameters.sliding_attention`, or in older configs one with
+/// the theta under this key, which nothing scales.
+pub(super) fn read_sliding(keys: &Keys, A: usize, (key, theta): (&str, f64)) -> Result<Rope> {
+    if let Some(all) = keys.object("rope_parameters")?
+        && all.get("sliding_attention").is_some()
+    {
+        return read(keys, Some("sliding_attention"), A, theta);
+    }
+    Ok(Rope { theta: keys.positive(key, Some(theta))?, scaling: RopeScaling::Default })
+}
+
 fn trained(keys: &Keys) -> Result<usize> {
     keys.size("max_position_embeddings", None)
 }
@@ -71,13 +82,40 @@ fn llama3(keys: &Keys) -> Result<RopeScaling> {
     Ok(RopeScaling::Llama3 { factor: keys.positive("factor", None)?, low, high, original })
 }
 
+/// YaRN's growth of scores with the context: 0.1·weight·ln(factor) + 1.
+fn mscale(factor: f64, weight: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
+}
+
+/// A weight of `mscale`; 0 is none.
+fn mscale_weight(p: &Keys, key: &str) -> Result<Option<f64>> {
+    match p.get(key).and_then(|v| v.as_f64()) {
+        Some(0.0) => Ok(None),
+        _ => p.optional_positive(key, None),
+    }
+}
+
+fn yarn_factor(keys: &Keys, p: &Keys) -> Result<f64> {
+    let usual = trained(keys)? as f64 / original(keys, p)? as f64;
+    p.positive("factor", Some(usual))
+}
+
+/// What DeepSeek's scores are multiplied by where RoPE is scaled: mscale(mscale_all_dim)².
+pub(super) fn score_scale(keys: &Keys) -> Result<f64> {
+    let Some(p) = parameters(keys, None)? else { return Ok(1.0) };
+    let old = p.text("type", Some("default"))?;
+    let weight = mscale_weight(&p, "mscale_all_dim")?;
+    match (p.text("rope_type", Some(&old))?.as_str(), weight) {
+        ("default", _) | (_, None) => Ok(1.0),
+        (_, Some(weight)) => Ok(mscale(yarn_factor(keys, &p)?, weight).powi(2)),
+    }
+}
+
 fn yarn(keys: &Keys, p: &Keys) -> Result<RopeScaling> {
-    let original = original(keys, p)? as f64;
-    let factor = p.positive("factor", Some(trained(keys)? as f64 / original))?;
-    let size = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
-    let usual = match (p.get("mscale"), p.get("mscale_all_dim")) {
-        (Some(_), Some(_)) => size(p.positive("mscale", None)?) / size(p.positive("mscale_all_dim", None)?),
-        _ => size(1.0),
+    let (original, factor) = (original(keys, p)? as f64, yarn_factor(keys, p)?);
+    let usual = match (mscale_weight(p, "mscale")?, mscale_weight(p, "mscale_all_dim")?) {
+        (Some(weight), Some(all)) => mscale(factor, weight) / mscale(factor, all),
+        _ => mscale(factor, 1.0),
     };
     Ok(RopeScaling::Yarn(Yarn {
         factor,

@@ -1,10 +1,38 @@
 //! The experts of a layer, which the file names one by one or stacks itself, as one stack.
 use super::super::experts::Layout;
+use super::super::moe::Moe;
+use super::super::shared::Shared;
 use super::super::spec::{Bias, ExpertFiles, LinearSpec};
-use super::{Buf, Experts, Linear, Loader, Param, Stored, Tensor, Weight, quantized};
+use super::{Buf, DType, Experts, Linear, Loader, Param, Stored, Tensor, Weight, quantized};
 use crate::error::{Error, Result};
 
 impl<'a> Loader<'a> {
+    pub(super) fn moe(&mut self, layer: usize) -> Result<Moe> {
+        let s = self.spec;
+        let (Some(router), Some((gate_up, down))) = (s.router(), s.expert()) else {
+            return Err(Error::Bug("experts have a router, gate, up and down".into()));
+        };
+        let shared = s.shared().map(|(gate_up, down, weigh)| {
+            let (gate_up, down) = (self.projections(layer, gate_up)?, self.linear(layer, down)?);
+            Ok(Box::new(Shared { gate_up, down, weigh: weigh.map(|w| self.linear(layer, w)).transpose()? }))
+        });
+        Ok(Moe {
+            router: self.linear(layer, router)?,
+            bias: s.choice_bias(layer).map(|name| self.choice_bias(layer, name)).transpose()?,
+            gate_up: gate_up.into_iter().map(|module| self.experts(layer, module)).collect::<Result<_>>()?,
+            down: self.experts(layer, down)?,
+            shared: shared.transpose()?,
+        })
+    }
+
+    /// What the choice among experts adds to their scores: f32 whatever the model is, and nothing that a gradient reaches.
+    fn choice_bias(&self, layer: usize, module: &str) -> Result<Param> {
+        let (name, E) = (self.spec.names.of(layer, module), self.spec.moe.as_ref().map_or(0, |moe| moe.E));
+        let mut param = Param::zeros(self.b, &name, &[E], DType::F32)?;
+        param.set(self.b, &quantized::find(self.tensors, &name, &[E])?.to_f32())?;
+        Ok(param)
+    }
+
     /// One module of all experts of a layer.
     pub(super) fn experts(&mut self, layer: usize, linear: LinearSpec) -> Result<Experts> {
         if self.spec.moe.as_ref().is_some_and(|moe| moe.files == ExpertFiles::Stacked) {

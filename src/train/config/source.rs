@@ -19,6 +19,10 @@ pub trait FromNode: Sized {
     /// What is wanted, to follow "must be".
     fn wanted() -> String;
     fn from_value(value: &Value) -> Option<Self>;
+    /// The same for a type of several parts, which can be wrong by themselves: the error says which one is, and how.
+    fn parts_of(value: &Value) -> Result<Option<Self>, (Place, String)> {
+        Ok(Self::from_value(value))
+    }
 }
 
 /// A rule for a value: the condition, and what is wanted, to follow "must be".
@@ -146,7 +150,9 @@ impl<'a> Source<'a> {
         };
         let got = &entry.node.value;
         let must = |want: &str| self.fail(&entry.node.place, format!("`{}` must be {want}, got {got}", entry.spelled));
-        let value = T::from_value(got).ok_or_else(|| must(&T::wanted()))?;
+        let value =
+            T::parts_of(got).map_err(|(place, what)| self.fail(&place, format!("`{}`{what}", entry.spelled)))?;
+        let value = value.ok_or_else(|| must(&T::wanted()))?;
         match checks.iter().find(|(holds, _)| !holds(&value)) {
             Some((_, want)) => Err(must(want)),
             None => Ok(value),

@@ -102,7 +102,12 @@ fn toml_table(table: DeTable, at: &dyn Fn(usize) -> Place) -> Result<Vec<(String
     let mut out = Vec::new();
     for (key, value) in pairs {
         let place = at(key.span().start);
-        out.push((key.into_inner().into_owned(), Node { place, value: toml_value(value.into_inner(), at)? }));
+        let placed = |(line, what)| match &place {
+            Place::Line(of_key) if line == 0 => (*of_key, what),
+            _ => (line, what),
+        };
+        let value = toml_value(value.into_inner(), at).map_err(placed)?;
+        out.push((key.into_inner().into_owned(), Node { place, value }));
     }
     Ok(out)
 }

@@ -182,21 +182,14 @@ impl<T: FromNode> FromNode for Option<T> {
     }
 }
 
-/// One or a list of them; an item may be a table with a `path` alone, as in `datasets: [{path: a.jsonl}]`.
+/// One or a list of them.
 impl FromNode for Vec<String> {
     fn wanted() -> String {
         "text or a list of texts".into()
     }
     fn from_value(value: &Value) -> Option<Vec<String>> {
         let Value::List(items) = value else { return String::from_value(value).map(|s| vec![s]) };
-        let item = |value: &Value| match value {
-            Value::Table(keys) => match keys.as_slice() {
-                [(key, node)] if key == "path" => String::from_value(&node.value),
-                _ => None,
-            },
-            _ => String::from_value(value),
-        };
-        items.iter().map(|node| item(&node.value)).collect()
+        items.iter().map(|node| String::from_value(&node.value)).collect()
     }
 }
 

@@ -1,0 +1,114 @@
+// Copies between heads of other sizes. A thread takes the W elements of a word; those it reads may lie anywhere.
+
+// op latent_query_forward grid(ceil(N*ceil(H*D, W), 256))
+@compute @workgroup_size(256)
+fn latent_query_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let i = flat(group) * 256u + t;
+  let row = p.H * p.D;
+  let n = i / ceil_div(row, W);
+  if (n >= p.N) { return; }
+  let first = (i % ceil_div(row, W)) * W;
+  for (var at = first; at < min(first + W, row); at++) {
+    let head = (n * p.H + at / p.D) * (p.U + p.A);
+    let d = at % p.D;
+    var x = 0.0;
+    if (d < p.A) { x = ld1_inp(head + p.U + d); } else if (d < p.A + p.U) { x = ld1_inp(head + d - p.A); }
+    st1_q(n * row + at, x);
+  }
+}
+
+// op latent_query_backward grid(ceil(N*ceil(H*(U + A), W), 256))
+@compute @workgroup_size(256)
+fn latent_query_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let i = flat(group) * 256u + t;
+  let row = p.H * (p.U + p.A);
+  let n = i / ceil_div(row, W);
+  if (n >= p.N) { return; }
+  let first = (i % ceil_div(row, W)) * W;
+  for (var at = first; at < min(first + W, row); at++) {
+    let head = (n * p.H + at / (p.U + p.A)) * p.D;
+    let c = at % (p.U + p.A);
+    var d = p.A + c;
+    if (c >= p.U) { d = c - p.U; }
+    st1_dinp(n * row + at, ld1_dq(head + d));
+  }
+}
+
+// op latent_kv_forward grid(ceil(N*ceil(H*D, W), 256))
+@compute @workgroup_size(256)
+fn latent_kv_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let i = flat(group) * 256u + t;
+  let row = p.H * p.D;
+  let n = i / ceil_div(row, W);
+  if (n >= p.N) { return; }
+  let first = (i % ceil_div(row, W)) * W;
+  for (var at = first; at < min(first + W, row); at++) {
+    let head = (n * p.H + at / p.D) * (p.U + p.Y);
+    let d = at % p.D;
+    var x = 0.0;
+    if (d < p.A) { x = ld1_rope(n * p.A + d); } else if (d < p.A + p.U) { x = ld1_kv(head + d - p.A); }
+    st1_k(n * row + at, x);
+    x = 0.0;
+    if (d < p.Y) { x = ld1_kv(head + p.U + d); }
+    st1_v(n * row + at, x);
+  }
+}
+
+// op latent_kv_backward grid(ceil(N*ceil(H*(U + Y), W), 256))
+@compute @workgroup_size(256)
+fn latent_kv_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let i = flat(group) * 256u + t;
+  let row = p.H * (p.U + p.Y);
+  let n = i / ceil_div(row, W);
+  if (n >= p.N) { return; }
+  let first = (i % ceil_div(row, W)) * W;
+  for (var at = first; at < min(first + W, row); at++) {
+    let head = (n * p.H + at / (p.U + p.Y)) * p.D;
+    let c = at % (p.U + p.Y);
+    var x = 0.0;
+    if (c < p.U) { x = ld1_dk(head + p.A + c); } else { x = ld1_dv(head + c - p.U); }
+    st1_dkv(n * row + at, x);
+  }
+}
+
+// op latent_kv_backward__rope grid(ceil(N*ceil(A, W), 256))
+@compute @workgroup_size(256)
+fn latent_kv_backward__rope(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let i = flat(group) * 256u + t;
+  let n = i / ceil_div(p.A, W);
+  if (n >= p.N) { return; }
+  let first = (i % ceil_div(p.A, W)) * W;
+  for (var c = first; c < min(first + W, p.A); c++) {
+    var sum = 0.0;
+    for (var h = 0u; h < p.H; h++) { sum += ld1_dk((n * p.H + h) * p.D + c); }
+    st1_drope(n * p.A + c, sum);
+  }
+}
+
+// op latent_output_forward grid(ceil(N*ceil(H*Y, W), 256))
+@compute @workgroup_size(256)
+fn latent_output_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let i = flat(group) * 256u + t;
+  let row = p.H * p.Y;
+  let n = i / ceil_div(row, W);
+  if (n >= p.N) { return; }
+  let first = (i % ceil_div(row, W)) * W;
+  for (var at = first; at < min(first + W, row); at++) {
+    st1_out(n * row + at, ld1_att((n * p.H + at / p.Y) * p.D + at % p.Y));
+  }
+}
+
+// op latent_output_backward grid(ceil(N*ceil(H*D, W), 256))
+@compute @workgroup_size(256)
+fn latent_output_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let i = flat(group) * 256u + t;
+  let row = p.H * p.D;
+  let n = i / ceil_div(row, W);
+  if (n >= p.N) { return; }
+  let first = (i % ceil_div(row, W)) * W;
+  for (var at = first; at < min(first + W, row); at++) {
+    var x = 0.0;
+    if (at % p.D < p.Y) { x = ld1_dout((n * p.H + at / p.D) * p.Y + at % p.D); }
+    st1_datt(n * row + at, x);
+  }
+}
