@@ -2,7 +2,8 @@
 use luthier::Error;
 use luthier::data::Source;
 use luthier::dtype::DType;
-use luthier::train::config::{self, Checkpointing, Optim, Resume, SchedulerType, TargetModules, TrainConfig};
+use luthier::model::lora::{Patterns, Targets};
+use luthier::train::config::{self, Checkpointing, Optim, Resume, SchedulerType, TrainConfig};
 use std::path::PathBuf;
 
 const LEAST: &str = "model_name_or_path = \"m\"\ndataset = \"d.jsonl\"\noutput_dir = \"o\"\n";
@@ -39,7 +40,7 @@ fn the_quickstart_is_read_as_written() {
     assert_eq!((c.optim, c.dtype), (Optim::AdamW8bit, DType::Bf16));
     assert_eq!((c.gradient_checkpointing, c.resume_from_checkpoint), (Checkpointing::Auto, Resume::Auto));
     let lora = c.lora.unwrap();
-    assert_eq!((lora.r, lora.lora_alpha, lora.target_modules), (16, 32.0, TargetModules::AllLinear));
+    assert_eq!((lora.r, lora.lora_alpha, lora.target_modules), (16, 32.0, Targets::Word("all-linear".into())));
 }
 
 #[test]
@@ -97,6 +98,8 @@ fn the_resolved_config_reads_back_to_itself() {
         "",
         "lr_scheduler_type = 'polynomial'\nlr_scheduler_kwargs = { power = 2.0, lr_end = 1e-8 }\nmax_steps = 7",
         "resume_from_checkpoint = false\nload_in_4bit = true\n[lora]\nmodules_to_save = ['lm_head']\nseed = 9",
+        "[lora]\nrank_pattern = { 'q.*' = 3, down_proj = 2 }\nalpha_pattern = { x = 1.5 }\ntarget_modules = '.*_proj'",
+        "[lora]\nexclude_modules = ['q_proj']\nlayers_to_transform = 1\nlayers_pattern = 'layers'\nuse_dora = true",
         "resume_from_checkpoint = 'o/checkpoint-3'\ngradient_checkpointing = false\nlora_target_modules = ['q_proj']",
         "assistant_only_loss = 'last'\neval_dataset = ['a', {path = 'b', split = 'test', merged_prompt = '{x}'}]\n[lora]",
         "assistant_only_loss = false\neval_dataset = {path = 'b', weight = 0.5, roles = {bot = 'assistant'}, \
@@ -117,6 +120,26 @@ fn overrides_go_over_the_file() {
     assert_eq!(with("[lora]\nr = 4", &["lora=false"]).unwrap().lora, None);
     assert_eq!(with("", &["lora={r=3}"]).unwrap().lora.unwrap().r, 3);
     assert_eq!(with("", &["lora_r=3"]).unwrap().lora.unwrap().r, 3);
+}
+
+#[test]
+fn what_the_lora_table_leaves_out_is_the_adapters() {
+    let config = |lines: &str| {
+        let lines = format!("adapter = 'tests/golden/train_lora_embed/adapter_start'\n{lines}");
+        with(&lines, &[]).unwrap().lora.unwrap()
+    };
+    let same = config("");
+    assert_eq!((same.r, same.lora_alpha, same.use_rslora), (4, 8.0, true));
+    assert_eq!(same.modules_to_save, ["embed_tokens", "lm_head"]);
+    let lowered = config("[lora]\nlora_alpha = 2");
+    assert_eq!((lowered.r, lowered.lora_alpha, lowered.target_modules), (4, 2.0, same.target_modules));
+    assert_eq!(with("adapter = 'no/such'", &[]).unwrap_err().exit_code(), 74);
+}
+
+#[test]
+fn patterns_keep_their_order() {
+    let c = ok("[lora.rank_pattern]\n'q.*' = 3\ndown_proj = 2").lora.unwrap();
+    assert_eq!(c.rank_pattern, Patterns(vec![("q.*".into(), 3), ("down_proj".into(), 2)]));
 }
 
 #[test]
@@ -154,8 +177,14 @@ fn mistakes_are_named_with_their_line() {
         ("dtype = 'int8'", &["must be \"bfloat16\", \"float16\" or \"float32\", got \"int8\""]),
         ("backend = 'rocm'", &["must be \"auto\", \"cuda\", \"wgpu\" or \"cpu\""]),
         ("[lora]\nr = 0", &["line 5: `lora.r` must be 1 or more, got 0"]),
-        ("[lora]\nlora_dropout = 0.1", &["line 5: `lora.lora_dropout` must be 0: dropout", "got 0.1"]),
-        ("[lora]\ntarget_modules = 'q_proj'", &["\"all-linear\" or a list of layer names", "got \"q_proj\""]),
+        ("[lora]\nlora_dropout = 1.0", &["line 5: `lora.lora_dropout` must be at least 0 and less than 1, got 1"]),
+        ("[lora]\ntarget_modules = 3", &["\"all-linear\", a regular expression, or a list of layer names", "got 3"]),
+        (
+            "[lora]\nrank_pattern = { q = 'x' }",
+            &["a table of regular expressions, each with a whole number", "got a table"],
+        ),
+        ("[lora]\nlayers_to_transform = [-1]", &["must be a whole number or a list of them"]),
+        ("embedding_learning_rate = 0", &["`embedding_learning_rate` must be more than 0, got 0"]),
         ("[lora]\nbias = 'all'", &["must be \"none\", got \"all\""]),
         (
             "eval_dataset = [1]",

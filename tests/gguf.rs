@@ -139,8 +139,7 @@ fn adapters_on_blocks_learn_as_on_the_values() {
                 r: 4,
                 lora_alpha: 8.0,
                 target_modules: Targets::Word("all-linear".into()),
-                modules_to_save: vec![],
-                use_rslora: false,
+                ..LoraConfig::default()
             };
             let options = LoadOptions { lora: Some(lora), train: true, seed: 3, ..LoadOptions::frozen(DType::F32) };
             let gradients = |path: &Path| {

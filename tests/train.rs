@@ -60,7 +60,8 @@ fn live_name(name: &str) -> String {
     match name.strip_suffix(".weight") {
         Some(module) if name.contains(".lora_") => format!("{module}.default.weight"),
         Some(module) => format!("base_model.model.{module}.modules_to_save.default.weight"),
-        None => name.to_string(),
+        // magnitudes have no `.weight` in files
+        None => format!("{name}.default.weight"),
     }
 }
 

@@ -51,7 +51,11 @@ impl Generate {
         if let Some(adapter) = &mut self.adapter {
             *adapter = download::resolve(adapter, Kind::Adapter)?;
         }
-        let (_, tokenizer) = model::check(&self.model)?.sound()?;
+        let (spec, tokenizer) = model::check(&self.model)?.sound()?;
+        let tokenizer = match &self.adapter {
+            Some(folder) => peft::tokenizer(folder, tokenizer, spec.V)?,
+            None => tokenizer,
+        };
         let prompt = self.ids(&tokenizer)?;
         let (backend, which) = pick::pick(&self.backend)?;
         super::say!("{which}");

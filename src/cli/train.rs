@@ -15,6 +15,9 @@ pub struct Train {
     /// Keys that go over the file's, as in learning_rate=1e-4.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+    /// Go on from an adapter, a folder as PEFT writes it; goes over the config's `adapter`.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Where to run; goes over the config's `backend`.
     #[arg(long, value_parser = pick::NAMES.to_vec())]
     backend: Option<String>,
@@ -27,6 +30,10 @@ impl Train {
     pub fn run(mut self) -> Result<()> {
         let Some(path) = self.config.filter(|_| !self.help_config) else { return out(&config::page()) };
         self.overrides.extend(self.backend.map(|b| format!("backend={b}")));
+        if let Some(folder) = &self.adapter {
+            // as TOML text, so that no folder's name is taken for a number
+            self.overrides.push(format!("adapter={:?}", folder.to_string_lossy()));
+        }
         let config = config::load(&path, &self.overrides)?;
         interrupt::install()?;
         let mut progress = Progress::new(config.logging_steps);

@@ -52,6 +52,15 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// Takes over the chat template of another directory, if it has one.
+    pub fn adopt_template(&mut self, dir: &Path) -> Result<()> {
+        let config_file = dir.join("tokenizer_config.json");
+        if let Some(own) = template(dir, &config_file, &object(&config_file)?)? {
+            self.template = Some(own);
+        }
+        Ok(())
+    }
+
     /// The ids of `text`; with `add_special_tokens` as the tokenizer's own post-processor frames it (BOS, ..).
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         let encoding = self.guard("encode", || self.inner.encode_fast(text, add_special_tokens))?;

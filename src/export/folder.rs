@@ -11,16 +11,19 @@ pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 /// Copies the tokenizer's files, template and generation config of `model` that exist, or makes them from a GGUF file.
 pub fn copy_companions(model: &Path, out: &Path) -> Result<()> {
-    let mut model = model.to_path_buf();
-    if let Some(file) = gguf::find(&model)? {
-        model = file.parent().unwrap_or(Path::new("")).to_path_buf();
-        if !model.join("tokenizer.json").exists() {
-            let made = companions(&Gguf::open(&file)?)?;
-            return made.iter().try_for_each(|(name, json)| write_json(&out.join(name), json));
-        }
+    let Some(file) = gguf::find(model)? else { return copy_files(model, out) };
+    let beside = file.parent().unwrap_or(Path::new(""));
+    if beside.join("tokenizer.json").exists() {
+        return copy_files(beside, out);
     }
+    let made = companions(&Gguf::open(&file)?)?;
+    made.iter().try_for_each(|(name, json)| write_json(&out.join(name), json))
+}
+
+/// The same of a folder of any kind, an adapter's for one.
+pub fn copy_files(folder: &Path, out: &Path) -> Result<()> {
     for name in COMPANIONS {
-        let from = model.join(name);
+        let from = folder.join(name);
         if from.is_file() {
             let bytes = std::fs::read(&from).map_err(Error::read(&from))?;
             write(&out.join(name), &bytes)?;

@@ -105,6 +105,13 @@ impl BlockScratch {
         self.linear.observer = observer.clone();
         self.mlp.observe(observer);
     }
+    /// The seed of the adapters' dropout from now on; `None`: nothing is dropped.
+    pub fn set_dropout(&mut self, seed: Option<u32>) {
+        self.linear.dropout.seed = seed;
+        if let Some(experts) = self.mlp.experts() {
+            experts.dropout.seed = seed;
+        }
+    }
 
     /// For up to `N` tokens; `experts` is for the rows of experts.
     pub fn new(

@@ -4,15 +4,15 @@
 //! backward  dX = G·W[e] + s·P·A[e],  P = G·B[e];   dA[e] = s·Pᵀ·X,  dB[e] = s·Gᵀ·(X·A[e]ᵀ),  dW[e] = Gᵀ·X
 //! The experts' matrices lie one below the other, W as [E·O, C] (or each transposed, [E·C, O]), so that whatever holds a weight
 //! holds theirs, too. A packed weight is unpacked some experts at a time.
+use super::dropout::Dropout;
 use super::linear::{Linear, LinearScratch, Lora, Weight, part};
-use super::lora::LoraConfig;
+use super::lora::{self, Rules, Shape};
 use super::param::Param;
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::expert_bias::ExpertBias;
 use crate::ops::grouped::Grouped;
-use crate::rng::Rng;
 
 pub struct Experts {
     /// Modules of the experts: `model.layers.0.mlp.experts.3.gate_proj`.
@@ -118,7 +118,8 @@ impl Experts {
         }
         if let Some(lora) = &self.stack.lora {
             let mut xa = part(&scratch.xa, M * lora.R);
-            b.grouped_nt(&mut xa, inp, &lora.a.value, rows.offsets, &self.product(M, lora.R, C, 1.0))?;
+            let inp = lora.input(b, scratch, inp, M * C)?;
+            b.grouped_nt(&mut xa, &inp, &lora.a.value, rows.offsets, &self.product(M, lora.R, C, 1.0))?;
             b.grouped_nt_add(out, &xa, &lora.b.value, rows.offsets, &self.product(M, O, lora.R, lora.scale))?;
         }
         Ok(())
@@ -147,7 +148,11 @@ impl Experts {
         if let Some(lora) = &self.stack.lora {
             let mut p = part(&scratch.p, M * lora.R);
             b.grouped_nn(&mut p, dout, &lora.b.value, rows.offsets, &self.product(M, lora.R, O, 1.0))?;
-            b.grouped_nn_add(dinp, &p, &lora.a.value, rows.offsets, &self.product(M, C, lora.R, lora.scale))?;
+            let params = self.product(M, C, lora.R, lora.scale);
+            lora.input_backward(b, scratch, dinp, M * C, |out, add| match add {
+                true => b.grouped_nn_add(out, &p, &lora.a.value, rows.offsets, &params),
+                false => b.grouped_nn(out, &p, &lora.a.value, rows.offsets, &params),
+            })?;
         }
         Ok(())
     }
@@ -174,13 +179,13 @@ impl Experts {
             b.expert_bias_backward(&mut train.grad, dout, rows.offsets, rows.weights, rows.slots, &bias)?;
         }
         if let Some(lora) = &mut self.stack.lora {
-            let (R, s) = (lora.R, lora.scale);
+            let (R, s, seen) = (lora.R, lora.scale, lora.input(b, scratch, inp, M * C)?);
             if let Some(train) = &mut lora.a.train {
-                b.grouped_tn_add(&mut train.grad, &part(&scratch.p, M * R), inp, rows.offsets, &tn(R, C, s))?;
+                b.grouped_tn_add(&mut train.grad, &part(&scratch.p, M * R), &seen, rows.offsets, &tn(R, C, s))?;
             }
             if let Some(train) = &mut lora.b.train {
                 let mut xa = part(&scratch.xa, M * R);
-                b.grouped_nt(&mut xa, inp, &lora.a.value, rows.offsets, &tn(R, C, 1.0))?;
+                b.grouped_nt(&mut xa, &seen, &lora.a.value, rows.offsets, &tn(R, C, 1.0))?;
                 b.grouped_tn_add(&mut train.grad, dout, &xa, rows.offsets, &tn(O, R, s))?;
             }
         }
@@ -197,35 +202,44 @@ impl Experts {
         }
     }
 
-    /// Whether the adapter has a part for these experts: PEFT names them one by one, here it is all or none.
-    pub fn targeted(&self, config: &LoraConfig) -> Result<bool> {
-        let count = self.names.iter().filter(|name| config.target_modules.matches(name)).count();
-        if count != 0 && count != self.names.len() {
-            let what = "lora.target_modules chooses some experts and not others: name a module of all of them";
-            return Err(Error::Usage(format!("{what} ({})", self.names[0].rsplit('.').next().unwrap_or_default())));
+    /// Rank and scale of the adapters of these experts: PEFT names them one by one, here it is all alike or none.
+    pub fn targeted(&self, rules: &Rules) -> Result<Option<Shape>> {
+        let shape = |name: &String| Ok(if rules.targets(name)? { Some(rules.shape(name)?) } else { None });
+        let shapes = self.names.iter().map(shape).collect::<Result<Vec<_>>>()?;
+        let first = shapes.first().copied().flatten();
+        if let Some(other) = shapes.iter().position(|shape| *shape != first) {
+            let what = "chooses some experts and not others, or gives them other ranks: name a module of all of them";
+            return Err(rules.error("target_modules", format!("{what} ({})", self.names[other])));
         }
-        Ok(count > 0)
+        if first.is_some() && rules.use_dora() {
+            let what = "DoRA on experts is not supported: exclude them, or set use_dora to false";
+            return Err(rules.error("use_dora", what));
+        }
+        Ok(first)
     }
 
-    /// As [`LoraConfig::attach`], an adapter for each expert.
-    pub fn attach(&mut self, config: &LoraConfig, b: &dyn Backend, dtype: DType, train: bool, seed: u64) -> Result<()> {
-        let (r, R, C, O) = (config.r, config.r.next_multiple_of(8), self.C, self.O);
-        let names = |side: &str| -> Vec<String> {
-            self.names.iter().map(|name| format!("base_model.model.{name}.lora_{side}.weight")).collect()
-        };
+    /// As [`lora::attach`], an adapter for each expert.
+    pub fn attach(
+        &mut self,
+        (shape, dropout): (Shape, f64),
+        b: &dyn Backend,
+        dtype: DType,
+        train: bool,
+        seed: u64,
+    ) -> Result<()> {
+        let (r, R, C, O) = (shape.r, shape.R(), self.C, self.O);
+        let names = |side: &str| -> Vec<String> { self.names.iter().map(|n| lora::weight_name(n, side)).collect() };
         let mut a = Param::stack(b, names("A"), &[r, C], [R, C], dtype)?;
         let mut bb = Param::stack(b, names("B"), &[O, r], [O, R], dtype)?;
         if train {
             a.unfreeze(b)?;
             bb.unfreeze(b)?;
         }
-        let bound = 1.0 / (C as f32).sqrt();
         for (i, name) in names("A").iter().enumerate() {
-            let mut rng = Rng::named(seed, name);
-            let values: Vec<f32> = (0..r * C).map(|_| (rng.uniform() * 2.0 - 1.0) * bound).collect();
-            a.set_part(b, i, &values)?;
+            a.set_part(b, i, &lora::first_values(seed, name, r, C))?;
         }
-        self.stack.lora = Some(Lora { a, b: bb, R, scale: config.scale() });
+        self.stack.lora =
+            Some(Lora { a, b: bb, R, scale: shape.scale, dora: None, dropout: Dropout::new(dropout, &self.names[0]) });
         Ok(())
     }
 }

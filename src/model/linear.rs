@@ -2,8 +2,11 @@
 //!
 //! forward   Y = X·Wᵀ + bias + s·(X·Aᵀ)·Bᵀ
 //! backward  dX = G·W + s·P·A,  P = G·B;   dA = s·Pᵀ·X,  dB = s·Gᵀ·(X·Aᵀ),  dW = Gᵀ·X,  dbias = Σ_N G
+//! With DoRA (`dora.rs`) what comes before the bias is scaled, and G with it.
 //! A fused module (one weight, several outputs) writes each part of its rows to a buffer of its own: Y = [Y1 | Y2 | ..].
 //! B·A is never formed. Hu et al. 2021, arXiv:2106.09685; rank-stabilized s: Kalajdzievski 2023, arXiv:2312.03732.
+use super::dora::{Dora, DoraScratch};
+use super::dropout::{Dropout, DropoutScratch};
 use super::experts::{Experts, Rows};
 use super::param::Param;
 use crate::backend::{Backend, Buf, Launch, Scope};
@@ -106,6 +109,8 @@ pub struct Lora {
     pub R: usize,
     /// lora_alpha/r, or lora_alpha/√r when rank-stabilized.
     pub scale: f32,
+    pub dora: Option<Dora>,
+    pub dropout: Option<Dropout>,
 }
 
 /// Sees what the weights of a model are multiplied with, as it happens: for measurements.
@@ -135,6 +140,8 @@ pub struct LinearScratch {
     pub(super) xa: Option<Buf>,
     /// P = G·B, [N, R]; left by `backward_input` for `backward_weight`.
     pub(super) p: Option<Buf>,
+    pub(super) dora: DoraScratch,
+    pub(super) dropout: DropoutScratch,
 }
 
 impl LinearScratch {
@@ -146,12 +153,15 @@ impl LinearScratch {
         dtype: DType,
     ) -> Result<LinearScratch> {
         let (mut weight, mut rank) = (0, 0);
+        let linears: Vec<&Linear> = linears.collect();
+        let dora = DoraScratch::new(scope, &linears, N, dtype)?;
+        let dropout = DropoutScratch::new(scope, &linears, N, dtype)?;
         for linear in linears {
             weight = weight.max(linear.weight.unpacked(linear.O * linear.C));
             rank = rank.max(linear.lora.as_ref().map_or(0, |lora| lora.R));
         }
         let buf = |len: usize| if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) };
-        Ok(LinearScratch { observer: None, weight: buf(weight)?, xa: buf(N * rank)?, p: buf(N * rank)? })
+        Ok(LinearScratch { observer: None, weight: buf(weight)?, xa: buf(N * rank)?, p: buf(N * rank)?, dora, dropout })
     }
 }
 
@@ -161,7 +171,7 @@ pub(super) fn part(buf: &Option<Buf>, len: usize) -> Buf {
 }
 
 /// Dense operands: out[I,J] from an inner length Q, `b` stored as [J,Q] (nt), [Q,J] (nn) or with a as [Q,I] (tn).
-fn nt(I: usize, J: usize, Q: usize, alpha: f32) -> MatMul {
+pub(super) fn nt(I: usize, J: usize, Q: usize, alpha: f32) -> MatMul {
     MatMul { I: I as u32, J: J as u32, Q: Q as u32, ld_out: J as u32, ld_a: Q as u32, ld_b: Q as u32, alpha }
 }
 fn nn(I: usize, J: usize, Q: usize, alpha: f32) -> MatMul {
@@ -251,18 +261,32 @@ impl Linear {
         let mut adapter = None;
         if let Some(lora) = &self.lora {
             let mut xa = part(&scratch.xa, N * lora.R);
-            b.matmul_nt(&mut xa, inp, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
-            adapter = Some((lora, xa));
+            let seen = lora.input(b, scratch, inp, N * C)?;
+            b.matmul_nt(&mut xa, &seen, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
+            lora.measure(b, &scratch.dora, &weight, self.O, C)?;
+            adapter = Some((lora, xa, seen));
         }
         for (out, (first, O)) in outs.iter_mut().zip(self.rows()) {
-            b.matmul_nt(out, inp, &weight.view(first * C, O * C), &nt(N, O, C, 1.0))?;
+            let rows = weight.view(first * C, O * C);
+            match &adapter {
+                Some((lora, xa, seen)) => {
+                    let detour = lora.detour(scratch, N * C).is_some();
+                    b.matmul_nt(out, if detour { seen } else { inp }, &rows, &nt(N, O, C, 1.0))?;
+                    let adapter_rows = lora.b.value.view(first * lora.R, O * lora.R);
+                    b.matmul_nt_add(out, xa, &adapter_rows, &nt(N, O, lora.R, lora.scale))?;
+                    if let Some(dora) = &lora.dora {
+                        dora.forward(b, out, first, O, N)?;
+                    }
+                    if detour {
+                        b.matmul_nt_add(out, inp, &rows, &nt(N, O, C, 1.0))?;
+                        b.matmul_nt_add(out, seen, &rows, &nt(N, O, C, -1.0))?;
+                    }
+                }
+                None => b.matmul_nt(out, inp, &rows, &nt(N, O, C, 1.0))?,
+            }
             if let Some(bias) = &self.bias {
                 let p = Bias { N: N as u32, O: O as u32, ld_out: O as u32 };
                 b.bias_forward(out, &bias.value.view(first, O), &p)?;
-            }
-            if let Some((lora, xa)) = &adapter {
-                let rows = lora.b.value.view(first * lora.R, O * lora.R);
-                b.matmul_nt_add(out, xa, &rows, &nt(N, O, lora.R, lora.scale))?;
             }
         }
         Ok(())
@@ -281,25 +305,51 @@ impl Linear {
         assert_eq!(douts.len(), self.parts.len(), "{}: one gradient a part", self.name);
         let C = self.C;
         let weight = self.dense(b, scratch)?;
+        let mut detour = self.lora.as_ref().and_then(|lora| lora.detour(scratch, N * C));
         for (i, (dout, (first, O))) in douts.iter().zip(self.rows()).enumerate() {
+            let scaled = self.scaled(b, scratch, dout, first, O, N)?;
+            let (whole, dout) = (dout, scaled.as_ref().unwrap_or(dout));
             let rows = weight.view(first * C, O * C);
-            if add || i > 0 {
-                b.matmul_nn_add(dinp, dout, &rows, &nn(N, C, O, 1.0))?;
-            } else {
-                b.matmul_nn(dinp, dout, &rows, &nn(N, C, O, 1.0))?;
+            let through = |to: &mut Buf, dout: &Buf, add: bool, alpha: f32| match add {
+                true => b.matmul_nn_add(to, dout, &rows, &nn(N, C, O, alpha)),
+                false => b.matmul_nn(to, dout, &rows, &nn(N, C, O, alpha)),
+            };
+            match &mut detour {
+                None => through(dinp, dout, add || i > 0, 1.0)?,
+                Some(dropped) => {
+                    through(dinp, whole, add || i > 0, 1.0)?;
+                    through(dropped, dout, i > 0, 1.0)?;
+                    through(dropped, whole, true, -1.0)?;
+                }
             }
-        }
-        let Some(lora) = &self.lora else { return Ok(()) };
-        let mut p = part(&scratch.p, N * lora.R);
-        for (i, (dout, (first, O))) in douts.iter().zip(self.rows()).enumerate() {
-            let rows = lora.b.value.view(first * lora.R, O * lora.R);
+            let Some(lora) = &self.lora else { continue };
+            let (mut p, rows) = (part(&scratch.p, N * lora.R), lora.b.value.view(first * lora.R, O * lora.R));
             if i > 0 {
                 b.matmul_nn_add(&mut p, dout, &rows, &nn(N, lora.R, O, 1.0))?;
             } else {
                 b.matmul_nn(&mut p, dout, &rows, &nn(N, lora.R, O, 1.0))?;
             }
         }
-        b.matmul_nn_add(dinp, &p, &lora.a.value, &nn(N, C, lora.R, lora.scale))
+        let Some(lora) = &self.lora else { return Ok(()) };
+        let (p, params) = (part(&scratch.p, N * lora.R), nn(N, C, lora.R, lora.scale));
+        lora.input_backward(b, scratch, dinp, N * C, |out, add| match add {
+            true => b.matmul_nn_add(out, &p, &lora.a.value, &params),
+            false => b.matmul_nn(out, &p, &lora.a.value, &params),
+        })
+    }
+
+    /// With DoRA: the gradient of a part of the outputs before they were scaled, in the scratch.
+    fn scaled(
+        &self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        dout: &Buf,
+        first: usize,
+        O: usize,
+        N: usize,
+    ) -> Result<Option<Buf>> {
+        let dora = self.lora.as_ref().and_then(|lora| lora.dora.as_ref());
+        dora.map(|dora| dora.backward(b, &scratch.dora, dout, first, O, N)).transpose()
     }
 
     /// Adds to the gradients of what is trained here, from douts [N, parts[i]] and inp [N, C]; right after `backward_input`.
@@ -313,16 +363,17 @@ impl Linear {
     ) -> Result<()> {
         let C = self.C;
         let rows: Vec<_> = self.rows().collect();
-        let mut adapter = None;
+        let mut xa = None;
         if let Some(lora) = &mut self.lora {
-            let (R, s) = (lora.R, lora.scale);
+            let seen = lora.input(b, scratch, inp, N * C)?;
             if let Some(train) = &mut lora.a.train {
-                b.matmul_tn_add(&mut train.grad, &part(&scratch.p, N * R), inp, &tn(R, C, N, s))?;
+                let p = part(&scratch.p, N * lora.R);
+                b.matmul_tn_add(&mut train.grad, &p, &seen, &tn(lora.R, C, N, lora.scale))?;
             }
-            if let Some(train) = &mut lora.b.train {
-                let mut xa = part(&scratch.xa, N * R);
-                b.matmul_nt(&mut xa, inp, &lora.a.value, &nt(N, R, C, 1.0))?;
-                adapter = Some((train, xa, R, s));
+            if lora.b.train.is_some() {
+                let mut out = part(&scratch.xa, N * lora.R);
+                b.matmul_nt(&mut out, &seen, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
+                xa = Some((out, seen));
             }
         }
         for (dout, (first, O)) in douts.iter().zip(rows) {
@@ -333,9 +384,38 @@ impl Linear {
                 let p = BiasBackward { N: N as u32, O: O as u32, ld_dout: O as u32 };
                 b.bias_backward(&mut train.grad.view(first, O), dout, &p)?;
             }
-            if let Some((train, xa, R, s)) = &mut adapter {
-                b.matmul_tn_add(&mut train.grad.view(first * *R, O * *R), dout, xa, &tn(O, *R, N, *s))?;
+            if let Some((xa, seen)) = &xa {
+                self.backward_b(b, scratch, dout, seen, xa, (first, O), N)?;
             }
+        }
+        Ok(())
+    }
+
+    /// B's gradient, and that of DoRA's magnitudes, of the outputs `first..first + O`; xa = X·Aᵀ of the X that A sees.
+    fn backward_b(
+        &mut self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        dout: &Buf,
+        inp: &Buf,
+        xa: &Buf,
+        (first, O): (usize, usize),
+        N: usize,
+    ) -> Result<()> {
+        let scaled = self.scaled(b, scratch, dout, first, O, N)?;
+        let weight = if scaled.is_some() { Some(self.dense(b, scratch)?) } else { None };
+        let (C, Some(lora)) = (self.C, &mut self.lora) else { return Ok(()) };
+        let (R, s) = (lora.R, lora.scale);
+        if let Some(train) = &mut lora.b.train {
+            let scaled = scaled.as_ref().unwrap_or(dout);
+            b.matmul_tn_add(&mut train.grad.view(first * R, O * R), scaled, xa, &tn(O, R, N, s))?;
+        }
+        if let (Some(dora), Some(weight)) = (&mut lora.dora, weight) {
+            // the scaled gradient has been used: its place holds the outputs now, as they were before they were scaled
+            let mut out = scratch.dora.rows(N, O);
+            b.matmul_nt(&mut out, inp, &weight.view(first * C, O * C), &nt(N, O, C, 1.0))?;
+            b.matmul_nt_add(&mut out, xa, &lora.b.value.view(first * R, O * R), &nt(N, O, R, s))?;
+            dora.backward_weight(b, dout, &out, first, O, N)?;
         }
         Ok(())
     }
@@ -343,12 +423,23 @@ impl Linear {
     /// Every weight that is no quantized base, in a fixed order.
     pub fn params(&self) -> impl Iterator<Item = &Param> {
         let dense = if let Weight::Dense(p) = &self.weight { Some(p) } else { None };
-        dense.into_iter().chain(&self.bias).chain(self.lora.iter().flat_map(|lora| [&lora.a, &lora.b]))
+        dense.into_iter().chain(&self.bias).chain(self.lora.iter().flat_map(Lora::params))
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
         let dense = if let Weight::Dense(p) = &mut self.weight { Some(p) } else { None };
-        let lora = self.lora.iter_mut().flat_map(|lora| [&mut lora.a, &mut lora.b]);
-        dense.into_iter().chain(&mut self.bias).chain(lora)
+        dense.into_iter().chain(&mut self.bias).chain(self.lora.iter_mut().flat_map(Lora::params_mut))
+    }
+}
+
+impl Lora {
+    fn params(&self) -> impl Iterator<Item = &Param> {
+        [&self.a, &self.b].into_iter().chain(self.dora.as_ref().map(|dora| &dora.magnitude))
+    }
+    fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
+        if let Some(dora) = &self.dora {
+            dora.touch();
+        }
+        [&mut self.a, &mut self.b].into_iter().chain(self.dora.as_mut().map(|dora| &mut dora.magnitude))
     }
 }
 

@@ -1,11 +1,12 @@
 //! From a model folder to weights on a device, with what is to be trained made ready.
 use super::attention::{Attention, Qkv};
 use super::block::Block;
+use super::dora::Dora;
 use super::experts::Experts;
 use super::latent::{Latent, Narrow};
 use super::layout::Layout;
 use super::linear::{Linear, Lora, Projections, Weight};
-use super::lora::{LoraConfig, Targets};
+use super::lora::{LoraConfig, Rules};
 use super::mlp::Mlp;
 use super::norm::NormParams;
 use super::param::Param;
@@ -22,6 +23,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::nf4;
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 mod experts;
@@ -49,7 +51,7 @@ impl LoadOptions {
         LoadOptions { dtype, load_in_4bit: false, load_in_8bit: false, lora: None, train: false, seed: 0 }
     }
     /// The first contradiction, if any.
-    fn check(&self, spec: &Spec, stored: Option<Scheme>) -> Result<()> {
+    fn check(&self, spec: &Spec, stored: Option<Scheme>, folder: &Path) -> Result<()> {
         let usage = |what: String| Err(Error::Usage(what));
         let wanted = [(self.load_in_4bit, Scheme::Nf4), (self.load_in_8bit, Scheme::Int8)];
         let wanted: Vec<Scheme> = wanted.into_iter().filter(|(on, _)| *on).map(|(_, scheme)| scheme).collect();
@@ -89,14 +91,33 @@ impl LoadOptions {
             return usage(format!("{what}: use dtype = \"float32\""));
         }
         if let Some(config) = &self.lora {
-            stacked_stay(spec, &config.target_modules).or_else(usage)?;
-            config.target_modules.check(&linear_names(spec)).or_else(usage)?;
-            let known = [spec.names.embed, spec.names.head];
-            if let Some(name) = config.modules_to_save.iter().find(|m| !known.iter().any(|k| lora::names(m, k))) {
-                return usage(format!("lora.modules_to_save: `{name}` is none of embed_tokens, lm_head"));
-            }
+            let rules = Rules::new(config, folder)?;
+            stacked_stay(spec, &rules)?;
+            rules.check(&linear_names(spec))?;
+            self.check_saved(config, spec, folder)?;
         }
         Ok(())
+    }
+    /// Every module to save is there, and none of them is an expert.
+    fn check_saved(&self, config: &LoraConfig, spec: &Spec, folder: &Path) -> Result<()> {
+        let mut modules: Vec<String> = spec.weights().iter().map(|w| lora::module_of(&w.name).to_string()).collect();
+        modules.push(spec.names.head.into());
+        let alone = |name: &String| LoraConfig { modules_to_save: vec![name.clone()], ..LoraConfig::default() };
+        if let Some(name) = config.modules_to_save.iter().find(|name| !modules.iter().any(|m| alone(name).saves(m))) {
+            let known: BTreeSet<_> = modules.iter().filter_map(|m| m.rsplit('.').next()).collect();
+            let what = format!("no module is called `{name}`; there are {known:?}");
+            return Err(config.error(folder, "modules_to_save", what));
+        }
+        let of_layer = |l: usize| spec.experts(l).into_iter().flat_map(move |e| spec.expert_names(l, e.module));
+        let mut names = (0..spec.layers).flat_map(of_layer);
+        match names.find(|name| config.saves(name)) {
+            None => Ok(()),
+            Some(name) => {
+                let what =
+                    format!("experts are not trained in full beside an adapter, and `{name}` is one: adapt them");
+                Err(config.error(folder, "modules_to_save", what))
+            }
+        }
     }
     /// Every weight is trained.
     fn full(&self) -> bool {
@@ -109,14 +130,19 @@ impl LoadOptions {
 }
 
 /// Experts that are one tensor, and their router, are no modules: PEFT has no adapter for them but by `target_parameters`.
-fn stacked_stay(spec: &Spec, targets: &Targets) -> Result<(), String> {
-    let stacked = spec.moe.as_ref().filter(|moe| moe.files == ExpertFiles::Stacked);
-    let modules = stacked.into_iter().flat_map(|moe| [moe.router, moe.gate, moe.up, moe.down]);
-    let named = modules.filter(|_| !targets.all_linear()).find(|module| targets.matches(&spec.names.of(0, module)));
-    named.map_or(Ok(()), |module| {
-        let what = format!("lora.target_modules: adapters on `{module}` of {} are not supported", spec.model_type);
-        Err(format!("{what}: it is no linear layer; name q_proj, k_proj, v_proj, o_proj, or use \"all-linear\""))
-    })
+fn stacked_stay(spec: &Spec, rules: &Rules) -> Result<()> {
+    let stacked = spec.moe.as_ref().filter(|moe| moe.files == ExpertFiles::Stacked && !rules.all_linear());
+    for module in stacked.into_iter().flat_map(|moe| [moe.router, moe.gate, moe.up, moe.down]) {
+        for layer in 0..spec.layers {
+            if rules.targets(&spec.names.of(layer, module))? {
+                let what =
+                    format!("adapters on `{module}` of {} are not supported: it is no linear layer", spec.model_type);
+                let hint = "name q_proj, k_proj, v_proj, o_proj, or use \"all-linear\"";
+                return Err(rules.error("target_modules", format!("{what}; {hint}")));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn linear_names(spec: &Spec) -> Vec<String> {
@@ -148,7 +174,7 @@ impl Model {
     /// Loads a Hugging Face folder (`config.json` and `model.safetensors` or its shards), or a GGUF file.
     pub fn load(b: &dyn Backend, folder: &Path, options: &LoadOptions) -> Result<Model> {
         let (spec, stored) = (arch::read_spec(folder)?, quantized::scheme(folder)?);
-        options.check(&spec, stored)?;
+        options.check(&spec, stored, folder)?;
         if stored.is_some() && spec.layout != WeightLayout::Rows {
             let what = format!("quantized checkpoints of {} are not supported yet", spec.model_type);
             let what = format!("{what}: take the unquantized model and load_in_4bit or load_in_8bit");
@@ -158,7 +184,8 @@ impl Model {
         check::first(check::weights(&spec, stored, &tensors), folder)?;
         // a quantized checkpoint says itself which layers stay floats
         let quantize = (options.load_in_4bit && stored.is_none(), options.load_in_8bit && stored.is_none());
-        Loader { b, tensors: &tensors, options, quantize, spec: &spec, staging: None }.model(spec.clone())
+        let rules = options.lora.as_ref().map(|config| Rules::new(config, folder)).transpose()?;
+        Loader { b, tensors: &tensors, options, rules, quantize, spec: &spec, staging: None }.model(spec.clone())
     }
 }
 
@@ -166,6 +193,8 @@ struct Loader<'a> {
     b: &'a dyn Backend,
     tensors: &'a Weights,
     options: &'a LoadOptions,
+    /// Of the adapter.
+    rules: Option<Rules<'a>>,
     /// Floats of linear layers go into 4 bits, into 8 bits.
     quantize: (bool, bool),
     spec: &'a Spec,
@@ -213,12 +242,13 @@ impl Loader<'_> {
         Ok(Model { spec, dtype, embed, positions, blocks, final_norm, head, head_bias, lora })
     }
 
-    /// The tensor `from` as the parameter `name`.
+    /// The tensor `from` as the parameter `name`; trained if so said, or if the adapter saves its module.
     fn param(&self, from: &str, name: &str, shape: &[usize], train: bool) -> Result<Param> {
         self.param_of(from, name, (shape, Layout::Rows), train)
     }
 
     fn param_of(&self, from: &str, name: &str, (shape, layout): (&[usize], Layout), train: bool) -> Result<Param> {
+        let train = train || self.options.train && self.options.saves(lora::module_of(name));
         let stored = self.tensors.find(from, shape)?;
         let mut param = Param::zeros(self.b, name, shape, self.options.dtype)?.laid_out(layout);
         match &stored {
@@ -357,7 +387,7 @@ impl Loader<'_> {
     fn linear(&mut self, layer: usize, module: LinearSpec) -> Result<Linear> {
         let (full, router) = (self.options.full(), is_router(self.spec, module.module));
         let (name, O, C) = (self.spec.names.of(layer, module.module), module.O(), module.C);
-        let quantize = if router { (false, false) } else { self.quantize };
+        let quantize = if router || self.options.saves(&name) { (false, false) } else { self.quantize };
         let layout = self.spec.layout_of(module.module);
         let weight = self.weight(&format!("{name}.weight"), (&[O, C], layout), quantize)?;
         let bias_name = format!("{name}.bias");
@@ -366,11 +396,15 @@ impl Loader<'_> {
             Bias::Absent => None,
         };
         let mut linear = Linear { name, O, parts: module.parts, C, weight, bias, lora: None };
-        let named = |c: &&LoraConfig| !router || !c.target_modules.all_linear();
-        let config = self.options.lora.as_ref().filter(|c| c.target_modules.matches(&linear.name));
-        if let Some(config) = config.filter(named) {
-            config.attach(self.b, &mut linear, self.options.dtype, self.options.train, self.options.seed)?;
-            linear.lora = linear.lora.map(|lora| Lora { b: lora.b.laid_out(layout.of_rows()), ..lora });
+        if let Some(rules) = &self.rules
+            && !(router && rules.all_linear())
+            && rules.targets(&linear.name)?
+        {
+            let (adapter, options) = ((rules.shape(&linear.name)?, rules), self.options);
+            lora::attach(self.b, &mut linear, adapter, options.dtype, options.train, options.seed)?;
+            let rows = layout.of_rows();
+            let dora = |dora: Option<Dora>| dora.map(|dora| dora.laid_out(rows));
+            linear.lora = linear.lora.map(|l| Lora { b: l.b.laid_out(rows), dora: dora(l.dora), ..l });
         }
         Ok(linear)
     }
@@ -381,6 +415,9 @@ impl Loader<'_> {
         let O = held.iter().product::<usize>() / C;
         let turned = layout.turned([O, C]);
         let shape = if layout == Layout::Rows { held } else { &turned[..] };
+        if self.options.saves(lora::module_of(name)) {
+            return Ok(Weight::Dense(self.param_of(name, name, (shape, layout), false)?));
+        }
         let floats = match self.tensors.find(name, shape)? {
             Stored::Nf4(q) => return Ok(Weight::Nf4(q.upload(self.b)?)),
             Stored::Int8(q) => return Ok(Weight::Int8(q.upload(self.b)?)),

@@ -1,4 +1,6 @@
 //! LoRA as configured: PEFT's keys and rules. Hu et al. 2021, arXiv:2106.09685.
+use super::dora::Dora;
+use super::dropout::Dropout;
 use super::linear::{Linear, Lora};
 use super::param::Param;
 use crate::backend::Backend;
@@ -6,6 +8,12 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+mod patterns;
+mod rules;
+pub use patterns::Patterns;
+pub use rules::{Rules, Targets};
 
 /// PEFT's `LoraConfig`, as far as it is supported.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -16,93 +24,128 @@ pub struct LoraConfig {
     /// The adapter counts alpha/r (alpha/√r with `use_rslora`).
     pub lora_alpha: f64,
     pub target_modules: Targets,
-    /// Modules trained in full beside the adapter and saved with it: `embed_tokens`, `lm_head`.
+    /// Of what `target_modules` names, what has no adapter.
+    pub exclude_modules: Option<Targets>,
+    /// The layers that have adapters; empty: all.
+    pub layers_to_transform: Vec<usize>,
+    /// What stands before a layer's number in its modules' names; empty: anything.
+    pub layers_pattern: Vec<String>,
+    /// Other ranks of some modules, by regular expression: the first that matches the end of a name counts.
+    pub rank_pattern: Patterns<usize>,
+    /// The same for `lora_alpha`.
+    pub alpha_pattern: Patterns<f64>,
+    /// Modules trained in full beside the adapter and saved with it: `embed_tokens`, `lm_head`, `norm`.
     pub modules_to_save: Vec<String>,
     pub use_rslora: bool,
+    /// Weights are split into direction and magnitude. Liu et al. 2024, arXiv:2402.09353.
+    pub use_dora: bool,
+    /// The share of the adapter's inputs that training sets to 0.
+    pub lora_dropout: f64,
+    /// Where it was read from, if it is a finished adapter's: such a config may name modules that a model lacks.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        let target_modules = Targets::Word("all-linear".into());
-        LoraConfig { r: 8, lora_alpha: 8.0, target_modules, modules_to_save: Vec::new(), use_rslora: false }
-    }
-}
-
-/// `"all-linear"`, or module names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Targets {
-    Word(String),
-    Names(Vec<String>),
-}
-
-impl Targets {
-    /// PEFT's rule: a name matches a module that is called so or ends in `.name`.
-    pub fn matches(&self, module: &str) -> bool {
-        let ends = |name: &String| {
-            module == name || module.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'))
-        };
-        match self {
-            Targets::Word(word) => word == "all-linear" || ends(word),
-            Targets::Names(names) => names.iter().any(ends),
+        LoraConfig {
+            r: 8,
+            lora_alpha: 8.0,
+            target_modules: Targets::Word("all-linear".into()),
+            exclude_modules: None,
+            layers_to_transform: Vec::new(),
+            layers_pattern: Vec::new(),
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
+            modules_to_save: Vec::new(),
+            use_rslora: false,
+            use_dora: false,
+            lora_dropout: 0.0,
+            file: None,
         }
     }
-    /// What is linear is adapted, but for what chooses experts: those are named.
-    pub fn all_linear(&self) -> bool {
-        matches!(self, Targets::Word(word) if word == "all-linear")
-    }
-    /// Every name must match something in `modules`.
-    pub fn check(&self, modules: &[String]) -> Result<(), String> {
-        let names = match self {
-            Targets::Word(word) if word == "all-linear" => return Ok(()),
-            Targets::Word(word) => vec![word.clone()],
-            Targets::Names(names) => names.clone(),
-        };
-        let missing =
-            names.into_iter().find(|name| !modules.iter().any(|m| Targets::Names(vec![name.clone()]).matches(m)));
-        missing.map_or(Ok(()), |name| {
-            let known: std::collections::BTreeSet<_> = modules.iter().filter_map(|m| m.rsplit('.').next()).collect();
-            Err(format!("target_modules: no linear layer is called `{name}`; there are {known:?} (or \"all-linear\")"))
-        })
-    }
 }
 
-/// PEFT's suffix rule: a name means the module that is called so or ends in `.name`.
-pub(super) fn names(name: &str, module: &str) -> bool {
-    module == name || module.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
+/// What the rules give one module.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    pub r: usize,
+    pub scale: f32,
+}
+
+impl Shape {
+    /// The rank on the device.
+    pub fn R(&self) -> usize {
+        self.r.next_multiple_of(8)
+    }
 }
 
 impl LoraConfig {
-    /// The adapter has a copy of this module of its own.
+    /// The adapter has a copy of its own of this module, or of one that this is a part of. PEFT's rule: a name means every
+    /// module whose name ends so.
     pub fn saves(&self, module: &str) -> bool {
-        self.modules_to_save.iter().any(|name| names(name, module))
+        let dots = module.match_indices('.').map(|(at, _)| at).chain([module.len()]);
+        let mut around = dots.map(|end| &module[..end]);
+        around.any(|module| self.modules_to_save.iter().any(|name| module.ends_with(name.as_str())))
     }
 
-    pub fn scale(&self) -> f32 {
-        let r = self.r as f64;
-        (self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }) as f32
+    /// The same for the module that this weight or bias is of.
+    pub fn saves_param(&self, param: &str) -> bool {
+        self.saves(module_of(param))
     }
 
-    /// Gives `linear` an adapter that changes nothing yet: A uniform in ±1/√C (Kaiming with a = √5, as PEFT), B zero.
-    pub fn attach(&self, b: &dyn Backend, linear: &mut Linear, dtype: DType, train: bool, seed: u64) -> Result<()> {
-        if self.r == 0 {
-            return Err(Error::Usage("lora.r must be at least 1".into()));
-        }
-        let (r, R) = (self.r, self.r.next_multiple_of(8));
-        let name = |side| format!("base_model.model.{}.lora_{side}.weight", linear.name);
-        let mut a = Param::zeros_held(b, &name("A"), &[r, linear.C], [R, linear.C], dtype)?;
-        let mut bb = Param::zeros_held(b, &name("B"), &[linear.O, r], [linear.O, R], dtype)?;
-        if train {
-            a.unfreeze(b)?;
-            bb.unfreeze(b)?;
-        }
-        let bound = 1.0 / (linear.C as f32).sqrt();
-        let mut rng = Rng::named(seed, &a.name);
-        let values: Vec<f32> = (0..r * linear.C).map(|_| (rng.uniform() * 2.0 - 1.0) * bound).collect();
-        a.set(b, &values)?;
-        linear.lora = Some(Lora { a, b: bb, R, scale: self.scale() });
-        Ok(())
+    pub fn scale(&self, r: usize, alpha: f64) -> f32 {
+        let r = r as f64;
+        (alpha / if self.use_rslora { r.sqrt() } else { r }) as f32
     }
+
+    /// An error in `key`, about the adapter's own file, or about `model` that this config is for.
+    pub fn error(&self, model: &Path, key: &str, what: impl std::fmt::Display) -> Error {
+        match &self.file {
+            Some(file) => Error::content(file, key, what),
+            None => Error::content(model, format!("lora.{key}"), what),
+        }
+    }
+}
+
+/// The module of a weight or bias.
+pub(super) fn module_of(param: &str) -> &str {
+    param.strip_suffix(".weight").or_else(|| param.strip_suffix(".bias")).unwrap_or(param)
+}
+
+/// The first values of a module's A: uniform in ±1/√C (Kaiming with a = √5, as PEFT).
+pub(super) fn first_values(seed: u64, name: &str, r: usize, C: usize) -> Vec<f32> {
+    let bound = 1.0 / (C as f32).sqrt();
+    let mut rng = Rng::named(seed, name);
+    (0..r * C).map(|_| (rng.uniform() * 2.0 - 1.0) * bound).collect()
+}
+
+/// What a module's adapter weights are called, here and in PEFT's files.
+pub(super) fn weight_name(module: &str, side: &str) -> String {
+    format!("base_model.model.{module}.lora_{side}.weight")
+}
+
+/// Gives `linear` an adapter that changes nothing yet: B is zero, and DoRA's magnitudes are the weight's own norms.
+pub fn attach(
+    b: &dyn Backend,
+    linear: &mut Linear,
+    (shape, rules): (Shape, &Rules),
+    dtype: DType,
+    train: bool,
+    seed: u64,
+) -> Result<()> {
+    let (r, R, O, C) = (shape.r, shape.R(), linear.O, linear.C);
+    let mut a = Param::zeros_held(b, &weight_name(&linear.name, "A"), &[r, C], [R, C], dtype)?;
+    let mut bb = Param::zeros_held(b, &weight_name(&linear.name, "B"), &[O, r], [O, R], dtype)?;
+    if train {
+        a.unfreeze(b)?;
+        bb.unfreeze(b)?;
+    }
+    a.set(b, &first_values(seed, &a.name, r, C))?;
+    let dora = if rules.use_dora() { Some(Dora::new(b, &linear.name, O, train)?) } else { None };
+    linear.lora =
+        Some(Lora { a, b: bb, R, scale: shape.scale, dora, dropout: Dropout::new(rules.lora_dropout(), &linear.name) });
+    Dora::start(b, linear, dtype)
 }
 
 #[cfg(test)]
@@ -110,19 +153,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_match_as_in_peft() {
-        let names = |n: &[&str]| Targets::Names(n.iter().map(|s| s.to_string()).collect());
-        let module = "model.layers.0.self_attn.q_proj";
-        assert!(names(&["q_proj"]).matches(module) && names(&["self_attn.q_proj"]).matches(module));
-        assert!(!names(&["_proj", "k_proj"]).matches(module));
-        assert!(Targets::Word("all-linear".into()).matches(module));
-        assert!(names(&["q_prj"]).check(&[module.to_string()]).unwrap_err().contains("q_proj"));
+    fn modules_are_saved_with_their_parts() {
+        let config = LoraConfig { modules_to_save: vec!["norm".into(), "0.mlp".into()], ..LoraConfig::default() };
+        for module in
+            ["model.norm", "model.layers.1.input_layernorm", "model.layers.0.mlp.up_proj", "model.layers.10.mlp"]
+        {
+            assert!(config.saves(module), "{module}");
+        }
+        assert!(
+            !config.saves("model.layers.1.mlp.up_proj") && !config.saves("model.normal") && !config.saves("lm_head")
+        );
+        assert!(config.saves_param("model.layers.0.mlp.up_proj.bias"));
     }
 
     #[test]
     fn scales() {
-        let plain = LoraConfig { r: 16, lora_alpha: 32.0, ..LoraConfig::default() };
-        assert_eq!(plain.scale(), 2.0);
-        assert_eq!(LoraConfig { use_rslora: true, ..plain }.scale(), 8.0);
+        let plain = LoraConfig::default();
+        assert_eq!(plain.scale(16, 32.0), 2.0);
+        assert_eq!(LoraConfig { use_rslora: true, ..plain }.scale(16, 32.0), 8.0);
     }
 }

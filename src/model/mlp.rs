@@ -80,6 +80,10 @@ impl Scratch {
         let moe = moe.map(|moe| moe::Scratch::new(scope, s, moe, experts, N, dtype, train).map(Box::new));
         Ok(Scratch { dense, moe: moe.transpose()? })
     }
+    /// What the experts share.
+    pub fn experts(&mut self) -> Option<&mut LinearScratch> {
+        self.moe.as_mut().map(|moe| &mut moe.linear)
+    }
     /// Bytes of one for N tokens, adapters and dequantized weights not counted.
     pub fn bytes(s: &Spec, N: usize, dtype: DType, train: bool) -> u64 {
         let of = |kind: MlpKind| match (kind, &s.moe) {

@@ -13,6 +13,8 @@ pub mod batch;
 pub mod block;
 pub mod check;
 mod config;
+pub mod dora;
+pub mod dropout;
 pub mod experts;
 pub mod gguf;
 mod head;
@@ -84,6 +86,26 @@ impl Model {
         let tables = [Some(&self.embed), self.head.as_ref()].into_iter().flatten().filter_map(table::Table::packed);
         let bufs = frozen.chain(linears.flat_map(|linear| linear.weight.quantized())).chain(tables);
         bufs.for_each(|buf| b.free(buf.view(0, buf.len())));
+    }
+    /// All values, those of the adapter and of its own copies of modules included.
+    pub fn all_parameters(&self) -> u64 {
+        let own = |p: &&param::Param| {
+            p.name.contains(".lora_") || self.lora.as_ref().is_some_and(|config| config.saves_param(&p.name))
+        };
+        self.spec.parameters() + self.params().filter(own).map(|p| p.elements() as u64).sum::<u64>()
+    }
+    /// Trained values by the last name of their modules (`q_proj`), in the order of the forward pass.
+    pub fn trainable_parts(&self) -> Vec<(String, usize)> {
+        let mut parts: Vec<(String, usize)> = Vec::new();
+        for param in self.trained() {
+            let module = param.name.split(".lora_").next().unwrap_or_default();
+            let leaf = lora::module_of(module).rsplit('.').next().unwrap_or_default();
+            match parts.iter_mut().find(|(part, _)| part == leaf) {
+                Some((_, count)) => *count += param.elements(),
+                None => parts.push((leaf.to_string(), param.elements())),
+            }
+        }
+        parts
     }
     pub fn linears(&self) -> impl Iterator<Item = &linear::Linear> {
         self.blocks.iter().flat_map(block::Block::linears)

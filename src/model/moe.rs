@@ -54,7 +54,7 @@ pub struct Saved {
 /// What the mixtures of all layers share while they run.
 pub struct Scratch {
     /// Of the experts.
-    linear: LinearScratch,
+    pub(super) linear: LinearScratch,
     /// [M, C]: rows sorted by expert: the experts' inputs, outputs, and gradients of outputs.
     rows: Buf,
     /// [M, F]: the hidden state and its gradient.

@@ -98,6 +98,10 @@ impl<'b> Session<'b> {
     pub fn observe(&mut self, observer: Option<Rc<dyn Observer>>) {
         self.scratch.observe(observer);
     }
+    /// The seed of the adapters' dropout from now on; `None`, as at first: nothing is dropped.
+    pub fn set_dropout(&mut self, seed: Option<u32>) {
+        self.scratch.set_dropout(seed);
+    }
 
     /// Embedding, blocks, final norm.
     pub fn forward(&mut self, model: &Model, tokens: &Tokens) -> Result<()> {

@@ -13,6 +13,8 @@ pub mod attention_sink;
 pub mod bias;
 pub mod cast;
 pub mod clamped_swiglu;
+pub mod dora;
+pub mod dropout;
 pub mod dyn8;
 pub mod embedding;
 pub mod expert_bias;
@@ -54,6 +56,7 @@ pub const DIMS: &[(&str, &str)] = &[
     ("F", "ffn"),
     ("E", "experts"),
     ("S", "slots of a token: the experts it is given to"),
+    ("R", "adapter rank"),
     ("M", "routed rows: N·S tokens, sorted by expert"),
     ("P", "elements of a tensor, whatever its shape"),
     ("I", "rows of a product"),

@@ -49,6 +49,20 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// dbias += Σ_N dout[n,:].
     bias::bias_backward{N, O}(dbias: add f32 [O], dout: read [N, O; ld_dout]; BiasBackward);
 
+    /// norm[o] = ‖weight[o,:] + scale·(b·a)[o,:]‖ of an adapted weight, from wa = weight·aᵀ and gram = a·aᵀ.
+    dora::dora_norm{O, C, R}(norm: write f32 [O], weight: read [O, C], wa: read [O, R], b: read [O, R], gram: read [R, R]; DoraNorm);
+    /// out[n,o] ·= magnitude[o]/norm[o].
+    dora::dora_forward{N, O}(out: update [N, O], magnitude: read f32 [O], norm: read f32 [O]; Dora);
+    /// dinp[n,o] = dout[n,o]·magnitude[o]/norm[o]; the norm is a constant.
+    dora::dora_backward{N, O}(dinp: write [N, O], dout: read [N, O], magnitude: read f32 [O], norm: read f32 [O]; Dora);
+    /// dmagnitude[o] += Σ_N dout[n,o]·inp[n,o]/norm[o].
+    dora::dora_backward_weight{N, O}(dmagnitude: add f32 [O], dout: read [N, O], inp: read [N, O], norm: read f32 [O]; Dora);
+
+    /// out = scale·inp where a hash of (index, seed, stream) is at least `drop`, else 0.
+    dropout::dropout_forward{P}(out: write [P], inp: read [P]; Dropout);
+    /// dinp += scale·dout where the forward kept it.
+    dropout::dropout_backward{P}(dinp: add [P], dout: read [P]; Dropout);
+
     /// Rotates the first A channels of each head of x in place by its token's position, in pairs of halves or interleaved; `table` holds cos then sin per position.
     rope::rope_forward{N, H, D, A, T}(x: update [N, H*D; ld_x], table: read f32 [T, A], positions: read u32 [N]; Rope);
     /// The inverse rotation, in place: dx becomes the gradient of the unrotated x.

@@ -11,10 +11,12 @@ use crate::backend::pick;
 use crate::data::{Source as Dataset, TrainOn};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::export::peft;
+use crate::model::lora::{self, Patterns, Targets};
 use serde::Serialize;
 use source::{Key, Source};
 use std::path::{Path, PathBuf};
-pub use values::{Checkpointing, LoraBias, Method, Optim, Resume, SchedulerType, TargetModules};
+pub use values::{Checkpointing, LoraBias, Method, Optim, Resume, SchedulerType};
 
 /// Declares a table of the config: `key | "alias": Type = default, if rule, "what must be";`. No default: must be given.
 macro_rules! keys {
@@ -58,6 +60,8 @@ keys! {
         /// The base model: a folder with `config.json`, safetensors and tokenizer files, as Hugging Face writes it; its
         /// name on the Hub, `org/name` or `org/name@revision`; or a GGUF file.
         model_name_or_path | "base_model" | "model": PathBuf;
+        /// An adapter to go on from: a folder as PEFT writes it. What the `[lora]` table does not say is as there.
+        adapter | "adapter_name_or_path": Option<PathBuf> = None;
         /// `"sft"`: supervised fine-tuning on conversations or texts. `"pretrain"`: documents end to end.
         method: Method = Method::Sft;
         /// Records to train on: a file (JSONL, JSON, CSV, TSV, Parquet; for pretraining also text), a folder, a glob, or a
@@ -97,6 +101,8 @@ keys! {
 
         /// The highest learning rate of the run.
         learning_rate | "lr": f64 = 2e-5, if |x| *x > 0.0, "more than 0";
+        /// The same for the embeddings and the head, where they are trained; `learning_rate` where not given.
+        embedding_learning_rate: Option<f64> = None, if |x| x.is_none_or(|x| x > 0.0), "more than 0";
         /// The learning rate's course after the warmup.
         lr_scheduler_type | "lr_scheduler": SchedulerType = SchedulerType::Linear;
         /// Steps over which the learning rate rises from 0.
@@ -173,15 +179,28 @@ keys! {
         r | "lora_r": usize = 8, if |n| *n >= 1, "1 or more";
         /// The adapter's product is scaled by `lora_alpha / r`.
         lora_alpha | "lora_alpha": f64 = 8.0, if |x| *x > 0.0, "more than 0";
-        /// `"all-linear"`: every linear layer of the blocks. Or a list of names, as in `["q_proj", "v_proj"]`.
-        /// PEFT's default depends on the model.
-        target_modules | "lora_target_modules": TargetModules = TargetModules::AllLinear;
-        /// Modules that are trained in full and saved with the adapters, as in `["lm_head", "embed_tokens"]`.
+        /// `"all-linear"`: every linear layer of the blocks. A list of names, as in `["q_proj", "v_proj"]`. Or a regular
+        /// expression that matches whole names, as in `"model\\.layers\\.[0-7]\\..*_proj"`. PEFT's default depends on the model.
+        target_modules | "lora_target_modules": Targets = Targets::Word("all-linear".into());
+        /// Of these, the ones without an adapter: written like `target_modules`.
+        exclude_modules | "lora_exclude_modules": Option<Targets> = None;
+        /// The numbers of the layers that get adapters; empty: all.
+        layers_to_transform | "peft_layers_to_transform": Vec<usize> = Vec::new();
+        /// What stands before a layer's number in names, as in `"layers"`; empty: anything.
+        layers_pattern | "peft_layers_pattern": Vec<String> = Vec::new();
+        /// Other ranks of some modules, by regular expressions for the ends of names, as in `{ down_proj = 4 }`.
+        rank_pattern | "lora_rank_pattern": Patterns<usize> = Patterns::default();
+        /// The same for `lora_alpha`.
+        alpha_pattern | "lora_alpha_pattern": Patterns<f64> = Patterns::default();
+        /// Modules that are trained in full and saved with the adapters, as in `["lm_head", "embed_tokens"]`. PEFT's rule: a
+        /// name means every module whose name ends so.
         modules_to_save | "lora_modules_to_save": Vec<String> = Vec::new();
         /// Scale by `lora_alpha / √r` instead.
         use_rslora | "use_rslora": bool = false;
-        /// Dropout before the adapters.
-        lora_dropout | "lora_dropout": f64 = 0.0, if |x| *x == 0.0, "0: dropout before adapters is not supported yet";
+        /// DoRA: directions and magnitudes of the weights are adapted apart.
+        use_dora | "use_dora" | "peft_use_dora": bool = false;
+        /// The share of the adapters' inputs that a step of training sets to 0.
+        lora_dropout | "lora_dropout": f64 = 0.0, if |x| (0.0..1.0).contains(x), "at least 0 and less than 1";
         /// Which biases are trained.
         bias | "lora_bias": LoraBias = LoraBias::None;
         /// Of the adapters' initialisation; the run's `seed` where not given.
@@ -192,10 +211,14 @@ keys! {
 const TABLES: &[&str] = &["lr_scheduler_kwargs", "lora"];
 const ALL_KEYS: &[&[Key]] = &[TrainConfig::KEYS, SchedulerKwargs::KEYS, LoraConfig::KEYS];
 
-/// Reads a TOML or YAML config and puts `key=value` overrides over it. Nothing that it names is opened.
+/// Reads a TOML or YAML config and puts `key=value` overrides over it. Of what it names, only an adapter's config is opened.
 pub fn load(path: &Path, overrides: &[String]) -> Result<TrainConfig> {
     let source = Source::read(path, overrides, ALL_KEYS, TABLES)?;
-    let config = TrainConfig::take(&source)?;
+    let mut config = TrainConfig::take(&source)?;
+    if let Some(folder) = &config.adapter {
+        let lora = config.lora.map_or_else(|| LoraConfig::take(&source), Ok)?;
+        config.lora = Some(lora.completed(&source, peft::read_config(folder)?));
+    }
     config.check(&source)?;
     Ok(config)
 }
@@ -273,5 +296,15 @@ impl TrainConfig {
 impl LoraConfig {
     fn take_if_there(source: &Source) -> Result<Option<LoraConfig>> {
         source.has_table("lora").then(|| LoraConfig::take(source)).transpose()
+    }
+
+    /// What was not said is as the adapter has it.
+    fn completed(mut self, source: &Source, own: lora::LoraConfig) -> LoraConfig {
+        macro_rules! complete {
+            ($($key:ident),+) => { $( if !source.has(concat!("lora.", stringify!($key))) { self.$key = own.$key; } )+ };
+        }
+        complete!(r, lora_alpha, target_modules, exclude_modules, layers_to_transform, layers_pattern, rank_pattern);
+        complete!(alpha_pattern, modules_to_save, use_rslora, use_dora, lora_dropout);
+        self
     }
 }

@@ -1,5 +1,6 @@
 //! Training: what a run is told (`config`), how its learning rate goes (`schedule`), what moves the weights (`optim`), what is
 //! minimised (`method`), what it leaves behind (`checkpoint`, `metrics`).
+mod adapter;
 pub mod checkpoint;
 pub mod config;
 mod cursor;

@@ -62,15 +62,26 @@ impl Moments {
     }
 }
 
+/// Whose learning rate counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Rate {
+    Base,
+    Embedding,
+}
+
 /// What the weights of a group have in common.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Kind {
+    dtype: DType,
+    rate: Rate,
     decay: bool,
     eight_bit: bool,
 }
 
 pub struct Optimizer {
     hyper: Hyper,
+    /// The embeddings' and the head's learning rate, in units of the others'; 1 at first.
+    pub embedding_rate: f64,
     /// Steps done.
     pub step: u64,
     groups: Vec<Group<Kind>>,
@@ -88,7 +99,11 @@ pub struct Optimizer {
 impl Optimizer {
     /// Moves the model's small trained weights together (see `flat`).
     pub fn new(b: &dyn Backend, model: &mut Model, hyper: Hyper) -> Result<Optimizer> {
+        let tables = [model.spec.names.embed, model.spec.names.head].map(|module| format!("{module}.weight"));
+        let rate = |param: &Param| if tables.contains(&param.name) { Rate::Embedding } else { Rate::Base };
         let kind = |param: &Param| Kind {
+            rate: rate(param),
+            dtype: param.value.dtype(),
             decay: hyper.decay_all || decays(param),
             eight_bit: hyper.eight_bit && param.value.len() >= MIN_8BIT,
         };
@@ -97,6 +112,7 @@ impl Optimizer {
         let partials: usize = groups.iter().map(|g| g.grad.len().div_ceil(gradnorm::BLOCK)).sum();
         Ok(Optimizer {
             hyper,
+            embedding_rate: 1.0,
             step: 0,
             groups,
             moments,
@@ -131,6 +147,7 @@ impl Optimizer {
         self.step += 1;
         for (Group { key, value, grad, master }, moments) in self.groups.iter_mut().zip(&mut self.moments) {
             let decay = if key.decay { self.hyper.weight_decay } else { 0.0 };
+            let lr = if key.rate == Rate::Embedding { lr * self.embedding_rate } else { lr };
             let betas = (self.hyper.beta1, self.hyper.beta2);
             let p = AdamW::new(grad.len(), self.step, lr, betas, self.hyper.eps, decay);
             let weight = master.as_mut().unwrap_or(value);
@@ -207,7 +224,9 @@ fn exact(param: &Param) -> &Buf {
     param.train.as_ref().and_then(|t| t.master.as_ref()).unwrap_or(&param.value)
 }
 
-/// transformers' rule: no decay on norms and biases; those of stacked experts are matrices, sinks are neither.
+/// transformers' rule: no decay on norms and biases; those of stacked experts are matrices, sinks and DoRA's magnitudes are
+/// neither.
 fn decays(param: &Param) -> bool {
-    param.name.ends_with(".sinks") || param.shape.len() > 1 && !param.name.ends_with("_bias")
+    let neither = [".sinks", ".lora_magnitude_vector"].iter().any(|end| param.name.ends_with(end));
+    neither || param.shape.len() > 1 && !param.name.ends_with("_bias")
 }

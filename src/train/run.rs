@@ -7,15 +7,17 @@ use super::metrics::{EvalMetrics, MetricsFile, Reporter, StepMetrics};
 use super::optim::Optimizer;
 use super::schedule::Schedule;
 use super::state::{self, State};
-use super::{disk, setup};
+use super::{adapter, disk, setup};
 use crate::backend::Backend;
 use crate::data::{self, Batch, BatchOptions, Dataset, Tokenizer};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::export::peft;
 use crate::infer::{self, Sampling};
 use crate::io::hub;
 use crate::model::spec::Positions;
 use crate::model::{self, Model, Session, Tokens, Weights};
+use crate::rng::Rng;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -30,6 +32,10 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         let what = "training in float16 needs loss scaling, which is not there yet: set dtype to bfloat16 (any backend has it) or float32";
         return Err(Error::Usage(what.into()));
     }
+    let tokenizer = match &config.adapter {
+        Some(folder) => peft::tokenizer(folder, tokenizer, spec.V)?,
+        None => tokenizer,
+    };
     let data = data::load(&setup::data_options(config), &tokenizer)?;
     report_data(&data, reporter);
     let cursor =
@@ -44,12 +50,13 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
             "output_dir is the model's own folder, and a result would overwrite the model: choose another".into(),
         ));
     }
+    let own = config.adapter.as_deref().map(|folder| adapter::open(config, folder)).transpose()?;
     let fresh = State {
         global_step: 0,
         num_input_tokens_seen: 0,
         dataset: data.report.fingerprint.clone(),
         course: state::course(config)?,
-        model: Weights::open(&base, Some(&spec))?.fingerprint(),
+        model: adapter::fingerprint(Weights::open(&base, Some(&spec))?.fingerprint(), &own),
     };
     let resume = state::find(config, reporter)?;
     if let Some((folder, found)) = &resume {
@@ -63,8 +70,14 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
             return Ok(None);
         }
     }
-    let mut model = Model::load(b, &base, &setup::load_options(config))?;
+    let lora = own.as_ref().map(|own| own.lora.clone()).or(config.lora.as_ref().map(setup::lora));
+    let mut model = Model::load(b, &base, &setup::load_options(config, lora))?;
+    if let (Some(own), None) = (&own, &resume) {
+        peft::load(b, &mut model, own.folder)?;
+        own.notes.iter().for_each(|note| reporter.message(note));
+    }
     let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
+    optimizer.embedding_rate = config.embedding_learning_rate.map_or(1.0, |rate| rate / config.learning_rate);
     let mut state = fresh;
     if let Some((folder, found)) = resume {
         state::load(b, &mut model, &mut optimizer, &folder, found.global_step)?;
@@ -92,10 +105,8 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     state::unpublish(run_dir.path())?;
     let metrics = MetricsFile::open(&config.output_dir, state.global_step)?;
     disk::publish(&config.output_dir.join("config.toml"), |file| disk::write(file, config.to_toml()?.as_bytes()))?;
-    let trainable = model.trainable_parameters();
-    let all = spec.parameters() + if config.lora.is_some() { trainable as u64 } else { 0 };
-    let percent = 100.0 * trainable as f64 / all as f64;
-    reporter.message(&format!("{trainable} of {all} parameters are trained ({percent:.2} %), activations: {plan:?}, {total} steps of {N} tokens"));
+    report_parameters(&model, reporter);
+    reporter.message(&format!("activations: {plan:?}, {total} steps of {N} tokens"));
     reporter.start(state.global_step, total);
     let schedule = Schedule::new(config, total);
     let clock = Clock { since: Instant::now(), tokens: 0, epoch: 0.0 };
@@ -125,6 +136,26 @@ fn base_folder(config: &TrainConfig, reporter: &mut dyn Reporter) -> Result<Path
         reporter.download(event);
         !reporter.is_interrupted()
     })
+}
+
+/// As PEFT's `print_trainable_parameters`, then part by part.
+fn report_parameters(model: &Model, reporter: &mut dyn Reporter) {
+    let (trainable, all) = (model.trainable_parameters() as u64, model.all_parameters());
+    let percent = 100.0 * trainable as f64 / all as f64;
+    let (count, total) = (grouped(trainable), grouped(all));
+    reporter.message(&format!("trainable params: {count} || all params: {total} || trainable%: {percent:.4}"));
+    let parts = model.trainable_parts().into_iter().map(|(part, count)| format!("{part} {}", grouped(count as u64)));
+    reporter.message(&format!("of these: {}", parts.collect::<Vec<_>>().join(", ")));
+}
+
+/// Digits in groups of three: 1,234,567.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let comma = |(i, digit): (usize, char)| {
+        let comma = i > 0 && (digits.len() - i).is_multiple_of(3);
+        comma.then_some(',').into_iter().chain([digit])
+    };
+    digits.chars().enumerate().flat_map(comma).collect()
 }
 
 fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {
@@ -204,7 +235,8 @@ impl Run<'_> {
         let (batches, epoch) = self.cursor.step(self.state.global_step);
         let counted: usize = batches.iter().map(|batch| batch.counted).sum();
         let mut loss = 0.0;
-        for batch in batches {
+        for (micro, batch) in batches.into_iter().enumerate() {
+            self.session.set_dropout(Some(self.dropout_seed(micro)));
             let coef = cross_entropy::coef(&batch.labels, counted);
             let Batch { ids, labels, positions, cu_seqlens, tokens, .. } = batch;
             self.session.forward(&self.model, &Tokens { ids, positions, cu_seqlens })?;
@@ -213,6 +245,7 @@ impl Run<'_> {
             self.state.num_input_tokens_seen += tokens as u64;
             self.clock.tokens += tokens as u64;
         }
+        self.session.set_dropout(None);
         if !loss.is_finite() {
             return Err(self.stopped(format!("the loss is {loss}")));
         }
@@ -240,6 +273,11 @@ impl Run<'_> {
             (self.clock.since, self.clock.tokens) = (Instant::now(), 0);
         }
         Ok(())
+    }
+
+    /// The same for the same step, whenever it is run.
+    fn dropout_seed(&self, micro: usize) -> u32 {
+        Rng::named(self.config.seed, &format!("dropout {} {micro}", self.state.global_step)).bits() as u32
     }
 
     /// Nothing was changed by the step that failed; the last checkpoint is good.

@@ -1,9 +1,9 @@
 //! From a config to what a run works with: data, model, buffers.
-use super::config::{Checkpointing, Method, Optim, TargetModules, TrainConfig};
+use super::config::{Checkpointing, LoraConfig as LoraKeys, Method, Optim, TrainConfig};
 use super::optim::Hyper;
 use crate::backend::Backend;
 use crate::data::{BatchOptions, DataOptions, Packing, Tokenizer};
-use crate::model::lora::{LoraConfig, Targets};
+use crate::model::lora::LoraConfig;
 use crate::model::{LoadOptions, Model, Plan};
 
 /// Activations may take this much where a device does not say what it has.
@@ -32,17 +32,27 @@ pub fn batch_options(config: &TrainConfig, tokenizer: &Tokenizer, shuffle: bool)
     BatchOptions { max_length, rows, packing, seed: config.seed, shuffle, pad_id: tokenizer.pad_id() }
 }
 
-pub(super) fn load_options(config: &TrainConfig) -> LoadOptions {
-    let lora = config.lora.as_ref().map(|lora| LoraConfig {
-        r: lora.r,
-        lora_alpha: lora.lora_alpha,
-        target_modules: match &lora.target_modules {
-            TargetModules::AllLinear => Targets::Word("all-linear".into()),
-            TargetModules::Names(names) => Targets::Names(names.clone()),
-        },
-        modules_to_save: lora.modules_to_save.clone(),
-        use_rslora: lora.use_rslora,
-    });
+/// A new adapter's config.
+pub(super) fn lora(keys: &LoraKeys) -> LoraConfig {
+    LoraConfig {
+        r: keys.r,
+        lora_alpha: keys.lora_alpha,
+        lora_dropout: keys.lora_dropout,
+        target_modules: keys.target_modules.clone(),
+        exclude_modules: keys.exclude_modules.clone(),
+        layers_to_transform: keys.layers_to_transform.clone(),
+        layers_pattern: keys.layers_pattern.clone(),
+        rank_pattern: keys.rank_pattern.clone(),
+        alpha_pattern: keys.alpha_pattern.clone(),
+        modules_to_save: keys.modules_to_save.clone(),
+        use_rslora: keys.use_rslora,
+        use_dora: keys.use_dora,
+        file: None,
+    }
+}
+
+/// `lora`: the adapter's config.
+pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>) -> LoadOptions {
     let seed = config.lora.as_ref().and_then(|lora| lora.seed).unwrap_or(config.seed);
     LoadOptions {
         dtype: config.dtype,

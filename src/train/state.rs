@@ -24,7 +24,7 @@ pub(super) struct State {
     pub dataset: String,
     /// Of the config's keys that decide the course of training.
     pub course: String,
-    /// Of the base model's config and weights.
+    /// Of the base model's config and weights, and those of the adapter that the run went on from.
     pub model: String,
 }
 
@@ -36,6 +36,7 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "dataset",
         "eval_dataset",
         "model_name_or_path",
+        "adapter",
         "backend",
         "logging_steps",
         "eval_steps",
@@ -45,6 +46,7 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "gradient_checkpointing",
         // may be changed on the way, after a loss that ran off for one
         "learning_rate",
+        "embedding_learning_rate",
         "lr_scheduler_type",
         "lr_scheduler_kwargs",
         "warmup_steps",
@@ -72,6 +74,9 @@ pub(super) fn write_result(
         None => export::full::save(b, model, base, out)?,
     }
     export::folder::copy_companions(base, out)?;
+    if let Some(adapter) = &config.adapter {
+        export::folder::copy_files(adapter, out)?;
+    }
     match &config.chat_template {
         Some(name) => export::folder::chat_template(name, &Tokenizer::load(base)?, out),
         None => Ok(()),

@@ -270,6 +270,21 @@ pub fn all() -> Vec<(String, Case)> {
             add!(bias_forward, bias::Bias { N, O, ld_out: O + pad });
             add!(bias_backward, bias::BiasBackward { N, O, ld_dout: O + pad });
         }
+        for (N, O) in [(1, 8), (3, 34), (70, 2056), (65, 30)] {
+            let p = dora::Dora { N, O };
+            add!(dora_forward, p, |c: Case| c.positive(&["norm"]));
+            add!(dora_backward, p, |c: Case| c.positive(&["norm"]));
+            add!(dora_backward_weight, p, |c: Case| c.positive(&["norm"]));
+        }
+        for P in [1, 2049, 4096] {
+            let p = dropout::Dropout::new(P, 0.3, 5, 6);
+            add!(dropout_forward, p);
+            add!(dropout_backward, p);
+        }
+        for (O, C, R) in [(3, 34, 8), (2, 2056, 24)] {
+            let p = dora::DoraNorm { O, C, R, scale: 0.5 };
+            add!(dora_norm, p, |c: Case| c.positive(&["wa", "b", "gram"]));
+        }
         for (N, F, a, b) in [(1, 8, 0, 0), (3, 34, 2, 4), (7, 2056, 8, 0), (5, 2054, 2, 0)] {
             let act = F % 4;
             let p = swiglu::SwiGlu { N, F, ld_gate: F + a, ld_up: F + b, act, slope: 1.5, cubic: 0.07 };

@@ -41,7 +41,7 @@ fn class(op: Op) -> Class {
         Op::matmul_nt | Op::matmul_nn | Op::matmul_tn | Op::matmul_nt_add | Op::matmul_nn_add | Op::matmul_tn_add => {
             Class::Product
         }
-        Op::rmsnorm_forward | Op::layernorm_forward => Class::NormForward,
+        Op::rmsnorm_forward | Op::layernorm_forward | Op::dora_norm => Class::NormForward,
         Op::rmsnorm_backward | Op::rmsnorm_backward_weight | Op::layernorm_backward | Op::layernorm_backward_weight => {
             Class::NormBackward
         }

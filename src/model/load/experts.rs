@@ -57,10 +57,16 @@ impl<'a> Loader<'a> {
         let stack =
             Linear { name, O: names.len() * O, parts: vec![names.len() * O], C, weight, bias: None, lora: None };
         let mut experts = Experts { names, O, C, layout: Layout::Rows, stack };
-        if let Some(config) = &self.options.lora
-            && experts.targeted(config)?
+        if let Some(rules) = &self.rules
+            && let Some(shape) = experts.targeted(rules)?
         {
-            experts.attach(config, self.b, self.options.dtype, self.options.train, self.options.seed)?;
+            experts.attach(
+                (shape, rules.lora_dropout()),
+                self.b,
+                self.options.dtype,
+                self.options.train,
+                self.options.seed,
+            )?;
         }
         Ok(experts)
     }

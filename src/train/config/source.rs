@@ -137,6 +137,11 @@ impl<'a> Source<'a> {
         self.tables.contains(&table) || self.entries.iter().any(inside)
     }
 
+    /// The key was written.
+    pub fn has(&self, key: &str) -> bool {
+        self.entries.iter().any(|e| e.key == key)
+    }
+
     /// The value of `key`, or its default; `None` as default says that the key must be given.
     pub fn take<T: FromNode>(&self, key: &str, default: Option<T>, checks: &[Check<T>]) -> Result<T> {
         let Some(entry) = self.entries.iter().find(|e| e.key == key) else {

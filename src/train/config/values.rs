@@ -1,7 +1,8 @@
 //! The types that a key may have: what they accept, and how the resolved config writes them.
 use super::source::FromNode;
-use super::tree::Value;
+use super::tree::{Node, Value};
 use crate::dtype::DType;
+use crate::model::lora::{Patterns, Targets};
 use serde::{Serialize, Serializer};
 use std::path::PathBuf;
 
@@ -91,15 +92,6 @@ pub enum Resume {
     Never,
     /// At this checkpoint.
     Folder(PathBuf),
-}
-
-/// The linear layers that get an adapter.
-#[derive(Clone, Debug, PartialEq)]
-pub enum TargetModules {
-    /// Every linear layer of the blocks; not the head.
-    AllLinear,
-    /// Those whose last name is in the list, as in PEFT: `q_proj`.
-    Names(Vec<String>),
 }
 
 impl FromNode for bool {
@@ -264,24 +256,37 @@ impl Serialize for Resume {
     }
 }
 
-impl FromNode for TargetModules {
+impl FromNode for Targets {
     fn wanted() -> String {
-        "\"all-linear\" or a list of layer names, as in [\"q_proj\", \"v_proj\"]".into()
+        "\"all-linear\", a regular expression, or a list of layer names, as in [\"q_proj\", \"v_proj\"]".into()
     }
-    fn from_value(value: &Value) -> Option<TargetModules> {
+    fn from_value(value: &Value) -> Option<Targets> {
         match value {
-            Value::Str(s) if s == "all-linear" => Some(TargetModules::AllLinear),
-            Value::List(items) if !items.is_empty() => Vec::from_value(value).map(TargetModules::Names),
+            Value::Str(s) if !s.is_empty() => Some(Targets::Word(s.clone())),
+            Value::List(items) if !items.is_empty() => Vec::from_value(value).map(Targets::Names),
             _ => None,
         }
     }
 }
 
-impl Serialize for TargetModules {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        match self {
-            TargetModules::AllLinear => s.serialize_str("all-linear"),
-            TargetModules::Names(names) => names.serialize(s),
-        }
+/// One or a list of them.
+impl FromNode for Vec<usize> {
+    fn wanted() -> String {
+        "a whole number or a list of them".into()
+    }
+    fn from_value(value: &Value) -> Option<Vec<usize>> {
+        let Value::List(items) = value else { return usize::from_value(value).map(|n| vec![n]) };
+        items.iter().map(|node| usize::from_value(&node.value)).collect()
+    }
+}
+
+impl<T: FromNode> FromNode for Patterns<T> {
+    fn wanted() -> String {
+        format!("a table of regular expressions, each with {}", T::wanted())
+    }
+    fn from_value(value: &Value) -> Option<Patterns<T>> {
+        let Value::Table(keys) = value else { return None };
+        let entry = |(key, node): &(String, Node)| Some((key.clone(), T::from_value(&node.value)?));
+        keys.iter().map(entry).collect::<Option<_>>().map(Patterns)
     }
 }

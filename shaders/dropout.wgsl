@@ -1,0 +1,30 @@
+// scale where element i is kept, else 0. pcg3d of Jarzynski & Olano 2020.
+fn kept(i: u32) -> f32 {
+  var v = vec3(i, p.seed, p.stream) * 1664525u + 1013904223u;
+  v.x += v.y * v.z;
+  v.y += v.z * v.x;
+  v.z += v.x * v.y;
+  v ^= v >> vec3(16u);
+  v.x += v.y * v.z;
+  return select(0.0, p.scale, v.x >= p.drop);
+}
+
+// op dropout_forward grid(ceil(P, 512))
+// A thread makes two values: they may share a word.
+@compute @workgroup_size(256)
+fn dropout_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let i = (flat(group) * 256u + t) * 2u;
+  if (i >= p.P) { return; }
+  let next = min(i + 1u, p.P - 1u);
+  st2_out(i, vec2(ld1_inp(i) * kept(i), ld1_inp(next) * kept(next)), p.P - i);
+}
+
+// op dropout_backward grid(ceil(P, 512))
+@compute @workgroup_size(256)
+fn dropout_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let i = (flat(group) * 256u + t) * 2u;
+  if (i >= p.P) { return; }
+  let next = min(i + 1u, p.P - 1u);
+  let old = vec2(ld1_dinp(i), ld1_dinp(next));
+  st2_dinp(i, old + vec2(ld1_dout(i) * kept(i), ld1_dout(next) * kept(next)), p.P - i);
+}
