@@ -40,7 +40,7 @@ pub fn gradients() -> Vec<Gradient> {
     let of = |N, O| {
         let p = Dora { N, O };
         let inputs = Gradient::new(Op::dora_forward, p, Op::dora_backward, p).called(&[("dinp", "dout")]);
-        let weights = Gradient::new(Op::dora_forward, p, Op::dora_backward_weight, p).called(&[("inp", "out")]);
+        let weights = Gradient::new(Op::dora_forward, p, Op::dora_backward_weight, p).found("inp", "out");
         [inputs.with("positive", positive_norm), weights.with("positive", positive_norm)]
     };
     [of(1, 1), of(5, 7), of(3, 4)].into_iter().flatten().collect()

@@ -12,6 +12,7 @@ pub struct Gradient {
     backward: (Op, Vec<u8>),
     label: String,
     called: Vec<(&'static str, &'static str)>,
+    found: Vec<&'static str>,
     statistics: Vec<(&'static str, Statistic)>,
     set: fn(&mut Values),
 }
@@ -30,6 +31,7 @@ impl Gradient {
             backward: (backward, bytemuck::bytes_of(&b).to_vec()),
             label: format!("{forward:?} {f:?}, {backward:?} {b:?}"),
             called: Vec::new(),
+            found: Vec::new(),
             statistics: Vec::new(),
             set: |_| (),
         }
@@ -38,6 +40,11 @@ impl Gradient {
     pub fn called(mut self, names: &[(&'static str, &'static str)]) -> Gradient {
         self.called.extend(names);
         self
+    }
+    /// An argument of the backward that is what the forward found in the one it updates.
+    pub fn found(mut self, arg: &'static str, name: &'static str) -> Gradient {
+        self.found.push(arg);
+        self.called(&[(arg, name)])
     }
     /// An output of the backward that is no gradient, from all values and the row's dims.
     pub fn statistic(mut self, arg: &'static str, of: Statistic) -> Gradient {
@@ -127,7 +134,8 @@ impl Gradient {
             return Some(spread(&weight, extent));
         }
         let (given, e) = self.forward_arg(name)?;
-        let data = if given.access.writes() { &outputs[name] } else { &inputs[name] };
+        let made = given.access.writes() && !self.found.contains(&arg.name);
+        let data = if made { &outputs[name] } else { &inputs[name] };
         Some(match given.elem {
             Elem::U32 | Elem::U8 => data.clone(),
             _ => spread(&live(data.floats(), &e), extent),

@@ -64,3 +64,24 @@ fn stack_int8(b: &dyn Backend, all: &[&StoredInt8]) -> Result<Int8Weight> {
     let scb: Vec<u8> = all.iter().flat_map(|q| q.scb).copied().collect();
     Ok(Int8Weight { codes, scb: upload(b, &scb, DType::F32)? })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Cpu;
+    use crate::ops::gguf::Packed;
+
+    /// 34 bytes a block, so that the second part begins at no whole word.
+    #[test]
+    fn ggml_blocks_are_stacked_if_they_are_of_one_format() {
+        let b = Cpu::new();
+        let of = |format: Packed, P, bytes: &[u8]| Stored::Gguf(StoredGguf { format, P, bytes: bytes.to_vec().into() });
+        let (first, second): (Vec<u8>, Vec<u8>) = ((0..34).collect(), (34..68).collect());
+        let Some(Weight::Gguf(q)) = stack(&b, &[of(Packed::Q8_0, 32, &first), of(Packed::Q8_0, 32, &second)]).unwrap()
+        else {
+            panic!("blocks of one format")
+        };
+        assert_eq!(b.download(&q.blocks).unwrap(), (0..68).collect::<Vec<u8>>());
+        assert!(stack(&b, &[of(Packed::Q8_0, 32, &first), of(Packed::Q4_0, 32, &second[..18])]).unwrap().is_none());
+    }
+}
