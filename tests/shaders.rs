@@ -77,7 +77,7 @@ fn coop_modules(unit: MatrixUnit) -> Vec<(String, String)> {
         let sections: Vec<_> = sections.iter().filter(|s| !plan.skip.contains(&&*stage(s))).collect();
         // attention has one type
         let storages = &storages[..if op.spec().file == "attention" { 1 } else { 2 }];
-        for (section, plan, storage, wide) in product(&sections, &[plan.clone()], storages) {
+        for (section, plan, storage, wide) in product(&sections, std::slice::from_ref(&plan), storages) {
             let extra = plan.extra.iter().map(|(name, _)| (*name, "u32"));
             let fields: Vec<_> = op.spec().fields.iter().copied().chain(extra).collect();
             let mut args = args(*op, storage, plan.scratch > 0, wide);

@@ -33,26 +33,28 @@ pub struct Ops {
     /// Tokens of everything else.
     #[arg(long, default_value_t = 4096)]
     tokens: usize,
-    /// Channels of everything else; the MLP has 7/2 times as many. Heads have 128, four query heads share keys and values.
+    /// Channels of everything else; the MLP has 7/2 times as many. Four query heads share keys and values.
     #[arg(long, default_value_t = 4096)]
     hidden: usize,
+    /// Channels of a head.
+    #[arg(long, default_value_t = 128)]
+    head_dim: usize,
 }
 
 /// Vocabulary of the head's op.
 const V: usize = 128256;
-/// Channels of a head.
-const D: usize = 128;
 /// Rank of the thin products.
 const R: usize = 16;
 
 /// What a line of the table runs, with the buffers it needs.
 type Run<'b> = Box<dyn FnMut() -> Result<()> + 'b>;
+type Make = Box<dyn for<'b> Fn(&Scope<'b>) -> Result<Run<'b>>>;
 
 struct Line {
     name: String,
     bytes: f64,
     flops: f64,
-    make: Box<dyn for<'b> Fn(&Scope<'b>) -> Result<Run<'b>>>,
+    make: Make,
 }
 
 impl Ops {
@@ -227,6 +229,7 @@ impl Ops {
     /// Causal, two sequences.
     fn attention(&self) -> Vec<Line> {
         let (N, dtype) = (self.tokens, self.dtype);
+        let D = self.head_dim;
         let (H, K) = (self.hidden / D, (self.hidden / D / 4).max(1));
         let [h, k, d] = [H, K, D].map(|x| x as u32);
         let scale = 1.0 / (D as f32).sqrt();

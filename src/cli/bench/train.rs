@@ -122,7 +122,7 @@ impl Train {
     fn tokens(&self, model: &Model, step: u64) -> (Tokens, Vec<u32>) {
         let (mut rng, T) = (Rng::stream(7, step), self.seq);
         let ids: Vec<u32> = (0..T * self.batch).map(|_| rng.below(model.spec.V) as u32).collect();
-        let label = |n: usize| if (n + 1) % T == 0 { luthier::ops::logprob::IGNORE } else { ids[n + 1] };
+        let label = |n: usize| if (n + 1).is_multiple_of(T) { luthier::ops::logprob::IGNORE } else { ids[n + 1] };
         let labels = (0..ids.len()).map(label).collect();
         let positions = (0..ids.len()).map(|n| (n % T) as u32).collect();
         let cu_seqlens = (0..=self.batch).map(|s| (s * T) as u32).collect();
