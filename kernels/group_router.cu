@@ -92,15 +92,19 @@ extern "C" __global__ void __launch_bounds__(256) group_router_backward(T_dlogit
     const T_weights* w = weights + n * S;
     const T_dweights* dw = dweights + n * S;
     const T_experts* own = experts + n * S;
-    float dot = 0.f, by = 1.f;
-    if (p.norm) {
-        by = 1e-20f;
-        for (u32 a = 0; a < S; a++) dot += w[a] * dw[a], by += sigmoid(widen(logits[n * E + own[a]]));
-    }
+    float by = p.norm ? 1e-20f : 1.f;
+    if (p.norm)
+        for (u32 a = 0; a < S; a++) by += sigmoid(widen(logits[n * E + own[a]]));
     for (u32 e = lane; e < E; e += 32) {
         float d = 0.f, s = sigmoid(widen(logits[n * E + e]));
-        for (u32 a = 0; a < S; a++)
-            if (own[a] == e) d = (p.scale * dw[a] - dot) / by * (s * (1.f - s));
+        for (u32 a = 0; a < S; a++) {
+            if (own[a] != e) continue;
+            // scale·dw[a] − Σ w·dw, the expert's own share taken together: alone, it has no gradient at all
+            float sum = (p.norm ? p.scale - w[a] : p.scale) * dw[a];
+            for (u32 b = 0; b < S; b++)
+                if (p.norm && b != a) sum -= w[b] * dw[b];
+            d = sum / by * (s * (1.f - s));
+        }
         put(dlogits + n * E + e, d);
     }
 }

@@ -100,21 +100,22 @@ fn group_router_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
   let n = i / ceil_div(p.E, W);
   let e = (i % ceil_div(p.E, W)) * W;
   if (n >= p.N) { return; }
-  var dot = 0.0;
   var by = 1.0;
   if (p.norm == 1u) {
     by = 1e-20;
-    for (var a = 0u; a < p.S; a++) {
-      dot += ld1_weights(n * p.S + a) * ld1_dweights(n * p.S + a);
-      by += sigmoid(ld1_logits(n * p.E + ld_experts(n * p.S + a)));
-    }
+    for (var a = 0u; a < p.S; a++) { by += sigmoid(ld1_logits(n * p.E + ld_experts(n * p.S + a))); }
   }
   var d = V();
   for (var a = 0u; a < p.S; a++) {
     let k = ld_experts(n * p.S + a) - e;
     if (k < W) {
       let s = sigmoid(ld1_logits(n * p.E + e + k));
-      d += (p.scale * ld1_dweights(n * p.S + a) - dot) / by * (s * (1.0 - s)) * one_hot(k);
+      // scale·dw[a] − Σ w·dw, the expert's own share taken together: alone, it has no gradient at all
+      var sum = select(p.scale, p.scale - ld1_weights(n * p.S + a), p.norm == 1u) * ld1_dweights(n * p.S + a);
+      for (var b = 0u; b < p.S; b++) {
+        if (p.norm == 1u && b != a) { sum -= ld1_weights(n * p.S + b) * ld1_dweights(n * p.S + b); }
+      }
+      d += sum / by * (s * (1.0 - s)) * one_hot(k);
     }
   }
   st_dlogits(n * p.E + e, d, p.E - e);

@@ -20,8 +20,9 @@ const WEIGHTS: f64 = 1e-9;
 const GRADIENT: f64 = 1e-8;
 const RATE: f64 = 1e-6;
 /// PyTorch's own f32 norms are up to 1.5e-6 from the same trajectory in f64 (`tests/golden/float64.py` prints it; ours are up to
-/// 1.1e-6), so two right programs differ by the sum.
-const NORM: f64 = 3e-6;
+/// 1.1e-6 on a CPU), so two right programs differ by the sum. Full training at 1e-3 amplifies every rounding over its 20 steps, and
+/// Vulkan drivers may round a division or exp by 2 to 3 ulp: 3.1e-6 seen on an H200.
+const NORM: f64 = 5e-6;
 
 struct Trajectory(serde_json::Value);
 

@@ -81,14 +81,15 @@ pub fn group_router_backward<R: Real>(
         let (logits, dlogits) = (&logits[n * E..][..E], &mut dlogits[n * E..][..E]);
         let (w, dw, experts) = (&weights[n * S..][..S], &dweights[n * S..][..S], &experts[n * S..][..S]);
         let score = |a: usize| sigmoid(logits[experts[a] as usize]);
-        let (mut dot, mut by) = (R::from(0.0), one);
-        if p.norm == 1 {
-            dot = sum((0..S).map(|a| w[a] * dw[a]));
-            by = sum((0..S).map(score)) + R::from(1e-20);
-        }
+        let norm = p.norm == 1;
+        let by = if norm { sum((0..S).map(score)) + R::from(1e-20) } else { one };
         for a in 0..S {
             let s = score(a);
-            dlogits[experts[a] as usize] = (scale * dw[a] - dot) / by * (s * (one - s));
+            // scale·dw[a] − Σ w·dw, the expert's own share taken together: alone, it has no gradient at all
+            let others = (0..S).filter(|b| norm && *b != a);
+            let own = if norm { scale - w[a] } else { scale };
+            let d = own * dw[a] - sum(others.map(|b| w[b] * dw[b]));
+            dlogits[experts[a] as usize] = d / by * (s * (one - s));
         }
     }
 }
