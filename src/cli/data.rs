@@ -1,8 +1,9 @@
 //! `luthier data preview`: what a config's data becomes, before anything is trained on it.
-use super::out;
+use super::{download, out};
 use clap::{Args, Subcommand};
 use luthier::Result;
 use luthier::data::{self, BatchOptions, Dataset, EpochPlan, Example, Packing, Tokenizer};
+use luthier::io::hub::Kind;
 use luthier::train::config::{self, TrainConfig};
 use luthier::train::{batch_options, data_options};
 use std::io::IsTerminal;
@@ -45,7 +46,8 @@ impl Data {
 
 impl Preview {
     fn run(self) -> Result<()> {
-        let config = config::load(&self.config, &self.overrides)?;
+        let mut config = config::load(&self.config, &self.overrides)?;
+        config.model_name_or_path = download::resolve(&config.model_name_or_path, Kind::Model)?;
         let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
         let data = data::load(&data_options(&config), &tokenizer)?;
         out(&summary(&config, &data, &tokenizer))?;
