@@ -2,6 +2,9 @@
 //!
 //! Only what a model is loaded from comes: config, safetensors, tokenizer, templates. A folder that exists is itself. All files
 //! are of one commit, so a model that changes while it is fetched is not mixed; what was interrupted goes on where it stopped.
+//!
+//! A client of its own on `ureq`: the crate hf-hub brings an async runtime and some 280 crates in version 1, and in version 0.5 it
+//! hides the code that tells a gated model from a missing one, checks no sizes, and appends where a server ignores `Range`.
 use crate::error::{Error, Result};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
