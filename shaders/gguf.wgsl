@@ -31,7 +31,7 @@ fn scale_min(at: u32, s: u32) -> vec2<f32> {
   let a = byte(at + s);
   let b = byte(at + s + 4u);
   if (s < 4u) { return vec2(f32(a & 63u), f32(b & 63u)); }
-  return vec2(f32((b & 15u) | (byte(at + s - 4u) >> 6u << 4u)), f32((b >> 4u) | (a >> 6u << 4u)));
+  return vec2(f32((b & 15u) | ((byte(at + s - 4u) >> 6u) << 4u)), f32((b >> 4u) | ((a >> 6u) << 4u)));
 }
 
 // op q4_0_dequantize grid(ceil(P, 1024))

@@ -2,6 +2,7 @@
 #![expect(non_snake_case, reason = "N, C, F … are the dims of the ops")]
 mod ops;
 mod train;
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use luthier::Result;
 
@@ -16,6 +17,11 @@ pub struct Bench {
 enum What {
     Ops(ops::Ops),
     Train(train::Train),
+}
+
+/// For clap: a size.
+fn at_least(least: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(least..)
 }
 
 impl Bench {

@@ -3,7 +3,9 @@ use super::{download, out};
 use clap::{Args, Subcommand};
 use luthier::Result;
 use luthier::data::{self, BatchOptions, Dataset, EpochPlan, Example, Packing, Tokenizer};
+use luthier::export::peft;
 use luthier::io::hub::Kind;
+use luthier::model::arch;
 use luthier::train::config::{self, TrainConfig};
 use luthier::train::{batch_options, data_options};
 use std::io::IsTerminal;
@@ -27,7 +29,8 @@ enum Command {
 /// Show examples as the model will see them, which of their tokens are trained, how rows fill, and what looks wrong.
 #[derive(Args)]
 struct Preview {
-    /// The run: a TOML or YAML file, as `train` takes it. Only its data and the model's tokenizer are opened.
+    /// The run: a TOML or YAML file, as `train` takes it. Only its data and the model's tokenizer are opened; a model
+    /// that is named on the Hub is fetched.
     config: PathBuf,
     /// Keys that go over the file's, as in packing=true.
     #[arg(value_name = "KEY=VALUE")]
@@ -48,7 +51,11 @@ impl Preview {
     fn run(self) -> Result<()> {
         let mut config = config::load(&self.config, &self.overrides)?;
         config.model_name_or_path = download::resolve(&config.model_name_or_path, Kind::Model)?;
-        let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
+        let base = &config.model_name_or_path;
+        let mut tokenizer = Tokenizer::load(base)?;
+        if let Some(adapter) = &config.adapter {
+            tokenizer = peft::tokenizer(adapter, tokenizer, arch::read_spec(base)?.V)?;
+        }
         let data = data::load(&data_options(&config), &tokenizer)?;
         out(&summary(&config, &data, &tokenizer))?;
         let paint = Paint::choose();

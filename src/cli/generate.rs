@@ -6,7 +6,6 @@ use luthier::backend::{Backend, pick};
 use luthier::data::template::{Chat, Template};
 use luthier::data::tokenizer::Tokenizer;
 use luthier::dtype::DType;
-use luthier::export::folder::CHAT_TEMPLATE;
 use luthier::export::peft;
 use luthier::infer::{self, Sampling};
 use luthier::io::hub::Kind;
@@ -73,14 +72,12 @@ impl Generate {
 
     /// The prompt as the model wants it: through its chat template, where it has one.
     fn ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-        let trained = self.adapter.as_ref().map(|dir| dir.join(CHAT_TEMPLATE)).filter(|file| file.is_file());
-        let trained = trained.as_ref().and_then(|file| file.to_str());
-        if self.raw || (trained.is_none() && tokenizer.chat_template().is_none()) {
+        if self.raw || tokenizer.chat_template().is_none() {
             return tokenizer.encode(&self.prompt, true);
         }
         let message = json!({ "role": "user", "content": self.prompt });
         let messages = message.as_object().cloned().into_iter().collect();
-        let text = Template::load(trained, tokenizer)?.render(&Chat { messages, tools: None }, true)?;
+        let text = Template::load(None, tokenizer)?.render(&Chat { messages, tools: None }, true)?;
         // The template itself writes BOS.
         tokenizer.encode(&text, false)
     }

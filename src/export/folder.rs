@@ -37,6 +37,11 @@ pub fn chat_template(name: &str, tokenizer: &Tokenizer, out: &Path) -> Result<()
     write(&out.join(CHAT_TEMPLATE), Template::portable(name, tokenizer)?.as_bytes())
 }
 
+/// Writes the tokenizer's own template where it goes over any other.
+pub fn own_template(tokenizer: &Tokenizer, out: &Path) -> Result<()> {
+    tokenizer.chat_template().map_or(Ok(()), |own| write(&out.join(CHAT_TEMPLATE), own.text.as_bytes()))
+}
+
 /// A whole file on disk.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::write(path, bytes).map_err(Error::write(path))?;

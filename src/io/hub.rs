@@ -50,12 +50,6 @@ impl Kind {
             Kind::Adapter => "adapter_model",
         }
     }
-    fn companions(self) -> &'static [&'static str] {
-        match self {
-            Kind::Model => COMPANIONS,
-            Kind::Adapter => &[],
-        }
-    }
 }
 
 /// How a download goes.
@@ -149,7 +143,7 @@ impl Hub {
         // a commit never changes
         if cache::is_commit(&name.revision)
             && let Ok(folder) = cached(repo, name, kind)
-            && kind.companions().iter().all(|f| repo.lacks(&name.revision, f) || folder.join(f).exists())
+            && COMPANIONS.iter().all(|f| repo.lacks(&name.revision, f) || folder.join(f).exists())
         {
             return Ok(folder);
         }

@@ -33,16 +33,19 @@ pub(super) struct DoraScratch {
 
 impl DoraScratch {
     pub fn new(scope: &Scope, linears: &[&Linear], N: usize, dtype: DType) -> Result<DoraScratch> {
-        let (mut wa, mut gram, mut rows) = (0, 0, 0);
+        let (mut wa, mut gram, mut rows, mut odd) = (0, 0, 0, false);
         for linear in linears {
             let Some(Lora { R, dora: Some(dora), .. }) = &linear.lora else { continue };
             wa = wa.max(linear.O * R);
             gram = gram.max(R * R);
             if dora.magnitude.train.is_some() {
+                odd |= linear.parts.iter().any(|O| O % 2 == 1);
                 rows = rows.max(N * linear.parts.iter().max().copied().unwrap_or(0));
             }
         }
         let buf = |len, dtype| if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) };
+        // 16-bit rows have an even length
+        let dtype = if odd { DType::F32 } else { dtype };
         Ok(DoraScratch { wa: buf(wa, DType::F32)?, gram: buf(gram, DType::F32)?, rows: buf(rows, dtype)? })
     }
 

@@ -356,7 +356,8 @@ impl Loader<'_> {
     fn many(&self, files: Vec<String>, shape: &[usize]) -> Result<Param> {
         let held = [1, shape.iter().product()];
         let mut param = Param::stack(self.b, files.clone(), shape, held, self.options.dtype)?;
-        if self.options.full() {
+        let saved = files.first().is_some_and(|file| self.options.saves(lora::module_of(file)));
+        if self.options.full() || self.options.train && saved {
             param.unfreeze(self.b)?;
         }
         for (i, file) in files.iter().enumerate() {

@@ -12,6 +12,7 @@ use crate::data::{Source as Dataset, TrainOn};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::export::peft;
+use crate::io::hub;
 use crate::model::lora::{self, Patterns, Targets};
 use serde::Serialize;
 use source::{Key, Source};
@@ -215,7 +216,8 @@ const ALL_KEYS: &[&[Key]] = &[TrainConfig::KEYS, SchedulerKwargs::KEYS, LoraConf
 pub fn load(path: &Path, overrides: &[String]) -> Result<TrainConfig> {
     let source = Source::read(path, overrides, ALL_KEYS, TABLES)?;
     let mut config = TrainConfig::take(&source)?;
-    if let Some(folder) = &config.adapter {
+    if let Some(folder) = &mut config.adapter {
+        *folder = hub::resolve(folder, hub::Kind::Adapter, &mut |_| true)?;
         let lora = config.lora.map_or_else(|| LoraConfig::take(&source), Ok)?;
         config.lora = Some(lora.completed(&source, peft::read_config(folder)?));
     }

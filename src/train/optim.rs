@@ -224,9 +224,10 @@ fn exact(param: &Param) -> &Buf {
     param.train.as_ref().and_then(|t| t.master.as_ref()).unwrap_or(&param.value)
 }
 
-/// transformers' rule: no decay on norms and biases; those of stacked experts are matrices, sinks and DoRA's magnitudes are
+/// transformers' rule: no decay on norms (those of each head are a matrix) and biases; those of stacked experts are matrices, sinks and DoRA's magnitudes are
 /// neither.
 fn decays(param: &Param) -> bool {
     let neither = [".sinks", ".lora_magnitude_vector"].iter().any(|end| param.name.ends_with(end));
-    neither || param.shape.len() > 1 && !param.name.ends_with("_bias")
+    let norm = |part: &str| part == "norm" || part.ends_with("_norm") || part.ends_with("layernorm");
+    neither || param.shape.len() > 1 && !param.name.ends_with("_bias") && !param.name.split('.').any(norm)
 }

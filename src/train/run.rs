@@ -16,7 +16,7 @@ use crate::export::peft;
 use crate::infer::{self, Sampling};
 use crate::io::hub;
 use crate::model::spec::Positions;
-use crate::model::{self, Model, Session, Tokens, Weights};
+use crate::model::{self, Model, Session, Tokens};
 use crate::rng::Rng;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -26,11 +26,17 @@ const SAMPLE_TOKENS: usize = 64;
 
 /// Runs a config to its end, from wherever an earlier run of it got to. Returns the last evaluation's loss.
 pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
-    let base = base_folder(config, reporter)?;
-    let (spec, tokenizer) = model::check(&base)?.sound()?;
     if config.dtype == DType::F16 {
         let what = "training in float16 needs loss scaling, which is not there yet: set dtype to bfloat16 (any backend has it) or float32";
         return Err(Error::Usage(what.into()));
+    }
+    let base = base_folder(config, reporter)?;
+    let (spec, tokenizer) = model::check(&base)?.sound()?;
+    if spec.positions == Positions::Learned && config.max_length > spec.max_positions {
+        let (wanted, most) = (config.max_length, spec.max_positions);
+        return Err(Error::Usage(format!(
+            "max_length is {wanted}, but the model has learned {most} positions: set {most}"
+        )));
     }
     let tokenizer = match &config.adapter {
         Some(folder) => peft::tokenizer(folder, tokenizer, spec.V)?,
@@ -56,7 +62,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         num_input_tokens_seen: 0,
         dataset: data.report.fingerprint.clone(),
         course: state::course(config)?,
-        model: adapter::fingerprint(Weights::open(&base, Some(&spec))?.fingerprint(), &own),
+        model: adapter::fingerprint(state::base(&base, &spec)?, &own),
     };
     let resume = state::find(config, reporter)?;
     if let Some((folder, found)) = &resume {
@@ -72,9 +78,12 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     }
     let lora = own.as_ref().map(|own| own.lora.clone()).or(config.lora.as_ref().map(setup::lora));
     let mut model = Model::load(b, &base, &setup::load_options(config, lora))?;
-    if let (Some(own), None) = (&own, &resume) {
+    if let Some(own) = &own {
+        // also before a checkpoint, which holds what is trained: an adapter may have saved what is not
         peft::load(b, &mut model, own.folder)?;
-        own.notes.iter().for_each(|note| reporter.message(note));
+        if resume.is_none() {
+            own.notes.iter().for_each(|note| reporter.message(note));
+        }
     }
     let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
     optimizer.embedding_rate = config.embedding_learning_rate.map_or(1.0, |rate| rate / config.learning_rate);
@@ -86,13 +95,6 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     }
     let N = config.per_device_train_batch_size * config.max_length;
     let plan = setup::plan(config, b, &model, N);
-    let s = &model.spec;
-    if s.positions == Positions::Learned && config.max_length > s.max_positions {
-        let (wanted, most) = (config.max_length, s.max_positions);
-        return Err(Error::Usage(format!(
-            "max_length is {wanted}, but the model has learned {most} positions: set {most}"
-        )));
-    }
     let session = Session::new(b, &model, N, config.max_length, plan)?;
     // only now is it certain that the run starts, so only now may what it replaces go
     for old in run_dir.remove_after(state.global_step)? {

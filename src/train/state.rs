@@ -8,7 +8,8 @@ use crate::backend::Backend;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::export::{self, peft};
-use crate::model::Model;
+use crate::model::spec::Spec;
+use crate::model::{Model, Weights, arch};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -60,6 +61,13 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
     Ok(blake3::hash(value.to_string().as_bytes()).to_hex().to_string())
 }
 
+/// Of a base model's config and weights.
+pub(super) fn base(folder: &Path, spec: &Spec) -> Result<String> {
+    let config = arch::read_config(folder)?.to_string();
+    let weights = Weights::open(folder, Some(spec))?.fingerprint();
+    Ok(blake3::hash(format!("{config} {weights}").as_bytes()).to_hex().to_string())
+}
+
 /// The trained weights as other tools load them: an adapter, or a whole model, with the tokenizer's files beside it.
 /// `base` is the folder of the base model.
 pub(super) fn write_result(
@@ -74,11 +82,15 @@ pub(super) fn write_result(
         None => export::full::save(b, model, base, out)?,
     }
     export::folder::copy_companions(base, out)?;
+    let mut tokenizer = Tokenizer::load(base)?;
     if let Some(adapter) = &config.adapter {
         export::folder::copy_files(adapter, out)?;
+        tokenizer = peft::tokenizer(adapter, tokenizer, model.spec.V)?;
+        // whatever file of the adapter holds it, it goes over the base's
+        export::folder::own_template(&tokenizer, out)?;
     }
     match &config.chat_template {
-        Some(name) => export::folder::chat_template(name, &Tokenizer::load(base)?, out),
+        Some(name) => export::folder::chat_template(name, &tokenizer, out),
         None => Ok(()),
     }
 }

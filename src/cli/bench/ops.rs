@@ -28,16 +28,16 @@ pub struct Ops {
     #[arg(long, default_value = "")]
     filter: String,
     /// Side of the square products.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = 4096, value_parser = super::at_least(2))]
     size: usize,
     /// Tokens of everything else.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = 4096, value_parser = super::at_least(2))]
     tokens: usize,
     /// Channels of everything else; the MLP has 7/2 times as many. Four query heads share keys and values.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = 4096, value_parser = super::at_least(2))]
     hidden: usize,
     /// Channels of a head.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = super::at_least(2))]
     head_dim: usize,
 }
 
@@ -230,7 +230,8 @@ impl Ops {
     fn attention(&self) -> Vec<Line> {
         let (N, dtype) = (self.tokens, self.dtype);
         let D = self.head_dim;
-        let (H, K) = (self.hidden / D, (self.hidden / D / 4).max(1));
+        let K = (self.hidden / D / 4).max(1);
+        let H = self.hidden / D / K * K;
         let [h, k, d] = [H, K, D].map(|x| x as u32);
         let scale = 1.0 / (D as f32).sqrt();
         let p = Attention {

@@ -6,6 +6,7 @@ use luthier::backend::{Backend, pick};
 use luthier::dtype::DType;
 use luthier::export::bnb::Format;
 use luthier::model::lora::LoraConfig;
+use luthier::model::quantized::{self, Scheme};
 use luthier::model::{LoadOptions, Model, Plan, Session, Tokens};
 use luthier::rng::Rng;
 use luthier::train::method::cross_entropy;
@@ -34,15 +35,15 @@ pub struct Train {
     #[arg(long, default_value = "qlora", value_parser = ["qlora", "lora", "lora-8bit", "full"])]
     method: String,
     /// Tokens of a sequence.
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 2048, value_parser = super::at_least(2))]
     seq: usize,
     /// Sequences a step.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = super::at_least(1))]
     batch: usize,
     #[arg(long, default_value_t = 10)]
     steps: usize,
     /// Rank of the adapter, on every linear layer.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = super::at_least(1))]
     rank: usize,
     /// Activations: kept, or computed again in the backward.
     #[arg(long, default_value = "keep", value_parser = ["keep", "recompute"])]
@@ -91,24 +92,31 @@ impl Train {
     }
 
     fn make_weights(&self) -> Result<()> {
+        let (format, scheme) = match self.method.as_str() {
+            "qlora" => (Some(Format::Nf4), Some(Scheme::Nf4)),
+            "lora-8bit" => (Some(Format::Int8), Some(Scheme::Int8)),
+            _ => (None, None),
+        };
         if self.weights.join("config.json").exists() {
+            say!("{}: taken as it is, whatever --shape says", self.weights.display());
+            if quantized::scheme(&self.weights)? != scheme {
+                let what = format!("--weights {}: not what {} trains on", self.weights.display(), self.method);
+                return Err(Error::Usage(format!("{what}; name another folder")));
+            }
             return Ok(());
         }
-        let format = match self.method.as_str() {
-            "qlora" => Some(Format::Nf4),
-            "lora-8bit" => Some(Format::Int8),
-            _ => None,
+        let start = Instant::now();
+        let init = |config: &Path| export::init::init(config, &self.weights, DType::Bf16, format, 1);
+        let parameters = match SHAPES.iter().find(|(name, _)| *name == self.shape) {
+            None => init(self.shape.as_ref())?,
+            Some((_, text)) => {
+                let shape = self.weights.join("shape.json");
+                std::fs::create_dir_all(&self.weights).map_err(Error::write(&self.weights))?;
+                std::fs::write(&shape, text).map_err(Error::write(&shape))?;
+                init(&shape)?
+            }
         };
-        let (start, scratch) = (Instant::now(), self.weights.with_extension("config"));
-        let config = match SHAPES.iter().find(|(name, _)| *name == self.shape) {
-            None => PathBuf::from(&self.shape),
-            Some((_, text)) => write_config(&scratch, text)?,
-        };
-        let made = export::init::init(&config, &self.weights, DType::Bf16, format, 1);
-        if scratch.exists() {
-            std::fs::remove_dir_all(&scratch).map_err(Error::write(&scratch))?;
-        }
-        say!("{} parameters in {:.1} s", made?, start.elapsed().as_secs_f64());
+        say!("{parameters} parameters in {:.1} s", start.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -128,11 +136,4 @@ impl Train {
         let cu_seqlens = (0..=self.batch).map(|s| (s * T) as u32).collect();
         (Tokens { ids, positions, cu_seqlens }, labels)
     }
-}
-
-fn write_config(folder: &Path, text: &str) -> Result<PathBuf> {
-    std::fs::create_dir_all(folder).map_err(Error::write(folder))?;
-    let file = folder.join("config.json");
-    std::fs::write(&file, text).map_err(Error::write(&file))?;
-    Ok(file)
 }

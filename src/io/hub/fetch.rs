@@ -41,7 +41,7 @@ pub(super) fn fetch(client: &Client, repo: &Repo, name: &Name, kind: Kind, watch
     let mut all = Fetch { client, repo, name, commit: first.commit.clone(), watch };
     let folder = repo.snapshot(&all.commit);
     all.bring(kind.config(), first)?;
-    for file in kind.companions() {
+    for file in super::COMPANIONS {
         all.want(file)?;
     }
     all.weights(kind.stem(), &folder)?;
