@@ -89,9 +89,9 @@ fn bad_configs() {
 #[test]
 fn files_that_are_missing() {
     fails(&["train", "no/such.toml"], 74, &["no/such.toml: cannot read"]);
-    fails(&["generate", "--model", "no/such", "--prompt", "x", "--backend", "cpu"], 74, &["no/such"]);
-    fails(&["inspect", "no/such"], 74, &["no/such"]);
-    fails(&["quantize", "--model", "no/such", "--out", "no/out", "--backend", "cpu"], 74, &["no/such"]);
+    fails(&["generate", "--model", "no/such/folder", "--prompt", "x", "--backend", "cpu"], 74, &["no/such/folder"]);
+    fails(&["inspect", "no/such/folder"], 74, &["no/such/folder"]);
+    fails(&["quantize", "--model", "no/such/folder", "--out", "no/out", "--backend", "cpu"], 74, &["no/such/folder"]);
     fails(&["init", "--config", "no/such.json", "--out", "no/out"], 74, &["no/such.json"]);
 }
 

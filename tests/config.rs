@@ -133,7 +133,7 @@ fn what_the_lora_table_leaves_out_is_the_adapters() {
     assert_eq!(same.modules_to_save, ["embed_tokens", "lm_head"]);
     let lowered = config("[lora]\nlora_alpha = 2");
     assert_eq!((lowered.r, lowered.lora_alpha, lowered.target_modules), (4, 2.0, same.target_modules));
-    assert_eq!(with("adapter = 'no/such'", &[]).unwrap_err().exit_code(), 74);
+    assert_eq!(with("adapter = 'no/such/folder'", &[]).unwrap_err().exit_code(), 74);
 }
 
 #[test]

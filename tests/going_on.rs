@@ -121,7 +121,7 @@ fn a_run_goes_on_from_an_adapter() {
     let other = bench.text("third");
     bench.fails("run.toml", "second", &["--adapter", &other, "max_seq_length=48"], 65, "another base model");
     bench.fails("run.toml", "first", &["--adapter", &adapter], 65, "lies in output_dir");
-    bench.fails("run.toml", "new", &["--adapter", "no/such"], 74, "no/such/adapter_config.json");
+    bench.fails("run.toml", "new", &["--adapter", "no/such/folder"], 74, "no/such/folder");
 }
 
 #[test]
