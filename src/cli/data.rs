@@ -53,8 +53,9 @@ impl Preview {
         config.model_name_or_path = download::resolve(&config.model_name_or_path, Kind::Model)?;
         let base = &config.model_name_or_path;
         let mut tokenizer = Tokenizer::load(base)?;
-        if let Some(adapter) = &config.adapter {
-            tokenizer = peft::tokenizer(adapter, tokenizer, arch::read_spec(base)?.V)?;
+        // the model's config is opened for an adapter only
+        if config.adapter.is_some() {
+            tokenizer = peft::tokenizer(config.adapter.as_deref(), tokenizer, arch::read_spec(base)?.V)?;
         }
         let data = data::load(&data_options(&config), &tokenizer)?;
         out(&summary(&config, &data, &tokenizer))?;

@@ -51,10 +51,7 @@ impl Generate {
             *adapter = download::resolve(adapter, Kind::Adapter)?;
         }
         let (spec, tokenizer) = model::check(&self.model)?.sound()?;
-        let tokenizer = match &self.adapter {
-            Some(folder) => peft::tokenizer(folder, tokenizer, spec.V)?,
-            None => tokenizer,
-        };
+        let tokenizer = peft::tokenizer(self.adapter.as_deref(), tokenizer, spec.V)?;
         let prompt = self.ids(&tokenizer)?;
         let (backend, which) = pick::pick(&self.backend)?;
         super::say!("{which}");

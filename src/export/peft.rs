@@ -64,9 +64,10 @@ pub fn save(b: &dyn Backend, model: &Model, base: &str, out: &Path) -> Result<()
     write_json(&out.join(CONFIG), &config::to_json(config, &targets(model, config), base, model.spec.layout))
 }
 
-/// The tokenizer, or at least the chat template, that lies beside the adapter; else the `base` model's. `V` is the model's
-/// vocabulary.
-pub fn tokenizer(folder: &Path, mut base: Tokenizer, V: usize) -> Result<Tokenizer> {
+/// The tokenizer, or at least the chat template, that lies beside the adapter; else, and without an adapter, the `base` model's.
+/// `V` is the model's vocabulary.
+pub fn tokenizer(adapter: Option<&Path>, mut base: Tokenizer, V: usize) -> Result<Tokenizer> {
+    let Some(folder) = adapter else { return Ok(base) };
     if !folder.join("tokenizer.json").is_file() {
         base.adopt_template(folder)?;
         return Ok(base);

@@ -38,10 +38,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
             "max_length is {wanted}, but the model has learned {most} positions: set {most}"
         )));
     }
-    let tokenizer = match &config.adapter {
-        Some(folder) => peft::tokenizer(folder, tokenizer, spec.V)?,
-        None => tokenizer,
-    };
+    let tokenizer = peft::tokenizer(config.adapter.as_deref(), tokenizer, spec.V)?;
     let data = data::load(&setup::data_options(config), &tokenizer)?;
     report_data(&data, reporter);
     let cursor =

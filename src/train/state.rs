@@ -82,16 +82,17 @@ pub(super) fn write_result(
         None => export::full::save(b, model, base, out)?,
     }
     export::folder::copy_companions(base, out)?;
-    let mut tokenizer = Tokenizer::load(base)?;
     if let Some(adapter) = &config.adapter {
         export::folder::copy_files(adapter, out)?;
-        tokenizer = peft::tokenizer(adapter, tokenizer, model.spec.V)?;
-        // whatever file of the adapter holds it, it goes over the base's
-        export::folder::own_template(&tokenizer, out)?;
     }
+    if config.adapter.is_none() && config.chat_template.is_none() {
+        return Ok(());
+    }
+    let tokenizer = peft::tokenizer(config.adapter.as_deref(), Tokenizer::load(base)?, model.spec.V)?;
     match &config.chat_template {
         Some(name) => export::folder::chat_template(name, &tokenizer, out),
-        None => Ok(()),
+        // whatever file of the adapter holds it, it goes over the base's
+        None => export::folder::own_template(&tokenizer, out),
     }
 }
 

@@ -74,6 +74,12 @@ impl Tile {
         let consts = consts.into_iter().chain([("THREADS", threads), ("SPLIT", split as u64)]).collect();
         Plan { consts, ..Plan::default() }
     }
+    /// For products by group, whose inner length is never split.
+    fn by_group(&self) -> Plan {
+        let Plan { mut consts, .. } = self.plan(false);
+        consts.retain(|(name, _)| *name != "SPLIT");
+        Plan { consts, ..Plan::default() }
+    }
 }
 
 fn matmul(names: &Names) -> Plan {
@@ -105,9 +111,7 @@ fn grouped(op: Op, names: &Names) -> Plan {
         _ if own <= 32 || j <= 32 => &SMALL,
         _ => &MIDDLE,
     };
-    let Plan { consts, .. } = tile.plan(false);
-    let consts = consts.into_iter().filter(|(name, _)| *name != "SPLIT").collect();
-    Plan { consts, work: (m * j * q) as f64, ..Plan::default() }
+    Plan { work: (m * j * q) as f64, ..tile.by_group() }
 }
 
 fn attention(op: Op, names: &Names) -> Plan {
@@ -153,13 +157,7 @@ pub fn variants(op: Op) -> Vec<Plan> {
             let extra = vec![("splits", 1), ("part", 1)];
             tiles.iter().flat_map(splits).map(|p| Plan { extra: extra.clone(), scratch: 1, ..p }).collect()
         }
-        "grouped" => [MIDDLE, SMALL]
-            .iter()
-            .map(|tile| {
-                let Plan { consts, .. } = tile.plan(false);
-                Plan { consts: consts.into_iter().filter(|(name, _)| *name != "SPLIT").collect(), ..Plan::default() }
-            })
-            .collect(),
+        "grouped" => [MIDDLE, SMALL].iter().map(Tile::by_group).collect(),
         "attention" => (1..=4).map(|nd| Plan { consts: vec![("ND", nd)], ..Plan::default() }).collect(),
         _ => vec![Plan::default()],
     }
