@@ -5,7 +5,7 @@
 //! `LUTHIER_WGPU_CHECKED=1` runs as a browser would: with the shaders' bounds and loop checks, zeroed workgroup memory and
 //! params in uniform buffers. `LUTHIER_WGPU_PRODUCTS` chooses what multiplies matrices ([`Products`]).
 use super::kernel_text::{self, Names, Section};
-use super::{Backend, Buf, Launch, Memory, same_bytes};
+use super::{Backend, Buf, HostBuf, Launch, Memory, Use, host, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Elem, Op};
@@ -238,7 +238,10 @@ impl Wgpu {
             if let Some(old) = old.take() {
                 self.release(state, old);
             }
-            *old = Some(self.take(state, len, dtype)?);
+            let before = state.heap.ledger.charge(Use::Workspace);
+            let made = self.take(state, len, dtype);
+            state.heap.ledger.charge(before);
+            *old = Some(made?);
         }
         Ok(())
     }
@@ -258,6 +261,50 @@ impl Wgpu {
             state.recorder.flush();
             state.pipelines.forget(buf.slab);
         }
+    }
+
+    /// Appends bytes of a buffer that can be mapped, when all that is recorded has run.
+    fn read(
+        &self,
+        recorder: &mut Recorder,
+        host: &wgpu::Buffer,
+        range: std::ops::Range<u64>,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        recorder.flush();
+        let (tell, told) = std::sync::mpsc::channel();
+        host.slice(range.clone()).map_async(wgpu::MapMode::Read, move |result| {
+            // nobody listens only when the download has already failed
+            let _ = tell.send(result);
+        });
+        let waited = recorder.wait();
+        self.check()?;
+        waited.map_err(fail)?;
+        told.recv().map_err(fail)?.map_err(fail)?;
+        out.extend_from_slice(&host.slice(range).get_mapped_range().map_err(fail)?);
+        host.unmap();
+        Ok(())
+    }
+
+    /// Sets the bytes of `to` behind its last whole word; the rest of that word is not ours, so `write` fills a word of its own,
+    /// which is merged on the device.
+    fn merge_tail(
+        &self,
+        state: &mut State,
+        to: &Buf,
+        write: impl FnOnce(&Heap, &mut Recorder, &Buf) -> std::result::Result<(), String>,
+    ) -> Result<()> {
+        let (body, tail) = (to.bytes() / 4 * 4, to.bytes() % 4);
+        let from = self.take(state, 1, DType::U32)?;
+        let State { heap, recorder, .. } = state;
+        write(heap, recorder, &from).map_err(fail)?;
+        let end = Buf { slab: to.slab, start: to.start + body, len: 1, dtype: DType::U32, width: 4 };
+        self.copy_words(state, &end, &from, 1, tail)?;
+        self.release(state, from);
+        Ok(())
     }
 
     /// Words of `from` into `to`; of the last word only `tail` bytes.
@@ -311,18 +358,13 @@ impl Backend for Wgpu {
         if !body.is_empty() {
             recorder.upload(heap.buffer(to.slab), to.start as u64, body).map_err(fail)?;
         }
-        if tail.is_empty() {
-            return self.check();
+        if !tail.is_empty() {
+            let mut word = [0; 4];
+            word[..tail.len()].copy_from_slice(tail);
+            self.merge_tail(state, to, |heap, recorder, to| {
+                recorder.upload(heap.buffer(to.slab), to.start as u64, &word)
+            })?;
         }
-        // the rest of the last word is not ours: merge it on the device
-        let mut word = [0; 4];
-        word[..tail.len()].copy_from_slice(tail);
-        let from = self.take(state, 1, DType::U32)?;
-        let State { heap, recorder, .. } = state;
-        recorder.upload(heap.buffer(from.slab), from.start as u64, &word).map_err(fail)?;
-        let end = Buf { slab: to.slab, start: to.start + body.len(), len: 1, dtype: DType::U32, width: 4 };
-        self.copy_words(state, &end, &from, 1, tail.len())?;
-        self.release(state, from);
         self.check()
     }
 
@@ -340,18 +382,7 @@ impl Backend for Wgpu {
             let len = size.min(end - start);
             let State { heap, recorder, .. } = state;
             recorder.encoder().copy_buffer_to_buffer(heap.buffer(from.slab), start, &host, 0, len);
-            recorder.flush();
-            let (tell, told) = std::sync::mpsc::channel();
-            host.slice(..len).map_async(wgpu::MapMode::Read, move |result| {
-                // nobody listens only when `download` has already failed
-                let _ = tell.send(result);
-            });
-            let waited = recorder.wait();
-            self.check()?;
-            waited.map_err(fail)?;
-            told.recv().map_err(fail)?.map_err(fail)?;
-            out.extend_from_slice(&host.slice(..len).get_mapped_range().map_err(fail)?);
-            host.unmap();
+            self.read(recorder, &host, 0..len, &mut out)?;
         }
         out.truncate(from.bytes());
         Ok(out)
@@ -404,6 +435,83 @@ impl Backend for Wgpu {
     }
 
     fn memory(&self) -> Memory {
-        self.state.borrow().heap.memory()
+        self.state.borrow().heap.ledger.memory
+    }
+
+    fn charge(&self, to: Use) -> Use {
+        self.state.borrow_mut().heap.ledger.charge(to)
+    }
+
+    fn host_alloc(&self, len: usize, dtype: DType) -> Result<HostBuf> {
+        self.state.borrow_mut().heap.host_alloc(&self.device, len, dtype)
+    }
+
+    fn host_free(&self, buf: HostBuf) {
+        let state = &mut *self.state.borrow_mut();
+        // what is recorded may still copy
+        state.recorder.flush();
+        state.heap.host_free(buf)
+    }
+
+    /// On the one queue there is, in its order: the device does not wait for the host, but nor does it compute meanwhile.
+    fn to_host(&self, to: &mut HostBuf, from: &Buf) -> Result<()> {
+        host::check(&to.0, from)?;
+        let State { heap, recorder, .. } = &mut *self.state.borrow_mut();
+        let (bytes, host) = (from.bytes().next_multiple_of(4) as u64, heap.host(to));
+        let start = to.0.start as u64;
+        if !from.bytes().is_multiple_of(4) && start + bytes < host.size() {
+            return Err(Error::Bug("a part of a host buffer that ends within a word".into()));
+        }
+        if bytes > 0 {
+            recorder.encoder().copy_buffer_to_buffer(heap.buffer(from.slab), from.start as u64, host, start, bytes);
+        }
+        Ok(())
+    }
+
+    fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
+        host::check(to, &from.0)?;
+        let state = &mut *self.state.borrow_mut();
+        let (body, start) = ((to.bytes() / 4 * 4) as u64, from.0.start as u64);
+        let State { heap, recorder, .. } = state;
+        if body > 0 {
+            let place = heap.buffer(to.slab);
+            recorder.encoder().copy_buffer_to_buffer(heap.host(from), start, place, to.start as u64, body);
+        }
+        if to.bytes().is_multiple_of(4) {
+            return Ok(());
+        }
+        self.merge_tail(state, to, |heap, recorder, to| {
+            let place = heap.buffer(to.slab);
+            recorder.encoder().copy_buffer_to_buffer(heap.host(from), start + body, place, to.start as u64, 4);
+            Ok(())
+        })
+    }
+
+    fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
+        same_bytes("host_upload", to.0.bytes(), bytes.len())?;
+        let State { heap, recorder, .. } = &mut *self.state.borrow_mut();
+        let (host, mut words) = (heap.host(to), bytes.to_vec());
+        words.resize(bytes.len().next_multiple_of(4), 0);
+        if words.len() > bytes.len() && to.0.start + words.len() < host.size() as usize {
+            return Err(Error::Bug("a part of a host buffer that ends within a word".into()));
+        }
+        if words.is_empty() {
+            return Ok(());
+        }
+        recorder.upload(host, to.0.start as u64, &words).map_err(fail)?;
+        self.check()
+    }
+
+    fn host_download(&self, from: &HostBuf) -> Result<Vec<u8>> {
+        let State { heap, recorder, .. } = &mut *self.state.borrow_mut();
+        let (start, bytes) = (from.0.start as u64, from.0.bytes());
+        let mut out = Vec::with_capacity(bytes + 4);
+        // a mapping begins at a multiple of 8
+        let first = start / 8 * 8;
+        let end = (start + bytes as u64).next_multiple_of(4);
+        self.read(recorder, heap.host(from), first..end, &mut out)?;
+        out.drain(..(start - first) as usize);
+        out.truncate(bytes);
+        Ok(out)
     }
 }
