@@ -82,7 +82,11 @@ impl Ledger {
     }
     /// Whoever takes memory keeps what this returns, for `give`.
     pub fn take(&mut self, bytes: u64) -> Use {
-        let (what, m) = (self.now, &mut self.memory);
+        self.take_for(self.now, bytes)
+    }
+    /// The same, for something else.
+    pub fn take_for(&mut self, what: Use, bytes: u64) -> Use {
+        let m = &mut self.memory;
         m.used += bytes;
         m.by_use[what as usize] += bytes;
         if m.used > m.peak {

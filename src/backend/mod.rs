@@ -5,17 +5,20 @@ use crate::ops::{self, Op, table::for_each_op};
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod dry;
 mod host;
 pub mod kernel_text;
 mod launch;
 mod ledger;
 pub mod pick;
+mod rules;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 pub use host::{HostBuf, HostScope};
 pub use launch::Launch;
 pub(crate) use ledger::Ledger;
 pub use ledger::{ByUse, Memory, Use};
+pub use rules::{CpuRules, CudaRules};
 
 /// A stretch of a backend's memory, in elements. The same type for every backend.
 /// Not `Clone`: `&mut Buf` says who writes, and `Launch` refuses the views that say otherwise.
@@ -98,6 +101,14 @@ macro_rules! declare {
             /// Waits until everything queued has run; an error of any of it comes out here.
             fn sync(&self) -> Result<()>;
             fn memory(&self) -> Memory;
+            /// Bytes that can be taken now, where the device says so.
+            fn available(&self) -> Option<u64>;
+            /// How this backend takes memory.
+            fn rules(&self) -> std::rc::Rc<dyn dry::Rules>;
+            /// It only counts: values need not be made for it.
+            fn is_dry(&self) -> bool {
+                false
+            }
             /// What is allocated from now on counts as this; returns what it counted as before. See [`Charge`].
             fn charge(&self, to: Use) -> Use;
 

@@ -111,6 +111,12 @@ impl Backend for Broken {
     fn memory(&self) -> Memory {
         self.cpu.memory()
     }
+    fn available(&self) -> Option<u64> {
+        self.cpu.available()
+    }
+    fn rules(&self) -> std::rc::Rc<dyn luthier::backend::dry::Rules> {
+        self.cpu.rules()
+    }
     fn charge(&self, to: Use) -> Use {
         self.cpu.charge(to)
     }

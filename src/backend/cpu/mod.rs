@@ -1,6 +1,7 @@
 //! The reference backend: every op is the plain Rust function of its name at f32, rows in parallel; products go to the
 //! gemm crate and attention to blocks of it (`fast.rs`).
-use super::{Backend, Buf, HostBuf, Launch, Ledger, Memory, Use, copy_bytes, host, same_bytes};
+use super::dry::Rules;
+use super::{Backend, Buf, CpuRules, HostBuf, Launch, Ledger, Memory, Use, copy_bytes, host, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Elem, Extent, Op, Slice};
@@ -91,8 +92,7 @@ impl Cpu {
     }
     /// Zeros in a slab of their own; `count` enters its bytes.
     fn make(&self, len: usize, dtype: DType, count: impl FnOnce(&mut Ledger, u64) -> Use) -> Result<Buf> {
-        let width = if dtype.is_float() { 4 } else { dtype.size() };
-        let words = (len * width).div_ceil(8);
+        let (width, words) = (CpuRules.width(dtype), (CpuRules.bytes(len, dtype) / 8) as usize);
         let slab =
             zeroed(words).ok_or_else(|| Error::device("cpu", format!("out of memory: {} MiB wanted", words >> 17)))?;
         let mut slabs = self.slabs.borrow_mut();
@@ -239,6 +239,14 @@ impl Backend for Cpu {
         self.ledger.borrow().memory
     }
 
+    fn available(&self) -> Option<u64> {
+        available()
+    }
+
+    fn rules(&self) -> std::rc::Rc<dyn Rules> {
+        std::rc::Rc::new(CpuRules)
+    }
+
     fn charge(&self, to: Use) -> Use {
         self.ledger.borrow_mut().charge(to)
     }
@@ -274,4 +282,11 @@ impl Backend for Cpu {
     fn host_download(&self, from: &HostBuf) -> Result<Vec<u8>> {
         self.download(&from.0)
     }
+}
+
+/// What Linux says could be taken without swapping.
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(kib.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
 }

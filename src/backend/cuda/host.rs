@@ -98,7 +98,6 @@ impl Host {
 
     /// Zeros; the number of the allocation, and its bytes.
     pub fn alloc(&mut self, bytes: usize) -> Result<(u32, u64)> {
-        let bytes = bytes.max(1);
         // Not write-combined, for the host reads it. SAFETY: freed in `free` or `drop`; the bytes are written at once.
         let base = unsafe {
             let base = result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE)

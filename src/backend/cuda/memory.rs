@@ -19,9 +19,8 @@ pub(super) struct Slabs {
 }
 
 impl Slabs {
-    /// Zeroed, and a multiple of 256 bytes.
+    /// Zeroed.
     pub fn alloc(&mut self, device: &Device, bytes: usize) -> Result<u32> {
-        let bytes = bytes.next_multiple_of(256).max(256);
         let ptr = alloc(device, bytes).map_err(|e| out_of_memory(device, bytes, e))?;
         // SAFETY: the range was just allocated.
         unsafe { result::memset_d8_async(ptr, 0, bytes, device.raw_stream()) }.map_err(failed("clearing memory"))?;

@@ -3,12 +3,14 @@
 //! Nothing of CUDA is linked: the driver and the libraries are found at run time (`libs.rs`), and what is missing is an
 //! `Error::Device` that says how to get it. Everything runs on one stream, in order, but for copies from and to the host's
 //! memory (`host.rs`).
-use super::{Backend, Buf, HostBuf, Launch, Memory, Use, same_bytes};
+use super::dry::Rules;
+use super::{Backend, Buf, CudaRules, HostBuf, Launch, Memory, Use, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use cudarc::driver::result;
 use host::{Touch, Way};
 use std::cell::RefCell;
+use std::rc::Rc;
 
 mod blas;
 mod driver;
@@ -21,6 +23,10 @@ pub mod nvrtc;
 mod report;
 pub mod source;
 pub use report::{CudaDevice, CudaReport, report};
+
+/// With the workspace of cuBLASLt, and without.
+const RULES: CudaRules = CudaRules { workspace: CudaRules::WORKSPACE as u64 };
+const PLAIN_RULES: CudaRules = CudaRules { workspace: 0 };
 
 pub struct Cuda {
     slabs: RefCell<memory::Slabs>,
@@ -37,6 +43,7 @@ impl Cuda {
     pub fn new(ordinal: usize) -> Result<Cuda> {
         let cuda = Cuda::plain(ordinal)?;
         *cuda.blas.borrow_mut() = Some(blas::Blas::new(&cuda.device)?);
+        cuda.slabs.borrow_mut().ledger.take_for(Use::Workspace, RULES.workspace());
         Ok(cuda)
     }
     /// Without fast paths: every op is the plain kernel of its name.
@@ -95,7 +102,7 @@ impl Backend for Cuda {
     }
     fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
         self.device.bind()?;
-        let slab = self.slabs.borrow_mut().alloc(&self.device, len * dtype.size())?;
+        let slab = self.slabs.borrow_mut().alloc(&self.device, RULES.bytes(len, dtype) as usize)?;
         Ok(Buf { slab, start: 0, len, dtype, width: dtype.size() })
     }
     fn free(&self, buf: Buf) {
@@ -156,12 +163,20 @@ impl Backend for Cuda {
     fn memory(&self) -> Memory {
         Memory { total: Some(self.device.total), ..self.slabs.borrow().ledger.memory }
     }
+    fn available(&self) -> Option<u64> {
+        self.device.bind().ok()?;
+        let (free, _) = self.device.context.mem_get_info().ok()?;
+        Some(free as u64 + self.device.pooled())
+    }
+    fn rules(&self) -> Rc<dyn Rules> {
+        Rc::new(if self.blas.borrow().is_some() { RULES } else { PLAIN_RULES })
+    }
     fn charge(&self, to: Use) -> Use {
         self.slabs.borrow_mut().ledger.charge(to)
     }
     fn host_alloc(&self, len: usize, dtype: DType) -> Result<HostBuf> {
         self.device.bind()?;
-        let (slab, bytes) = self.host.borrow_mut().alloc(len * dtype.size())?;
+        let (slab, bytes) = self.host.borrow_mut().alloc(RULES.host_bytes(len, dtype) as usize)?;
         self.slabs.borrow_mut().ledger.take_host(bytes);
         Ok(HostBuf(Buf { slab, start: 0, len, dtype, width: dtype.size() }))
     }

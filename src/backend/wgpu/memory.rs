@@ -1,14 +1,12 @@
 //! Device memory: a tensor of some megabytes has a buffer of its own, smaller ones share slabs. Host memory: buffers that the
 //! device copies from and to, and that are mapped to be read.
-use super::text::SLACK;
+use super::rules;
 use crate::backend::{Buf, HostBuf, Ledger, Use};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use wgpu::{Buffer, BufferUsages, Device, ErrorFilter, Features};
 
-/// Tensors start at multiples of this many bytes: every device can bind there, and loads of 16 bytes are aligned.
-const ALIGN: u64 = 256;
 /// From this size on a tensor has its own buffer.
 const BIG: u64 = 4 << 20;
 /// A slab for small tensors.
@@ -53,7 +51,7 @@ impl Heap {
     }
 
     pub fn alloc(&mut self, device: &Device, len: usize, dtype: DType) -> Result<Place> {
-        let wanted = (len as u64 * dtype.size() as u64 + SLACK as u64).next_multiple_of(ALIGN);
+        let wanted = rules::bytes(len, dtype);
         let place = if wanted >= BIG { self.own(device, wanted)? } else { self.share(device, wanted)? };
         let slab = self.slabs[place.slab as usize].as_mut().expect("just taken");
         slab.taken.insert(place.start, (wanted, self.ledger.take(wanted)));
@@ -124,7 +122,7 @@ impl Heap {
                 "this device does not copy from host memory and to it: keep what is to be offloaded on the device";
             return Err(Error::device("wgpu", what));
         }
-        let buffer = self.buffer_of(device, host_bytes(len * dtype.size()), BufferUsages::MAP_READ)?;
+        let buffer = self.buffer_of(device, rules::host_bytes(len, dtype), BufferUsages::MAP_READ)?;
         self.ledger.take_host(buffer.size());
         self.hosts.push(Some(buffer));
         Ok(HostBuf(Buf { slab: self.hosts.len() as u32 - 1, start: 0, len, dtype, width: dtype.size() }))
@@ -161,9 +159,4 @@ impl Heap {
         slab.free.insert(start, bytes);
         false
     }
-}
-
-/// Copies are of whole words.
-fn host_bytes(bytes: usize) -> u64 {
-    bytes.next_multiple_of(4).max(4) as u64
 }

@@ -5,7 +5,7 @@
 //! `LUTHIER_WGPU_CHECKED=1` runs as a browser would: with the shaders' bounds and loop checks, zeroed workgroup memory and
 //! params in uniform buffers. `LUTHIER_WGPU_PRODUCTS` chooses what multiplies matrices ([`Products`]).
 use super::kernel_text::{self, Names, Section};
-use super::{Backend, Buf, HostBuf, Launch, Memory, Use, host, same_bytes};
+use super::{Backend, Buf, HostBuf, Launch, Memory, Use, dry, host, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Elem, Op};
@@ -22,6 +22,7 @@ mod memory;
 mod pipeline;
 pub mod plan;
 mod record;
+mod rules;
 pub mod text;
 
 pub use adapter::{AdapterReport, MatrixUnit, adapters};
@@ -30,6 +31,7 @@ use memory::Heap;
 use pipeline::{Pipelines, Window};
 use plan::{Fast, Plan};
 use record::{PARAMS, Recorder};
+use rules::Rules;
 use text::{ParamsIn, Request, TextArg};
 
 /// A file's common text and its sections.
@@ -38,10 +40,9 @@ pub type Parsed = (&'static str, Vec<Section<'static>>);
 /// One device.
 pub struct Wgpu {
     report: AdapterReport,
-    limits: Limits,
     faults: adapter::Faults,
     device: wgpu::Device,
-    products: Cell<Products>,
+    rules: Rc<Rules>,
     state: RefCell<State>,
 }
 
@@ -92,32 +93,19 @@ impl Wgpu {
             Err(_) => Products::Auto,
         };
         let (report, faults) = (opened.report, opened.faults);
-        Ok(Wgpu { report, limits, faults, device, products: Cell::new(products), state: RefCell::new(state) })
+        let (matrix_unit, memory, products) = (report.matrix_unit, report.memory, Cell::new(products));
+        let rules = Rc::new(Rules { matrix_unit, limits, memory, products });
+        Ok(Wgpu { report, faults, device, rules, state: RefCell::new(state) })
     }
 
     /// What multiplies matrices from now on.
     pub fn set_products(&self, products: Products) {
-        self.products.set(products);
+        self.rules.products.set(products);
     }
 
     /// What the device allows.
     pub fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    /// How a launch is to be run.
-    fn plan(&self, launch: &Launch, names: &Names) -> Plan {
-        let fast = || {
-            let device = coop::Device::new(self.report.matrix_unit?, &self.limits, self.report.memory);
-            let floats = launch.op().spec().args.iter().zip(launch.args()).filter(|(arg, _)| arg.elem == Elem::Float);
-            let dtypes: Vec<_> = floats.filter_map(|(_, buf)| buf.map(|b| b.dtype)).collect();
-            match launch.op().spec().file {
-                "matmul" => coop::plan(launch.op(), names, dtypes.try_into().ok()?, device, self.products.get()),
-                "attention" => attention::plan(launch.op(), names, &dtypes, device, self.products.get()),
-                _ => None,
-            }
-        };
-        fast().unwrap_or_else(|| plan::plan(launch.op(), names))
+        &self.rules.limits
     }
 
     /// The adapter.
@@ -134,13 +122,13 @@ impl Wgpu {
     /// Where a binding must begin and how much it must show for `buf`, and the words from there to its first element.
     fn window(&self, state: &State, op: &str, buf: &Buf) -> Result<(Window, u32)> {
         let whole = state.heap.buffer(buf.slab).size();
-        let limit = self.limits.max_storage_buffer_binding_size / 4 * 4;
+        let limit = self.rules.limits.max_storage_buffer_binding_size / 4 * 4;
         if whole <= limit {
             return Ok(((buf.slab, 0, whole), (buf.start / 4) as u32));
         }
         // a coarse grid, so that neighbouring tensors share their window and its bind group
-        let step = (limit / 4).next_multiple_of(self.limits.min_storage_buffer_offset_alignment.into()).max(256);
-        let align = self.limits.min_storage_buffer_offset_alignment as u64;
+        let step = (limit / 4).next_multiple_of(self.rules.limits.min_storage_buffer_offset_alignment.into()).max(256);
+        let align = self.rules.limits.min_storage_buffer_offset_alignment as u64;
         let end = (buf.start + buf.bytes()) as u64 + text::SLACK as u64;
         for offset in [buf.start as u64 / step * step, buf.start as u64 / align * align] {
             let size = (whole - offset).min(limit);
@@ -188,7 +176,7 @@ impl Wgpu {
 
     /// Workgroups in x, y, z; none when there is nothing to do. A wide one-dimensional grid is folded (see `flat`).
     fn grid(&self, section: &Section, names: &Names) -> Result<Option<[u32; 3]>> {
-        let most = (self.limits.max_compute_workgroups_per_dimension as u64).min(65_535);
+        let most = (self.rules.limits.max_compute_workgroups_per_dimension as u64).min(65_535);
         let mut grid = [1u64; 3];
         for (side, expr) in grid.iter_mut().zip(&section.grid) {
             *side = kernel_text::eval(expr, names).map_err(|e| Error::Bug(format!("shader {}: {e}", section.name)))?;
@@ -400,7 +388,7 @@ impl Backend for Wgpu {
         let names = kernel_text::names(spec.fields, launch.params());
         check_heads(launch, &names)?;
         let state = &mut *self.state.borrow_mut();
-        let plan = self.plan(launch, &names);
+        let plan = self.rules.plan(launch, &names);
         let parsed = Self::parsed(state, op, plan.fast)?;
         let arg = |(arg, buf): (&crate::ops::Arg, &Option<&Buf>)| TextArg {
             name: arg.name,
@@ -436,6 +424,16 @@ impl Backend for Wgpu {
 
     fn memory(&self) -> Memory {
         self.state.borrow().heap.ledger.memory
+    }
+
+    /// Not what other programs have taken: the device does not say.
+    fn available(&self) -> Option<u64> {
+        let memory = self.memory();
+        memory.total.map(|total| (total - total / 10).saturating_sub(memory.used))
+    }
+
+    fn rules(&self) -> Rc<dyn dry::Rules> {
+        self.rules.clone()
     }
 
     fn charge(&self, to: Use) -> Use {
