@@ -9,6 +9,7 @@ use cudarc::driver::result;
 use std::cell::RefCell;
 
 mod blas;
+mod cudnn;
 mod driver;
 pub mod fast;
 mod kernels;
@@ -17,6 +18,7 @@ mod memory;
 pub mod nvrtc;
 mod report;
 pub mod source;
+pub use cudnn::AttentionPath;
 pub use report::{CudaDevice, CudaReport, report};
 
 pub struct Cuda {
@@ -25,14 +27,20 @@ pub struct Cuda {
     ring: RefCell<memory::Ring>,
     /// `None`: only plain kernels, for tests of the fast paths.
     blas: RefCell<Option<blas::Blas>>,
+    cudnn: RefCell<cudnn::Cudnn>,
     /// Last, so that what lives on it goes first.
     device: driver::Device,
 }
 
 impl Cuda {
+    /// `LUTHIER_CUDA_ATTENTION` chooses what runs attention ([`AttentionPath`]).
     pub fn new(ordinal: usize) -> Result<Cuda> {
+        Cuda::with_attention(ordinal, AttentionPath::from_env()?)
+    }
+    pub fn with_attention(ordinal: usize, path: AttentionPath) -> Result<Cuda> {
         let cuda = Cuda::plain(ordinal)?;
         *cuda.blas.borrow_mut() = Some(blas::Blas::new(&cuda.device)?);
+        *cuda.cudnn.borrow_mut() = cudnn::Cudnn::new(path)?;
         Ok(cuda)
     }
     /// Without fast paths: every op is the plain kernel of its name.
@@ -42,7 +50,20 @@ impl Cuda {
             return Err(Error::device("cuda", what));
         }
         let ring = RefCell::new(memory::Ring::new(&device)?);
-        Ok(Cuda { slabs: RefCell::default(), kernels: RefCell::default(), ring, blas: RefCell::new(None), device })
+        let cudnn = RefCell::new(cudnn::Cudnn::new(AttentionPath::Own)?);
+        Ok(Cuda {
+            slabs: RefCell::default(),
+            kernels: RefCell::default(),
+            ring,
+            blas: RefCell::new(None),
+            cudnn,
+            device,
+        })
+    }
+    /// Calls of attention that cuDNN ran, and what it planned, a line each.
+    pub fn cudnn(&self) -> (u64, Vec<String>) {
+        let cudnn = self.cudnn.borrow();
+        (cudnn.runs(), cudnn.plans())
     }
     fn run_kernel(&self, launch: &Launch, variant: Option<source::Variant>, pointers: &[u64]) -> Result<()> {
         self.kernels.borrow_mut().run(&self.device, launch, variant, pointers)
@@ -56,6 +77,7 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         // A lost device cannot be tidied, and nobody is left to tell.
         let _ = self.device.bind().and_then(|()| self.sync());
+        self.cudnn.get_mut().close();
         if let Some(blas) = self.blas.get_mut().take() {
             blas.close(&self.device);
         }
@@ -78,12 +100,14 @@ impl Backend for Cuda {
     }
     fn free(&self, buf: Buf) {
         if self.device.bind().is_ok() {
+            self.cudnn.borrow_mut().drop_sequences(self, &buf);
             self.slabs.borrow_mut().free(&self.device, buf.slab);
         }
     }
     fn upload(&self, to: &mut Buf, bytes: &[u8]) -> Result<()> {
         same_bytes("upload", to.bytes(), bytes.len())?;
         self.device.bind()?;
+        self.cudnn.borrow_mut().forget(to);
         self.ring.borrow_mut().upload(&self.device, self.ptr(to), bytes)
     }
     fn download(&self, from: &Buf) -> Result<Vec<u8>> {
@@ -101,6 +125,7 @@ impl Backend for Cuda {
         same_bytes("copy", to.bytes(), from.bytes())?;
         assert!(to.dtype == from.dtype && !to.overlaps(from), "copy: other dtype or overlap");
         self.device.bind()?;
+        self.cudnn.borrow_mut().forget(to);
         if to.is_empty() {
             return Ok(());
         }
@@ -111,11 +136,18 @@ impl Backend for Cuda {
     fn launch(&self, launch: &Launch) -> Result<()> {
         self.device.bind()?;
         let pointers: Vec<u64> = launch.args().iter().map(|buf| buf.map_or(0, |buf| self.ptr(buf))).collect();
+        self.cudnn.borrow_mut().forget_written(launch);
         let plain = self.blas.borrow().is_none();
         if plain || !fast::run(self, launch, &pointers)? {
             self.run_kernel(launch, None, &pointers)?;
         }
         Ok(())
+    }
+    fn sequences(&self, span: &Buf, cu_seqlens: &[u32], window: Option<u32>) {
+        self.cudnn.borrow_mut().tell(span, cu_seqlens, window);
+    }
+    fn set_deterministic(&self, wanted: bool) {
+        self.cudnn.borrow_mut().bits = if wanted { cudnn::Bits::Same } else { cudnn::Bits::Any };
     }
     fn sync(&self) -> Result<()> {
         self.device.bind()?;
