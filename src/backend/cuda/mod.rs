@@ -1,4 +1,5 @@
-//! NVIDIA GPUs through the CUDA driver: kernels compiled for the device at first use, products by cuBLASLt.
+//! NVIDIA GPUs through the CUDA driver: kernels compiled for the device at first use, products by cuBLASLt, attention by cuDNN
+//! where it is there.
 //!
 //! Nothing of CUDA is linked: the driver and the libraries are found at run time (`libs.rs`), and what is missing is an
 //! `Error::Device` that says how to get it. Everything runs on one stream, in order.

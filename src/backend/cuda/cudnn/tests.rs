@@ -36,7 +36,7 @@ NEVER(cuLibraryLoadFromFile) NEVER(cuLinkAddData) NEVER(cuLinkAddData_v2) NEVER(
 NEVER(cuLinkCreate) NEVER(cuLinkCreate_v2) NEVER(cuLinkDestroy) NEVER(cuMemcpyDtoH_v2) NEVER(cuModuleGetFunction)
 NEVER(cuModuleGetGlobal_v2) NEVER(cuModuleLoadData) NEVER(cuModuleLoadDataEx) NEVER(cuModuleLoadFatBinary)
 NEVER(cuModuleUnload) NEVER(cuOccupancyMaxActiveBlocksPerMultiprocessor) NEVER(cuOccupancyMaxPotentialClusterSize)
-NEVER(cuStreamGetCtx) NEVER(cuStreamSynchronize) NEVER(cuTensorMapEncodeTiled)
+NEVER(cuStreamGetCtx) NEVER(cuStreamSynchronize) NEVER(cuTensorMapEncodeTiled) NEVER(cuTensorMapEncodeIm2col)
 "#;
 
 /// Set in the process that finds that driver.
