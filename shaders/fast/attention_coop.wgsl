@@ -2,8 +2,10 @@ enable f16;
 enable wgpu_cooperative_matrix;
 // attention.wgsl on cooperative matrices (tensor cores): 16-bit operands of D = ND·S channels, f32 sums.
 //
-// Every operand is first packed as f16 per head, [heads][rows, a multiple of PAD][D], times 2^-e that brings its largest finite
-// value to 2^14 .. 2^15 (bf16 reaches further than f16); rows past the end are 0. A workgroup has G subgroups, each owns S rows
+// Every operand is first packed as f16, times 2^-e that brings its largest finite value to 2^14 .. 2^15 (bf16 reaches further
+// than f16); rows past the end are 0. The order is [heads][rows, a multiple of PAD, / S][ND][S][S]: a fragment is S·S elements in
+// a row, row after row, or column after column in the copies that are right factors of [rows, D]; so its values that a product
+// takes together lie together. A workgroup has G subgroups, each owns S rows
 // (queries, or keys in the stage dkv) of a head and walks over blocks of CB·S columns. Scores pass through workgroup memory,
 // where each row belongs to some lanes of the subgroup, and go back as f16: probabilities times 2^14, and the scores' gradients
 // in units that their bound |dS| <= 2·D·max|dout|·max|v| keeps below 2^15.
@@ -35,11 +37,31 @@ fn quad(which: u32, row: u32, hd: u32, d: u32) -> vec4<f32> {
 }
 fn heads(which: u32) -> u32 { return select(p.K, p.H, which == 0u || which == 3u); }
 fn rows(which: u32) -> u32 { return select(p.T, p.N, which == 0u || which == 3u); }
-// Elements of a packed tensor.
-fn length(which: u32) -> u32 { return heads(which) * padded(rows(which)) * p.D; }
-fn start(which: u32) -> u32 {
+// The tensor that packed copy `copy` is of, and whether its fragments lie column after column.
+fn source(copy: u32) -> u32 {
+#if BACKWARD
+  if (copy == K_TURNED) { return 1u; }
+  if (copy == Q_TURNED) { return 0u; }
+  if (copy == G_TURNED) { return 3u; }
+#end
+  return copy;
+}
+fn turned(copy: u32) -> bool {
+#if BACKWARD
+  return copy >= K_TURNED;
+#end
+#if 1 - BACKWARD
+  return copy == 2u;
+#end
+}
+const K_TURNED = 4u;
+const Q_TURNED = 5u;
+const G_TURNED = 6u;
+// Elements of a packed copy.
+fn length(copy: u32) -> u32 { return heads(source(copy)) * padded(rows(source(copy))) * p.D; }
+fn start(copy: u32) -> u32 {
   var at = 0u;
-  for (var w = 0u; w < which; w++) { at += length(w); }
+  for (var c = 0u; c < copy; c++) { at += length(c); }
   return at;
 }
 
@@ -98,22 +120,39 @@ fn attention_coop__scale(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
   if (t == 0u) { st1_scratch(4u * p.parts + group.x, f32(f16_scale(all))); }
 }
 
-// op attention_coop__pack grid(ceil(len, 1024))
+// op attention_coop__pack grid(ceil(len, 4096))
+// A thread packs 4 rows of 4 channels.
 @compute @workgroup_size(256)
 fn attention_coop__pack(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
-  let n = 4u * (flat(group) * 256u + t);
+  let n = 16u * (flat(group) * 256u + t);
   if (n >= p.len) { return; }
-  var which = 0u;
+  var copy = 0u;
   var at = 0u;
-  while (n - at >= length(which)) {
-    at += length(which);
-    which += 1u;
+  while (n - at >= length(copy)) {
+    at += length(copy);
+    copy += 1u;
   }
-  let line = (n - at) / p.D;
-  let row = line % padded(rows(which));
-  var v = vec4<f32>();
-  if (row < rows(which)) { v = quad(which, row, line / padded(rows(which)), (n - at) % p.D); }
-  sth4_packed(n, vec4<f16>(v * pow2(-exponent(which))));
+  let which = source(copy);
+  let down = pow2(-exponent(which));
+  let fragment = (n - at) / (S * S);
+  let block = (n - at) % (S * S) / 16u;
+  // rows and channels of the fragment, then of the block in it
+  let line = fragment / ND * S;
+  let row0 = line % padded(rows(which)) + 4u * (block / (S / 4u));
+  let d = fragment % ND * S + 4u * (block % (S / 4u));
+  var m: mat4x4<f32>;
+#for r 0 4
+  if (row0 + $ru < rows(which)) { m[$r] = quad(which, row0 + $ru, line / padded(rows(which)), d) * down; }
+#end
+  let first = at + fragment * S * S;
+  var to = first + row0 % S * S + d % S;
+  if (turned(copy)) {
+    m = transpose(m);
+    to = first + d % S * S + row0 % S;
+  }
+#for r 0 4
+  sth4_packed(to + $ru * S, vec4<f16>(m[$r]));
+#end
 }
 
 // op attention_coop__forward grid(ceil(N, G*S), H)
@@ -144,7 +183,7 @@ fn attention_coop__forward(
   let stride = LD;
 #for s S S+1
 #for d 0 ND
-  let q$d = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(q_at + $du * S)], DIM / 4u);
+  let q$d = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(q_at + $du * S * S)], S / 4u);
   var o$d: coop_mat$sx$s<f32, C>;
 #end
   var top = LOWEST;
@@ -154,7 +193,7 @@ fn attention_coop__forward(
 #for c 0 CB
     var s$c: coop_mat$sx$s<f32, C>;
 #for d 0 ND
-    let k$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(k_at + (col0 + $cu * S) * DIM + $du * S)], DIM / 4u);
+    let k$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(k_at + (col0 + $cu * S) * DIM + $du * S * S)], S / 4u);
     s$c = coopMultiplyAdd(q$d, k$d_$c, s$c);
 #end
     let to$c = mine + $cu * S;
@@ -187,7 +226,7 @@ fn attention_coop__forward(
 #for c 0 CB
     var s$c: coop_mat$sx$s<f32, C>;
 #for d 0 ND
-    let k$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(k_at + (col0 + $cu * S) * DIM + $du * S)], DIM / 4u);
+    let k$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(k_at + (col0 + $cu * S) * DIM + $du * S * S)], S / 4u);
     s$c = coopMultiplyAdd(q$d, k$d_$c, s$c);
 #end
     let to$c = mine + $cu * S;
@@ -202,7 +241,7 @@ fn attention_coop__forward(
 #for c 0 CB
     let p$c = coopLoadT<coop_mat$sx$s<f16, A>>(&ps[half + $cu * S], LH);
 #for d 0 ND
-    let v$c_$d = coopLoadT<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(v_at + (col0 + $cu * S) * DIM + $du * S)], DIM / 4u);
+    let v$c_$d = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(v_at + (col0 + $cu * S) * DIM + $du * S * S)], S / 4u);
     o$d = coopMultiplyAdd(p$c, v$c_$d, o$d);
 #end
 #end
@@ -257,6 +296,7 @@ fn attention_coop__dq(
   let kv = group.y / (p.H / p.K) * padded(p.T) * DIM;
   let k_at = start(1u) + kv;
   let v_at = start(2u) + kv;
+  let turned_at = start(K_TURNED) + kv;
   let e = exponent(0u) + exponent(1u);
   let per = lanes / S;
   let n = row0 + lane / per;
@@ -270,8 +310,8 @@ fn attention_coop__dq(
   let stride = LD;
 #for s S S+1
 #for d 0 ND
-  let q$d = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(q_at + $du * S)], DIM / 4u);
-  let g$d = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(g_at + $du * S)], DIM / 4u);
+  let q$d = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(q_at + $du * S * S)], S / 4u);
+  let g$d = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(g_at + $du * S * S)], S / 4u);
   var o$d: coop_mat$sx$s<f32, C>;
 #end
   let all = union_of(t, span(group.x * OWN + t % OWN));
@@ -280,9 +320,9 @@ fn attention_coop__dq(
     var s$c: coop_mat$sx$s<f32, C>;
     var x$c: coop_mat$sx$s<f32, C>;
 #for d 0 ND
-    let k$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(k_at + (col0 + $cu * S) * DIM + $du * S)], DIM / 4u);
+    let k$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(k_at + (col0 + $cu * S) * DIM + $du * S * S)], S / 4u);
     s$c = coopMultiplyAdd(q$d, k$d_$c, s$c);
-    let v$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(v_at + (col0 + $cu * S) * DIM + $du * S)], DIM / 4u);
+    let v$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(v_at + (col0 + $cu * S) * DIM + $du * S * S)], S / 4u);
     x$c = coopMultiplyAdd(g$d, v$d_$c, x$c);
 #end
     let to$c = mine + $cu * S;
@@ -299,7 +339,7 @@ fn attention_coop__dq(
 #for c 0 CB
     let p$c = coopLoadT<coop_mat$sx$s<f16, A>>(&ps[half + $cu * S], LH);
 #for d 0 ND
-    let b$c_$d = coopLoadT<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(k_at + (col0 + $cu * S) * DIM + $du * S)], DIM / 4u);
+    let b$c_$d = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(turned_at + (col0 + $cu * S) * DIM + $du * S * S)], S / 4u);
     o$d = coopMultiplyAdd(p$c, b$c_$d, o$d);
 #end
 #end
@@ -323,11 +363,12 @@ fn store(n: u32, hd: u32, d: u32, at: u32) {
 // op attention_coop__dkv grid(ceil(T, G*S), K)
 // Rows of scores are queries here, S keys to each.
 const LD = S + 4u;
-const LH = S + 8u;
+const LH = COLS + 8u;
 var<workgroup> ss: array<f32, SUBGROUPS * COLS * LD>;
 var<workgroup> gs: array<f32, SUBGROUPS * COLS * LD>;
-var<workgroup> ps: array<f16, SUBGROUPS * COLS * LH>;
-var<workgroup> ds: array<f16, SUBGROUPS * COLS * LH>;
+// [key][query]
+var<workgroup> ps: array<f16, SUBGROUPS * S * LH>;
+var<workgroup> ds: array<f16, SUBGROUPS * S * LH>;
 fn reach(j: u32) -> vec2<u32> {
   if (j >= p.T) { return vec2(0u); }
   return vec2(ld_reach(2u * j), min(ld_reach(2u * j + 1u), p.N));
@@ -345,7 +386,7 @@ fn attention_coop__dkv(
   let e = exponent(0u) + exponent(1u);
   let eg = exponent(2u) + exponent(3u);
   let mine = subgroup * COLS * LD;
-  let half = subgroup * COLS * LH;
+  let half = subgroup * S * LH;
   let stride = LD;
   let group_heads = p.H / p.K;
 #for s S S+1
@@ -359,15 +400,17 @@ fn attention_coop__dkv(
     for (var col0 = all.x; col0 < all.y; col0 += COLS) {
       let q_at = (hd * padded(p.N) + col0) * DIM;
       let g_at = start(3u) + q_at;
+      let q_turned = start(Q_TURNED) + q_at;
+      let g_turned = start(G_TURNED) + q_at;
 #for c 0 CB
       var s$c: coop_mat$sx$s<f32, C>;
       var x$c: coop_mat$sx$s<f32, C>;
 #for d 0 ND
-      let q$d_$c = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(q_at + $cu * S * DIM + $du * S)], DIM / 4u);
-      let k$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(k_at + $du * S)], DIM / 4u);
+      let q$d_$c = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(q_at + $cu * S * DIM + $du * S * S)], S / 4u);
+      let k$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(k_at + $du * S * S)], S / 4u);
       s$c = coopMultiplyAdd(q$d_$c, k$d_$c, s$c);
-      let g$d_$c = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(g_at + $cu * S * DIM + $du * S)], DIM / 4u);
-      let v$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(v_at + $du * S)], DIM / 4u);
+      let g$d_$c = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(g_at + $cu * S * DIM + $du * S * S)], S / 4u);
+      let v$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(v_at + $du * S * S)], S / 4u);
       x$c = coopMultiplyAdd(g$d_$c, v$d_$c, x$c);
 #end
       let to$c = mine + $cu * S * LD;
@@ -386,18 +429,18 @@ fn attention_coop__dkv(
           let j = (i + r) % S;
           let s = score(ss[mine + r * LD + j], e);
           let prob = select(0.0, exp(s - lse), sees(own, row0 + j));
-          ps[half + r * LH + j] = f16(prob * 16384.0);
-          ds[half + r * LH + j] = f16(select(0.0, prob * slope(s) * (gs[mine + r * LD + j] - whole) * pow2(-UNIT), prob > 0.0));
+          ps[half + j * LH + r] = f16(prob * 16384.0);
+          ds[half + j * LH + r] = f16(select(0.0, prob * slope(s) * (gs[mine + r * LD + j] - whole) * pow2(-UNIT), prob > 0.0));
         }
       }
       workgroupBarrier();
 #for c 0 CB
-      let p$c = coopLoad<coop_mat$sx$s<f16, A>>(&ps[half + $cu * S * LH], LH);
-      let d$c = coopLoad<coop_mat$sx$s<f16, A>>(&ds[half + $cu * S * LH], LH);
+      let p$c = coopLoadT<coop_mat$sx$s<f16, A>>(&ps[half + $cu * S], LH);
+      let d$c = coopLoadT<coop_mat$sx$s<f16, A>>(&ds[half + $cu * S], LH);
 #for d 0 ND
-      let y$c_$d = coopLoadT<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(g_at + $cu * S * DIM + $du * S)], DIM / 4u);
+      let y$c_$d = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(g_turned + $cu * S * DIM + $du * S * S)], S / 4u);
       dv$d = coopMultiplyAdd(p$c, y$c_$d, dv$d);
-      let z$c_$d = coopLoadT<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(q_at + $cu * S * DIM + $du * S)], DIM / 4u);
+      let z$c_$d = coopLoad<coop_mat$sx$s<f16, B>>(&packed_[at4_packed(q_turned + $cu * S * DIM + $du * S * S)], S / 4u);
       dk$d = coopMultiplyAdd(d$c, z$c_$d, dk$d);
 #end
 #end

@@ -42,7 +42,7 @@ fn workgroup_memory(op: Op, unit: MatrixUnit) -> u32 {
     let (s, cols) = (unit.size, unit.size * columns(op, unit));
     let own = match op {
         Op::attention_forward => s * (4 * (cols + 4) + 2 * (cols + 8)),
-        _ => (s * (8 * (cols + 4) + 2 * (cols + 8))).max(cols * (8 * (s + 4) + 4 * (s + 8))),
+        _ => (s * (8 * (cols + 4) + 2 * (cols + 8))).max(cols * 8 * (s + 4) + s * 4 * (cols + 8)),
     };
     own * subgroups(unit) + 8 * threads(unit) + 1024
 }
@@ -84,8 +84,7 @@ pub fn plan(op: Op, names: &Names, dtypes: &[DType], d: Device, products: Produc
     let shape = size > 0 && size <= D_MAX && size.is_multiple_of(d.unit.size.into()) && fours;
     let worth = match products {
         Products::Plain => false,
-        // forward measured slower than the plain shader on an H200 (5.7 ms for 4.1), backward faster (11 for 19)
-        Products::Auto => op == Op::attention_backward && n * t >= WORTH,
+        Products::Auto => n * t >= WORTH,
         Products::Tile(..) => n * t > 0,
     };
     if !one_type || !shape || !worth || !fits(op, d.unit, d.limits) {
@@ -93,7 +92,8 @@ pub fn plan(op: Op, names: &Names, dtypes: &[DType], d: Device, products: Produc
     }
     let backward = op == Op::attention_backward;
     let rows = |count: u64| count.next_multiple_of(PAD) * size;
-    let len = h * rows(n) * if backward { 2 } else { 1 } + 2 * k * rows(t);
+    // q, k, v; for the backward q, k and dout two times and v
+    let len = h * rows(n) * if backward { 4 } else { 1 } + k * rows(t) * if backward { 3 } else { 2 };
     if len > d.room {
         return None;
     }
