@@ -10,6 +10,7 @@ use luthier::backend::Backend;
 use luthier::backend::cuda::{AttentionPath, Cuda};
 use luthier::dtype::DType::Bf16;
 use run::{Ran, judge, run};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 mod cases;
 mod hints;
@@ -42,7 +43,12 @@ fn both_ways_agree_with_the_reference() {
         let data = case.data();
         println!("{}", case.name());
         for (path, cuda) in [("own", &own), ("cudnn", &cudnn)] {
-            let ran = run(cuda, &case, &data);
+            // an error of one case hides no other
+            let tried = catch_unwind(AssertUnwindSafe(|| run(cuda, &case, &data)));
+            let Ok(ran) = tried else {
+                failures.push(format!("{} {path}: panicked", case.name()));
+                continue;
+            };
             let (line, mut wrong) = judge(&ran, &case, &data);
             let [forward, backward] = ran.times;
             println!("  {path:<6} {forward:8.1} us {backward:8.1} us {line} {}", wrong.join(", "));
