@@ -4,5 +4,8 @@ pub mod dynamic;
 pub mod folder;
 pub mod full;
 pub mod init;
+pub mod merge;
 pub mod peft;
+pub mod product;
+pub mod publish;
 pub mod quantize;
