@@ -65,8 +65,8 @@ fn models() -> Vec<PathBuf> {
 }
 
 fn merge(b: &dyn Backend, product: Product, model: &Path, adapter: &Path, dtype: Option<DType>, out: &Path) {
-    let input = Input { model, adapter: Some(adapter), dtype };
-    product::folder(b, product, &input, out).unwrap_or_else(|e| panic!("{}: {e}", model.display()));
+    let input = Input { model, adapter: Some(adapter), dtype, name: None };
+    product::export(b, product, &input, out, |_| Ok(())).unwrap_or_else(|e| panic!("{}: {e}", model.display()));
 }
 
 #[test]
@@ -182,7 +182,8 @@ fn what_does_not_fit_is_refused_and_leaves_nothing() {
     let (b, dir) = (&cpu() as &dyn Backend, tempfile::tempdir().unwrap());
     let (llama, out) = (golden_root().join("adapters/llama"), dir.path().join("out"));
     let fails = |model: &Path, adapter: Option<&Path>, product| {
-        let e = product::folder(b, product, &Input { model, adapter, dtype: None }, &out).unwrap_err();
+        let input = Input { model, adapter, dtype: None, name: None };
+        let e = product::export(b, product, &input, &out, |_| Ok(())).unwrap_err();
         assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none(), "{e}");
         e
     };

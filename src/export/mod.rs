@@ -3,6 +3,7 @@ pub mod bnb;
 pub mod dynamic;
 pub mod folder;
 pub mod full;
+pub mod gguf;
 pub mod init;
 pub mod merge;
 pub mod peft;

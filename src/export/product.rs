@@ -1,7 +1,8 @@
 //! The forms in which a model and its adapter go out.
 use super::bnb;
-use super::folder::{copy_companions, copy_files, own_template, write_json};
+use super::folder::{self, copy_companions, copy_files, own_template, write_json};
 use super::full::{self, write_shards};
+use super::gguf::{self, Quant};
 use super::merge::Merged;
 use super::{peft, publish, quantize};
 use crate::backend::Backend;
@@ -10,6 +11,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Outline, dtype_of};
 use crate::model::quantized::Floats;
+use crate::model::{self, arch};
 use crate::model::spec::WeightSpec;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -24,15 +26,26 @@ pub enum Product {
     Merged,
     /// The same with its linear layers in bitsandbytes' 4 bits.
     MergedNf4,
+    /// One model as llama.cpp loads it.
+    Gguf(Quant),
+    /// The adapter alone, as llama.cpp loads it.
+    GgufLora,
 }
 
-impl Product {
-    /// With their names on a command line.
-    pub const ALL: [(&str, Product); 3] =
-        [("adapter", Product::Adapter), ("merged-16bit", Product::Merged), ("merged-bnb-4bit", Product::MergedNf4)];
+/// The names of products on a command line.
+pub const PRODUCTS: [&str; 5] = ["adapter", "merged-16bit", "merged-bnb-4bit", "gguf", "gguf-lora"];
 
-    pub fn parse(name: &str) -> Option<Product> {
-        Product::ALL.iter().find(|(own, _)| *own == name).map(|(_, product)| *product)
+impl Product {
+    /// The product of this name; `quant` is what a GGUF file's tensors are stored in.
+    pub fn parse(name: &str, quant: Quant) -> Option<Product> {
+        match name {
+            "adapter" => Some(Product::Adapter),
+            "merged-16bit" => Some(Product::Merged),
+            "merged-bnb-4bit" => Some(Product::MergedNf4),
+            "gguf" => Some(Product::Gguf(quant)),
+            "gguf-lora" => Some(Product::GgufLora),
+            _ => None,
+        }
     }
 }
 
@@ -44,23 +57,95 @@ pub struct Input<'a> {
     pub adapter: Option<&'a Path>,
     /// Of floats; `None`: the base's own 16 bits, or bfloat16.
     pub dtype: Option<DType>,
+    /// What a GGUF file calls the model; `None`: as its folder.
+    pub name: Option<&'a str>,
 }
 
-/// Makes the folder `out`, which must not be there. Returns the bytes of its weights.
-pub fn folder(b: &dyn Backend, product: Product, input: &Input, out: &Path) -> Result<u64> {
-    publish::folder(out, |at| write_folder(b, product, input, at))
+impl Input<'_> {
+    fn name(&self) -> String {
+        let stem = || self.adapter.unwrap_or(self.model).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        self.name.map(str::to_string).or_else(stem).unwrap_or_else(|| "model".into())
+    }
 }
 
-/// The same into a folder that is there.
-pub fn write_folder(b: &dyn Backend, product: Product, input: &Input, at: &Path) -> Result<u64> {
+/// Makes `out`, which must not be there: a folder, or a GGUF file alone where its name ends so. `check` sees it before it has
+/// its name. Returns the bytes of the weights.
+pub fn export(
+    b: &dyn Backend,
+    product: Product,
+    input: &Input,
+    out: &Path,
+    check: impl FnOnce(&Path) -> Result<()>,
+) -> Result<u64> {
+    let single = out.extension().is_some_and(|e| e == "gguf");
+    match product {
+        Product::Gguf(_) | Product::GgufLora if single => publish::file(out, |at| {
+            let bytes = gguf_file(b, product, input, at)?;
+            check(at).map(|()| bytes)
+        }),
+        _ => publish::folder(out, |at| {
+            let bytes = write(b, product, input, at)?;
+            check(at).map(|()| bytes)
+        }),
+    }
+}
+
+/// The files of a product, into a folder that is there.
+fn write(b: &dyn Backend, product: Product, input: &Input, at: &Path) -> Result<u64> {
+    if let Product::Gguf(_) | Product::GgufLora = product {
+        return gguf_folder(b, product, input, at);
+    }
     let merged = Merged::open(input.model, input.adapter)?;
     let bytes = match product {
         Product::Adapter => adapter(input, at)?,
-        Product::Merged => whole(b, &merged, input, at)?,
         Product::MergedNf4 => nf4(b, &merged, input, at)?,
+        _ => whole(b, &merged, input, at)?,
     };
     companions(&merged, input, at)?;
     Ok(bytes)
+}
+
+/// A GGUF file alone.
+fn gguf_file(b: &dyn Backend, product: Product, input: &Input, at: &Path) -> Result<u64> {
+    let merged = Merged::open(input.model, input.adapter)?;
+    match product {
+        Product::Gguf(quant) => {
+            let tokenizer = tokenizer(input, merged.spec.V)?;
+            gguf::write(b, &merged, quant, (tokenizer.as_ref(), &input.name()), at)
+        }
+        _ => {
+            let folder = input.adapter.ok_or_else(no_adapter)?;
+            gguf::lora::write(&merged.spec, &peft::open_file(folder)?, folder, &input.name(), at)
+        }
+    }
+}
+
+/// The same in a folder, with Ollama's Modelfile for a model.
+fn gguf_folder(b: &dyn Backend, product: Product, input: &Input, at: &Path) -> Result<u64> {
+    let Product::Gguf(quant) = product else {
+        return gguf_file(b, product, input, &at.join(format!("{}-lora.gguf", input.name())));
+    };
+    let file = format!("{}-{}.gguf", input.name(), quant.name.to_uppercase());
+    let bytes = gguf_file(b, product, input, &at.join(&file))?;
+    let V = arch::read_spec(input.model)?.V;
+    if let Some(tokenizer) = tokenizer(input, V)? {
+        folder::write(&at.join("Modelfile"), gguf::modelfile::text(&tokenizer, &file)?.as_bytes())?;
+    }
+    Ok(bytes)
+}
+
+/// That of what comes out, if the model has one at all.
+pub fn tokenizer(input: &Input, V: usize) -> Result<Option<Tokenizer>> {
+    let own = input.adapter.is_some_and(|adapter| adapter.join("tokenizer.json").is_file());
+    match model::check(input.model)?.tokenizer {
+        Some(base) => peft::tokenizer(input.adapter, base, V).map(Some),
+        None if own => input.adapter.map(Tokenizer::load).transpose(),
+        None => Ok(None),
+    }
+}
+
+fn no_adapter() -> Error {
+    Error::Usage("there is no adapter to export: name it with --adapter".into())
 }
 
 /// Tokenizer, template and generation config: those of the adapter, and what it lacks of the base.
@@ -77,10 +162,7 @@ fn companions(merged: &Merged, input: &Input, at: &Path) -> Result<()> {
 
 /// The adapter's two files under the names that PEFT reads.
 fn adapter(input: &Input, at: &Path) -> Result<u64> {
-    let Some(folder) = input.adapter else {
-        return Err(Error::Usage("there is no adapter to export: name it with --adapter".into()));
-    };
-    peft::copy(folder, at)
+    peft::copy(input.adapter.ok_or_else(no_adapter)?, at)
 }
 
 fn outlines(weights: &[(WeightSpec, DType)]) -> Vec<Outline> {
