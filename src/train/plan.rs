@@ -158,7 +158,7 @@ impl Rehearsal<'_> {
     /// The plan of the run on a backend of these rules, and all that it takes. Only where nothing else helps do frozen weights go
     /// to the host, unless the config says so.
     pub fn layout(&self, rules: Rc<dyn Rules>, budget: Budget) -> Result<Layout> {
-        let may = self.lora.is_some() && rules.name() != "cpu";
+        let may = self.lora.is_some() && rules.host_is_apart();
         match self.config.offload_weights {
             Some(true) => self.layout_at(&rules, budget, Place::Host),
             None if may => {
@@ -188,9 +188,8 @@ impl Rehearsal<'_> {
             Checkpointing::Never => &[Keep::All],
             Checkpointing::Always => &[Keep::Attention, Keep::Input],
             Checkpointing::Offload => &[Keep::Host],
-            // the cpu's host is the cpu
-            Checkpointing::Auto if rules.name() == "cpu" => &[Keep::All, Keep::Attention, Keep::Input],
-            Checkpointing::Auto => &Keep::ALL,
+            Checkpointing::Auto if rules.host_is_apart() => &Keep::ALL,
+            Checkpointing::Auto => &[Keep::All, Keep::Attention, Keep::Input],
         };
         let tiles: &[Tiles] = if tiled.is_some() { &[Tiles::Whole, Tiles::Of(TILE)] } else { &[Tiles::Whole] };
         let costs = Costs::new(rules.name(), spec, (N, self.config.max_length), whole.memory.host_peak);
