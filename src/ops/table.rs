@@ -211,7 +211,7 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
 
     /// partial[b] = Σ inp² over block b of 4096 values; a tensor's share of the gradient norm.
     gradnorm::gradnorm_partial{P}(partial: write f32 [ceil(P, 4096)], inp: read [P]; GradNorm);
-    /// norm[0] = √Σ partial; scale[0] = min(1, max_norm/(norm + 1e-6)), or 1 when max_norm is 0.
+    /// norm[0] = unscale·√Σ partial; scale[0] = unscale·min(1, max_norm/(norm + 1e-6)), or unscale when max_norm is 0.
     gradnorm::gradnorm_finish{P}(norm: write f32 [1], scale: write f32 [1], partial: read f32 [P]; GradNormFinish);
 
     /// out = inp in out's own storage type.
