@@ -16,6 +16,7 @@ use super::batch::Inputs;
 use super::experts::Experts;
 use super::linear::{Linear, LinearScratch, Observer};
 use super::mlp::{self, Mlp};
+use super::moe;
 use super::norm::{Norm, NormParams};
 use super::param::Param;
 use super::spec::{MlpKind, ResidualKind, Spec};
@@ -113,6 +114,11 @@ impl BlockScratch {
         }
     }
 
+    /// What the mixtures of all layers share, if there are any.
+    pub(super) fn mixtures(&mut self) -> Option<&mut moe::Scratch> {
+        self.mlp.mixtures()
+    }
+
     /// For up to `N` tokens; `experts` is for the rows of experts.
     pub fn new(
         scope: &Scope,
@@ -208,6 +214,11 @@ impl Block {
             self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, N)?;
         }
         b.residual_forward(out, x2, c, &branch(s, N))
+    }
+
+    /// After a forward: what its router did, where the routers' balance counts.
+    pub(super) fn balance(&self, b: &dyn Backend, saved: &Saved, t: &mut BlockScratch) -> Result<()> {
+        self.mlp.balance(b, &saved.mlp, &mut t.mlp)
     }
 
     /// dx [N, C] comes in as ∂L/∂out and leaves as ∂L/∂x. `saved` is used up.

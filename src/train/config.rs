@@ -112,6 +112,17 @@ keys! {
         warmup_steps: u64 = 0;
         /// The same as a share of all steps, rounded up.
         warmup_ratio: f64 = 0.0, if |x| (0.0..=1.0).contains(x), "from 0 to 1";
+        /// NEFTune: noise on the embeddings in training, uniform in ±alpha/√(length·channels) of each sequence. 5 is usual.
+        neftune_noise_alpha: Option<f64> = None, if |x| x.is_none_or(|x| x > 0.0), "more than 0";
+        /// Add the routers' balance loss of a mixture of experts, over all layers as transformers has it; padding does not count, every
+        /// other token does. The mean over a step's micro-batches; `loss` and `eval_loss` leave it out, `aux_loss` is it. The model's own
+        /// config where not given.
+        output_router_logits: Option<bool> = None;
+        /// By which it counts; the model's own config, and then transformers' default for it, where not given. Given, it is added.
+        router_aux_loss_coef: Option<f64> = None, if |x| x.is_none_or(|x| x >= 0.0), "0 or more";
+        /// Full fine-tuning leaves the routers of a mixture of experts as they are. An adapter's run does so anyway, unless its modules
+        /// name them.
+        freeze_router: bool = false;
         /// AdamW's decoupled weight decay; norms and biases have none.
         weight_decay: f64 = 0.0, if |x| *x >= 0.0, "0 or more";
         /// AdamW's β₁.

@@ -27,6 +27,9 @@ pub struct StepMetrics {
     pub tokens_per_second: f64,
     /// Bytes on the device, at most so far.
     pub memory: u64,
+    /// The routers' balance loss, where it counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aux_loss: Option<f64>,
     /// In float16: what the loss was multiplied by for the backward.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,

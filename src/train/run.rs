@@ -8,7 +8,7 @@ use super::metrics::{MetricsFile, Reporter};
 use super::optim::Optimizer;
 use super::schedule::Schedule;
 use super::state::{self, State};
-use super::{adapter, disk, setup};
+use super::{adapter, disk, router, setup};
 use crate::backend::Backend;
 use crate::data::{self, Dataset, Tokenizer};
 use crate::dtype::DType;
@@ -91,6 +91,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         state = found;
     }
     let N = config.per_device_train_batch_size * config.max_length;
+    let aux_coef = router::coef(config, &base, &model)?;
     let plan = setup::plan(config, b, &model, N);
     let session = Some(Session::new(b, &model, N, config.max_length, plan)?);
     // only now is it certain that the run starts, so only now may what it replaces go
@@ -125,6 +126,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         plan,
         metrics,
         samples,
+        aux_coef,
         schedule,
         state,
         clock,
@@ -201,6 +203,8 @@ struct Run<'a> {
     plan: Plan,
     metrics: MetricsFile,
     samples: Option<MetricsFile>,
+    /// Of the routers' balance loss, where it counts.
+    aux_coef: Option<f64>,
     schedule: Schedule,
     state: State,
     clock: Clock,

@@ -7,3 +7,4 @@ mod float16;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the golden tests use the rest")]
 mod support;
+mod tricks;

@@ -1,6 +1,5 @@
 //! What is said when a loss or a gradient is not finite: which micro-batch, which tensor, which examples.
 use super::Run;
-use super::step::counted;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::model::param::Param;
@@ -64,7 +63,7 @@ impl Run<'_> {
     fn repeat(&mut self, batches: &[Batch]) -> Result<Option<usize>> {
         for (micro, batch) in batches.iter().enumerate() {
             self.optimizer.clear_gradients(self.b)?;
-            let loss = self.micro_batch(micro, batch, counted(batches))?;
+            let loss = self.micro_batch(micro, batch, batches)?;
             if !loss.is_finite() || !self.optimizer.gradient_norm(self.b)?.is_finite() {
                 return Ok(Some(micro));
             }
