@@ -11,6 +11,7 @@ mod loss_scale;
 pub mod method;
 pub mod metrics;
 pub mod optim;
+pub mod plan;
 mod router;
 pub mod run;
 pub mod schedule;

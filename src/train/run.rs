@@ -6,6 +6,7 @@ use super::cursor::Cursor;
 use super::loss_scale::LossScale;
 use super::metrics::{MetricsFile, Reporter};
 use super::optim::Optimizer;
+use super::plan::{Budget, Rehearsal, gib};
 use super::schedule::Schedule;
 use super::state::{self, State};
 use super::{adapter, disk, router, setup};
@@ -15,28 +16,22 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::export::peft;
 use crate::io::hub;
-use crate::model::spec::Positions;
+use crate::model::spec::{Positions, Spec};
 use crate::model::{self, Model, Plan, Session};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 mod evaluate;
 mod samples;
 mod step;
 mod stopped;
+pub(super) use samples::{longest_prompt, speak};
 
 /// Runs a config to its end, from wherever an earlier run of it got to. Returns the last evaluation's loss.
 pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
+    b.set_deterministic(config.deterministic);
     let base = base_folder(config, reporter)?;
-    let (spec, tokenizer) = model::check(&base)?.sound()?;
-    if spec.positions == Positions::Learned && config.max_length > spec.max_positions {
-        let (wanted, most) = (config.max_length, spec.max_positions);
-        return Err(Error::Usage(format!(
-            "max_length is {wanted}, but the model has learned {most} positions: set {most}"
-        )));
-    }
-    let tokenizer = peft::tokenizer(config.adapter.as_deref(), tokenizer, spec.V)?;
-    let data = data::load(&setup::data_options(config), &tokenizer)?;
+    let ((spec, tokenizer), data) = read_data(config, &base)?;
     report_data(&data, reporter);
     let cursor =
         Cursor::new(&data.train, setup::batch_options(config, &tokenizer, true), config.gradient_accumulation_steps);
@@ -74,6 +69,12 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         }
     }
     let lora = own.as_ref().map(|own| own.lora.clone()).or(config.lora.as_ref().map(setup::lora));
+    let prompt = longest_prompt(config, &data);
+    let layout =
+        Rehearsal { config, base: &base, lora: lora.clone(), prompt }.layout(b.rules(), Budget::of(b, config))?;
+    if !layout.fits() {
+        return Err(layout.error(b.name()));
+    }
     let mut model = Model::load(b, &base, &setup::load_options(config, lora))?;
     if let Some(own) = &own {
         // also before a checkpoint, which holds what is trained: an adapter may have saved what is not
@@ -92,8 +93,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     }
     let N = config.per_device_train_batch_size * config.max_length;
     let aux_coef = router::coef(config, &base, &model)?;
-    let plan = setup::plan(config, b, &model, N);
-    let session = Some(Session::new(b, &model, N, config.max_length, plan)?);
+    let session = Some(Session::new(b, &model, N, config.max_length, layout.plan.clone())?);
     // only now is it certain that the run starts, so only now may what it replaces go
     for old in run_dir.remove_after(state.global_step)? {
         reporter.message(&format!(
@@ -107,7 +107,8 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let samples = samples_file(config, state.global_step)?;
     disk::publish(&config.output_dir.join("config.toml"), |file| disk::write(file, config.to_toml()?.as_bytes()))?;
     report_parameters(&model, reporter);
-    reporter.message(&format!("activations: {plan:?}, {total} steps of {N} tokens"));
+    let (plan, peak) = (&layout.plan, gib(layout.memory.peak));
+    reporter.message(&format!("activations: {plan}; {peak} of memory; {total} steps of {N} tokens"));
     reporter.start(state.global_step, total);
     let schedule = Schedule::new(config, total);
     let clock = Clock { since: Instant::now(), tokens: 0, epoch: 0.0 };
@@ -123,7 +124,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         model,
         optimizer,
         session,
-        plan,
+        plan: layout.plan,
         metrics,
         samples,
         aux_coef,
@@ -139,8 +140,22 @@ fn samples_file(config: &TrainConfig, done: u64) -> Result<Option<MetricsFile>> 
     (config.eval_samples > 0).then(|| MetricsFile::samples(&config.output_dir, done)).transpose()
 }
 
+/// The model's spec and tokenizer, both sound, and the data as that tokenizer has it.
+pub(super) fn read_data(config: &TrainConfig, base: &Path) -> Result<((Spec, Tokenizer), Dataset)> {
+    let (spec, tokenizer) = model::check(base)?.sound()?;
+    if spec.positions == Positions::Learned && config.max_length > spec.max_positions {
+        let (wanted, most) = (config.max_length, spec.max_positions);
+        return Err(Error::Usage(format!(
+            "max_length is {wanted}, but the model has learned {most} positions: set {most}"
+        )));
+    }
+    let tokenizer = peft::tokenizer(config.adapter.as_deref(), tokenizer, spec.V)?;
+    let data = data::load(&setup::data_options(config), &tokenizer)?;
+    Ok(((spec, tokenizer), data))
+}
+
 /// Where the base model's files are.
-fn base_folder(config: &TrainConfig, reporter: &mut dyn Reporter) -> Result<PathBuf> {
+pub(super) fn base_folder(config: &TrainConfig, reporter: &mut dyn Reporter) -> Result<PathBuf> {
     hub::resolve(&config.model_name_or_path, hub::Kind::Model, &mut |event| {
         reporter.download(event);
         !reporter.is_interrupted()

@@ -53,6 +53,7 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "model_name_or_path",
         "adapter",
         "backend",
+        "deterministic",
         "logging_steps",
         "eval_steps",
         "save_steps",
@@ -67,6 +68,7 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "early_stopping_threshold",
         "resume_from_checkpoint",
         "gradient_checkpointing",
+        "memory_limit",
         // may be changed on the way, after a loss that ran off for one
         "learning_rate",
         "embedding_learning_rate",

@@ -1,5 +1,6 @@
 //! A tiny model, some sums to learn, runs of them in this process, and a backend that fails as it is told.
-use luthier::backend::{Backend, Buf, Launch, Memory};
+use luthier::backend::dry::Rules;
+use luthier::backend::{Backend, Buf, HostBuf, Launch, Memory, Use};
 use luthier::dtype::DType;
 use luthier::error::{Error, Result};
 use luthier::io::safetensors::Tensors;
@@ -175,5 +176,32 @@ impl Backend for Faulty<'_> {
     }
     fn memory(&self) -> Memory {
         self.inner.memory()
+    }
+    fn available(&self) -> Option<u64> {
+        self.inner.available()
+    }
+    fn rules(&self) -> std::rc::Rc<dyn Rules> {
+        self.inner.rules()
+    }
+    fn charge(&self, to: Use) -> Use {
+        self.inner.charge(to)
+    }
+    fn host_alloc(&self, len: usize, dtype: DType) -> Result<HostBuf> {
+        self.inner.host_alloc(len, dtype)
+    }
+    fn host_free(&self, buf: HostBuf) {
+        self.inner.host_free(buf);
+    }
+    fn to_host(&self, to: &mut HostBuf, from: &Buf) -> Result<()> {
+        self.inner.to_host(to, from)
+    }
+    fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
+        self.inner.from_host(to, from)
+    }
+    fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
+        self.inner.host_upload(to, bytes)
+    }
+    fn host_download(&self, from: &HostBuf) -> Result<Vec<u8>> {
+        self.inner.host_download(from)
     }
 }
