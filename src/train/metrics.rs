@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 pub const FILE: &str = "metrics.jsonl";
+pub const SAMPLES: &str = "samples.jsonl";
 
 /// A step. Loss and norm are this step's; tokens per second count from the last line on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -26,6 +27,12 @@ pub struct StepMetrics {
     pub tokens_per_second: f64,
     /// Bytes on the device, at most so far.
     pub memory: u64,
+    /// The routers' balance loss, where it counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aux_loss: Option<f64>,
+    /// In float16: what the loss was multiplied by for the backward.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
 }
 
 /// An evaluation.
@@ -35,8 +42,20 @@ pub struct EvalMetrics {
     pub epoch: f64,
     /// Mean −log p over the counted labels, in nats.
     pub eval_loss: f64,
+    /// exp(eval_loss).
+    pub eval_perplexity: f64,
     /// Seconds.
     pub eval_runtime: f64,
+}
+
+/// An answer to one of the evaluation's prompts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct SampleLine {
+    pub step: u64,
+    pub prompt: String,
+    pub text: String,
+    /// What the record has there.
+    pub reference: String,
 }
 
 /// What the loop tells as it goes. The library itself never prints.
@@ -70,7 +89,7 @@ impl Reporter for () {
     fn message(&mut self, _: &str) {}
 }
 
-/// `metrics.jsonl` of a run.
+/// `metrics.jsonl` of a run, or another file of lines that have a `step`.
 #[derive(Debug)]
 pub struct MetricsFile {
     path: PathBuf,
@@ -80,7 +99,16 @@ pub struct MetricsFile {
 impl MetricsFile {
     /// Opens the file to go on after step `done`: later lines, and one that a crash cut short, are taken away.
     pub fn open(output_dir: &Path, done: u64) -> Result<MetricsFile> {
-        let path = output_dir.join(FILE);
+        Self::named(output_dir, FILE, done)
+    }
+
+    /// The same for `samples.jsonl`.
+    pub fn samples(output_dir: &Path, done: u64) -> Result<MetricsFile> {
+        Self::named(output_dir, SAMPLES, done)
+    }
+
+    fn named(output_dir: &Path, name: &str, done: u64) -> Result<MetricsFile> {
+        let path = output_dir.join(name);
         match fs::read_to_string(&path) {
             Ok(text) => {
                 let kept = kept(&path, &text, done)?;
@@ -101,6 +129,10 @@ impl MetricsFile {
 
     pub fn eval(&mut self, eval: &EvalMetrics) -> Result<()> {
         self.line(eval)
+    }
+
+    pub fn sample(&mut self, sample: &SampleLine) -> Result<()> {
+        self.line(sample)
     }
 
     /// Puts the lines on disk: before a checkpoint, so that none of its steps lacks its line.
