@@ -9,7 +9,9 @@ mod inspect;
 mod interrupt;
 mod progress;
 mod quantize;
+mod runs;
 mod train;
+mod tui;
 use clap::{Parser, Subcommand};
 
 /// A line on standard error; one that nobody reads any more must not end a run.
@@ -45,6 +47,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Data(data::Data),
     Bench(bench::Bench),
+    Runs(runs::Runs),
     Doctor(doctor::Doctor),
 }
 
@@ -57,6 +60,7 @@ pub fn run() -> Result<()> {
         Command::Inspect(args) => args.run(),
         Command::Data(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::Runs(args) => args.run(),
         Command::Doctor(args) => args.run(),
     }
 }

@@ -17,7 +17,7 @@ use crate::model::lora::{self, Patterns, Targets};
 use serde::Serialize;
 use source::{Key, Source};
 use std::path::{Path, PathBuf};
-pub use values::{Checkpointing, LoraBias, Method, Optim, Resume, SchedulerType};
+pub use values::{Checkpointing, LoraBias, Method, Optim, ReportTo, Resume, SchedulerType, Tracker};
 
 /// Declares a table of the config: `key | "alias": Type = default, if rule, "what must be";`. No default: must be given.
 macro_rules! keys {
@@ -144,6 +144,10 @@ keys! {
         save_steps: u64 = 500, if |n| *n >= 1, "1 or more";
         /// Checkpoints kept; older ones go once a newer one is whole. transformers keeps all of them.
         save_total_limit | "save_limit": usize = 2, if |n| *n >= 1, "1 or more";
+        /// Where metrics go beside `metrics.jsonl`: `"tensorboard"`, `"none"`, or a list. transformers' default is `"none"`.
+        report_to: ReportTo = ReportTo(vec![Tracker::TensorBoard]);
+        /// The folder of TensorBoard's event files; `output_dir/tensorboard` where not given.
+        logging_dir: Option<PathBuf> = None;
         /// Of shuffling, splitting and adapter initialisation.
         seed: u64 = 42;
         /// `"auto"`: the newest whole checkpoint of `output_dir`, or step 0 where there is none. Or a checkpoint's folder;

@@ -1,5 +1,5 @@
 //! Training: what a run is told (`config`), how its learning rate goes (`schedule`), what moves the weights (`optim`), what is
-//! minimised (`method`), what it leaves behind (`checkpoint`, `metrics`).
+//! minimised (`method`), what it leaves behind (`checkpoint`, `metrics`, `record`).
 mod adapter;
 pub mod checkpoint;
 pub mod config;
@@ -9,8 +9,11 @@ mod flat;
 pub mod method;
 pub mod metrics;
 pub mod optim;
+pub mod record;
+pub mod report;
 pub mod run;
 pub mod schedule;
 mod setup;
+mod space;
 mod state;
 pub use setup::{batch_options, data_options};

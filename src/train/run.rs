@@ -3,11 +3,13 @@ use super::checkpoint::RunDir;
 use super::config::{Resume, TrainConfig};
 use super::cursor::Cursor;
 use super::method::cross_entropy;
-use super::metrics::{EvalMetrics, MetricsFile, Reporter, StepMetrics};
+use super::metrics::{EvalMetrics, Reporter, StepMetrics};
 use super::optim::Optimizer;
+use super::record::{Record, info::RunInfo};
+use super::report::words::grouped;
 use super::schedule::Schedule;
 use super::state::{self, State};
-use super::{adapter, disk, setup};
+use super::{adapter, disk, setup, space};
 use crate::backend::Backend;
 use crate::data::{self, Batch, BatchOptions, Dataset, Tokenizer};
 use crate::dtype::DType;
@@ -85,6 +87,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
     optimizer.embedding_rate = config.embedding_learning_rate.map_or(1.0, |rate| rate / config.learning_rate);
     let mut state = fresh;
+    let from = resume.as_ref().map(|(folder, _)| folder.display().to_string());
     if let Some((folder, found)) = resume {
         state::load(b, &mut model, &mut optimizer, &folder, found.global_step)?;
         reporter.message(&format!("resumed after step {} from {}", found.global_step, folder.display()));
@@ -93,6 +96,9 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let N = config.per_device_train_batch_size * config.max_length;
     let plan = setup::plan(config, b, &model, N);
     let session = Session::new(b, &model, N, config.max_length, plan)?;
+    if let Some(warning) = space::check(config, &model)? {
+        reporter.message(&warning);
+    }
     // only now is it certain that the run starts, so only now may what it replaces go
     for old in run_dir.remove_after(state.global_step)? {
         reporter.message(&format!(
@@ -102,7 +108,8 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         ));
     }
     state::unpublish(run_dir.path())?;
-    let metrics = MetricsFile::open(&config.output_dir, state.global_step)?;
+    let info = RunInfo { total_steps: total, ..RunInfo::new(config, b, &model, &data, cursor.fill()) };
+    let record = Record::open(config, info, state.global_step, from)?;
     disk::publish(&config.output_dir.join("config.toml"), |file| disk::write(file, config.to_toml()?.as_bytes()))?;
     report_parameters(&model, reporter);
     reporter.message(&format!("activations: {plan:?}, {total} steps of {N} tokens"));
@@ -121,7 +128,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         model,
         optimizer,
         session,
-        metrics,
+        record,
         schedule,
         state,
         clock,
@@ -145,16 +152,6 @@ fn report_parameters(model: &Model, reporter: &mut dyn Reporter) {
     reporter.message(&format!("trainable params: {count} || all params: {total} || trainable%: {percent:.4}"));
     let parts = model.trainable_parts().into_iter().map(|(part, count)| format!("{part} {}", grouped(count as u64)));
     reporter.message(&format!("of these: {}", parts.collect::<Vec<_>>().join(", ")));
-}
-
-/// Digits in groups of three: 1,234,567.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let comma = |(i, digit): (usize, char)| {
-        let comma = i > 0 && (digits.len() - i).is_multiple_of(3);
-        comma.then_some(',').into_iter().chain([digit])
-    };
-    digits.chars().enumerate().flat_map(comma).collect()
 }
 
 fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {
@@ -189,7 +186,7 @@ struct Run<'a> {
     model: Model,
     optimizer: Optimizer,
     session: Session<'a>,
-    metrics: MetricsFile,
+    record: Record,
     schedule: Schedule,
     state: State,
     clock: Clock,
@@ -197,6 +194,13 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn run(mut self, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
+        let ended = self.steps(reporter);
+        let recorded = self.record.end(&ended);
+        // what went wrong first is what is told
+        ended.and_then(|eval| recorded.map(|()| eval))
+    }
+
+    fn steps(&mut self, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
         self.sample(reporter)?;
         let mut eval = if self.state.global_step == 0 { self.evaluate(reporter)? } else { None };
         self.clock.since = Instant::now();
@@ -208,7 +212,8 @@ impl Run<'_> {
                 eval = self.evaluate(reporter)?;
             }
             let interrupted = reporter.is_interrupted() && !last;
-            if step.is_multiple_of(self.config.save_steps) || last || interrupted {
+            let wanted = reporter.wants_checkpoint();
+            if step.is_multiple_of(self.config.save_steps) || last || interrupted || wanted {
                 self.save(reporter)?;
                 saved = step;
             }
@@ -266,9 +271,12 @@ impl Run<'_> {
             tokens_per_second: self.clock.tokens as f64 / self.clock.since.elapsed().as_secs_f64().max(1e-9),
             memory: self.b.memory().peak,
         };
+        self.record.reached(&metrics);
+        let told = Instant::now();
         reporter.step(&metrics);
+        self.clock.since += told.elapsed();
         if step.is_multiple_of(self.config.logging_steps) || step == self.total {
-            self.metrics.step(&metrics)?;
+            self.record.step(&metrics)?;
             (self.clock.since, self.clock.tokens) = (Instant::now(), 0);
         }
         Ok(())
@@ -288,7 +296,7 @@ impl Run<'_> {
 
     fn save(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
         let started = Instant::now();
-        self.metrics.sync()?;
+        self.record.sync()?;
         let folder =
             state::save(self.b, &self.run_dir, &self.model, &self.optimizer, self.config, &self.base, &self.state)?;
         reporter.saved(&folder);
@@ -313,18 +321,20 @@ impl Run<'_> {
         let eval_loss = loss / counted.max(1) as f64;
         let (step, epoch) = (self.state.global_step, self.clock.epoch);
         let eval = EvalMetrics { step, epoch, eval_loss, eval_runtime: started.elapsed().as_secs_f64() };
-        self.metrics.eval(&eval)?;
+        self.record.eval(&eval)?;
         reporter.eval(&eval);
         self.clock.since += started.elapsed();
         Ok(Some(eval_loss))
     }
 
     /// What the model says to the first held-out record (or the first of all), greedily.
-    fn sample(&self, reporter: &mut dyn Reporter) -> Result<()> {
+    fn sample(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
         let Some(prompt) = self.prompt()? else { return Ok(()) };
         let sampling = Sampling { max_new_tokens: SAMPLE_TOKENS, temperature: 0.0, seed: self.config.seed };
         let ids = infer::generate(self.b, &self.model, &prompt, &sampling, self.tokenizer.eos_ids(), |_| true)?;
-        reporter.sample(&self.tokenizer.decode(&prompt, true)?, &self.tokenizer.decode(&ids, true)?);
+        let (prompt, text) = (self.tokenizer.decode(&prompt, true)?, self.tokenizer.decode(&ids, true)?);
+        self.record.sample(self.state.global_step, &prompt, &text)?;
+        reporter.sample(&prompt, &text);
         Ok(())
     }
 

@@ -1,9 +1,9 @@
 //! What a checkpoint holds beside the adapter or model: enough to go on bit by bit.
 use super::checkpoint::{self, RunDir};
 use super::config::{Resume, TrainConfig};
-use super::disk;
 use super::metrics::{self, Reporter};
 use super::optim::Optimizer;
+use super::{disk, space};
 use crate::backend::Backend;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
@@ -43,6 +43,8 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "eval_steps",
         "save_steps",
         "save_total_limit",
+        "report_to",
+        "logging_dir",
         "resume_from_checkpoint",
         "gradient_checkpointing",
         // may be changed on the way, after a loss that ran off for one
@@ -153,6 +155,7 @@ pub(super) fn save(
         let text = serde_json::to_vec_pretty(state).map_err(|e| Error::Bug(e.to_string()))?;
         std::fs::write(dir.join(STATE), text).map_err(Error::write(dir.join(STATE)))
     })
+    .map_err(|e| disk::explained(e, space::checkpoint_bytes(config, model)))
 }
 
 /// The checkpoint to go on from, if the config asks for one and there is one.
