@@ -11,14 +11,22 @@ pub struct Axis {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Floor {
     Zero,
+    /// At the least value.
     Data,
+    /// A little below it, with as much room above the largest.
+    Below,
+}
+
+/// Whether a value has a place on an axis: numbers beyond are no measurements, and their differences no numbers.
+pub fn drawable(x: f64) -> bool {
+    x.abs() < 1e100
 }
 
 impl Axis {
-    /// Holds every finite value, with about `n` ticks.
+    /// Holds every value that is drawable, with about `n` ticks.
     pub fn of(values: impl Iterator<Item = f64>, floor: Floor, n: usize) -> Axis {
         let (mut lo, mut hi) = (f64::INFINITY, f64::NEG_INFINITY);
-        for x in values.filter(|x| x.is_finite()) {
+        for x in values.filter(|x| drawable(*x)) {
             (lo, hi) = (lo.min(x), hi.max(x));
         }
         if floor == Floor::Zero {
@@ -27,9 +35,14 @@ impl Axis {
         if lo > hi {
             (lo, hi) = (0.0, 1.0);
         }
-        if lo == hi {
-            let room = if lo == 0.0 { 1.0 } else { lo.abs() * 0.1 };
+        // closer than that, and no tick between them has a number of its own
+        if hi - lo <= 1e-9 * lo.abs().max(hi.abs()).max(1e-90) {
+            let room = if lo.abs() < 1e-90 { 1.0 } else { lo.abs() * 0.1 };
             (lo, hi) = (lo - if floor == Floor::Zero { 0.0 } else { room }, hi + room);
+        }
+        if floor == Floor::Below {
+            let room = 0.04 * (hi - lo);
+            (lo, hi) = (lo - room, hi + room);
         }
         let step = nice((hi - lo) / n.max(1) as f64);
         let (first, last) = ((lo / step).ceil() as i64, (hi / step).floor() as i64);
@@ -96,13 +109,21 @@ mod tests {
 
     #[test]
     fn an_axis_holds_its_values_whatever_they_are() {
-        for values in
-            [vec![], vec![5.0], vec![0.0], vec![-3.0], vec![f64::NAN, 2.0, f64::INFINITY], vec![1e-300, 1e300]]
-        {
-            for floor in [Floor::Zero, Floor::Data] {
+        let cases: [&[f64]; 8] = [
+            &[],
+            &[5.0],
+            &[0.0],
+            &[-3.0],
+            &[f64::NAN, 2.0, f64::INFINITY, 1e300],
+            &[5e-324, 0.0],
+            &[1e-300, 1e99],
+            &[1.0, 1.0 + 1e-15],
+        ];
+        for values in cases {
+            for floor in [Floor::Zero, Floor::Data, Floor::Below] {
                 let axis = Axis::of(values.iter().copied(), floor, 5);
                 assert!(axis.lo < axis.hi && axis.ticks.len() <= 30, "{values:?}: {axis:?}");
-                for x in values.iter().filter(|x| x.is_finite()) {
+                for x in values.iter().filter(|x| drawable(**x)) {
                     assert!((0.0..=1.0).contains(&axis.at(*x)), "{values:?}: {axis:?}");
                 }
             }

@@ -23,7 +23,7 @@ pub fn loss(run: &Folder) -> Figure {
     }
     let rate = curve("", run.curve("learning_rate").to_vec(), Style::Line, 2);
     let panels = [
-        Panel { title: "loss", curves, height: 260.0, floor: Floor::Data },
+        Panel { title: "loss", curves, height: 260.0, floor: Floor::Below },
         Panel { title: "learning rate", curves: vec![rate], height: 70.0, floor: Floor::Zero },
     ];
     figure(&format!("{}: loss and learning rate over steps", run.name()), &panels, WIDTH)
@@ -56,11 +56,11 @@ pub fn overlay(runs: &[Folder]) -> Figure {
         title: "train loss (smoothed)",
         curves: curves("loss", true, Style::Line),
         height: 260.0,
-        floor: Floor::Data,
+        floor: Floor::Below,
     }];
     let evals = curves("eval_loss", false, Style::Dots);
     if !evals.is_empty() {
-        panels.push(Panel { title: "eval loss", curves: evals, height: 180.0, floor: Floor::Data });
+        panels.push(Panel { title: "eval loss", curves: evals, height: 180.0, floor: Floor::Below });
     }
     figure("losses over steps", &panels, WIDTH)
 }

@@ -91,7 +91,7 @@ impl Figure {
     fn panel(&mut self, panel: &Panel, steps: &Axis, top: f64) {
         let (right, bottom) = (self.width - RIGHT, top + panel.height);
         let values = panel.curves.iter().flat_map(|curve| &curve.points).map(|(_, value)| *value);
-        let axis = Axis::of(values, panel.floor, (panel.height / 40.0).max(2.0) as usize);
+        let axis = Axis::of(values, panel.floor, (panel.height / 30.0) as usize);
         let x = |step: f64| LEFT + steps.at(step) * (right - LEFT);
         let y = |value: f64| bottom - axis.at(value) * panel.height;
         for (value, label) in &axis.ticks {
@@ -102,6 +102,7 @@ impl Figure {
             self.line(vec![(x(*step), bottom), (x(*step), bottom + 4.0)], 1.0, Ink::Muted);
             self.text((x(*step), bottom + 17.0), label, SMALL, Anchor::Middle, Ink::Muted);
         }
+        self.text((LEFT - 14.0, bottom + 17.0), "step", SMALL, Anchor::End, Ink::Muted);
         self.line(vec![(LEFT, bottom), (right, bottom)], 1.0, Ink::Muted);
         self.text((LEFT, top - 11.0), panel.title, 13.0, Anchor::Start, Ink::Text);
         for curve in &panel.curves {
@@ -132,8 +133,8 @@ impl Figure {
         for curve in curves.iter().rev().filter(|curve| !curve.label.is_empty()) {
             let begin = end - curve.label.chars().count() as f64 * LETTER;
             self.text((begin, baseline), &curve.label, SMALL, Anchor::Start, Ink::Muted);
-            self.curve(curve, vec![(begin - 24.0, baseline - 4.0), (begin - 6.0, baseline - 4.0)]);
-            end = begin - 38.0;
+            self.curve(curve, vec![(begin - 27.0, baseline - 4.0), (begin - 9.0, baseline - 4.0)]);
+            end = begin - 42.0;
         }
     }
 
