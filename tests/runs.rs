@@ -77,7 +77,11 @@ fn a_run_says_what_it_was_and_goes_on_in_the_same_files() {
     assert_eq!(events(&out.join("tensorboard")), STEPS as usize);
     assert_eq!(json(&out.join("run.json"))["resumed_from"].as_array().map(Vec::len), Some(0));
     let zero = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
-    assert_eq!(zero.lines().filter(|line| line.contains("\"step\":0,")).count(), 1, "the evaluation before the first step");
+    assert_eq!(
+        zero.lines().filter(|line| line.contains("\"step\":0,")).count(),
+        1,
+        "the evaluation before the first step"
+    );
 }
 
 #[test]

@@ -179,6 +179,7 @@ mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
+    #[allow(clippy::needless_update, reason = "lines of metrics get more numbers")]
     fn view(steps: u64) -> View {
         let mut view = View { title: "quickstart".into(), memory: Some(8 << 30), ..View::default() };
         view.message("cpu on CPU, 2 threads (as asked)");
@@ -195,6 +196,7 @@ mod tests {
                 num_input_tokens_seen: 1000 * step,
                 tokens_per_second: 1234.5,
                 memory: 2 << 30,
+                ..StepMetrics::default()
             });
             if step % 10 == 0 {
                 view.eval(&EvalMetrics { step, eval_loss: loss + 0.1, ..EvalMetrics::default() });

@@ -18,6 +18,9 @@ pub struct Sample {
     pub step: u64,
     pub prompt: String,
     pub text: String,
+    /// What the record has there.
+    #[serde(default)]
+    pub reference: String,
 }
 
 /// What is to be seen of a run.

@@ -109,8 +109,12 @@ fn samples(all: &[Sample]) -> String {
     let pair = |prompt: &str| {
         let of: Vec<&Sample> = all.iter().filter(|sample| sample.prompt == prompt).collect();
         let ends = if of.len() > 1 { vec![of[0], of[of.len() - 1]] } else { of };
+        let wanted = ends.iter().map(|sample| sample.reference.as_str()).find(|text| !text.is_empty());
+        let wanted = wanted.map_or(String::new(), |text| {
+            format!("<details><summary>what the record has there</summary><pre>{}</pre></details>\n", escaped(text))
+        });
         let shown = ends.into_iter().map(said).collect::<String>();
-        format!("<pre class=\"prompt\">{}</pre>\n<div class=\"pair\">{shown}</div>\n", escaped(prompt))
+        format!("<pre class=\"prompt\">{}</pre>\n<div class=\"pair\">{shown}</div>\n{wanted}", escaped(prompt))
     };
     format!("<h2>Samples</h2>\n{}", prompts.into_iter().map(pair).collect::<String>())
 }
