@@ -1,5 +1,5 @@
 //! A run as one page that needs nothing else: no script, no other file, no network. Every text of the run is escaped.
-use super::super::record::info::RunInfo;
+use super::super::record::info::{Finding, RunInfo, Status};
 use super::folder::{Folder, Sample, State};
 use super::svg::{self, escaped};
 use super::words::{bytes, duration, grouped};
@@ -58,7 +58,7 @@ fn about(run: &Folder) -> String {
 
 fn problem(run: &Folder) -> String {
     match &run.info.error {
-        Some(error) if run.state != State::As(super::super::record::info::Status::Finished) => {
+        Some(error) if run.state != State::As(Status::Finished) => {
             format!("<p class=\"error\">{}</p>\n", escaped(error))
         }
         _ => String::new(),
@@ -161,7 +161,7 @@ fn data(info: &RunInfo) -> String {
         ),
         ("padding", Some(format!("{:.1} % of what is computed", 100.0 * (1.0 - d.fill)))),
     ];
-    let found = |f: &super::super::record::info::Finding| {
+    let found = |f: &Finding| {
         let class = if f.warning { " class=\"warning\"" } else { "" };
         format!("<li{class}>{}</li>\n", escaped(&f.text))
     };
