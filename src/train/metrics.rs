@@ -4,6 +4,7 @@ use serde::Serialize;
 use std::path::Path;
 
 pub const FILE: &str = "metrics.jsonl";
+pub const SAMPLES: &str = "samples.jsonl";
 
 /// A step. Loss and norm are this step's; tokens per second count from the last line on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -22,6 +23,12 @@ pub struct StepMetrics {
     pub tokens_per_second: f64,
     /// Bytes on the device, at most so far.
     pub memory: u64,
+    /// The routers' balance loss, where it counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aux_loss: Option<f64>,
+    /// In float16: what the loss was multiplied by for the backward.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
 }
 
 /// An evaluation.
@@ -31,8 +38,20 @@ pub struct EvalMetrics {
     pub epoch: f64,
     /// Mean −log p over the counted labels, in nats.
     pub eval_loss: f64,
+    /// exp(eval_loss).
+    pub eval_perplexity: f64,
     /// Seconds.
     pub eval_runtime: f64,
+}
+
+/// What the model answered to a prompt.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct SampleLine {
+    pub step: u64,
+    pub prompt: String,
+    pub text: String,
+    /// What the record has there.
+    pub reference: String,
 }
 
 /// What the loop tells as it goes. The library itself never prints.

@@ -179,7 +179,6 @@ mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
-    #[allow(clippy::needless_update, reason = "lines of metrics get more numbers")]
     fn view(steps: u64) -> View {
         let mut view = View { title: "quickstart".into(), memory: Some(8 << 30), ..View::default() };
         view.message("cpu on CPU, 2 threads (as asked)");

@@ -25,7 +25,6 @@ pub fn picture(run: &Folder, step: u64) -> Result<String> {
 }
 
 /// What the run told up to `until`.
-#[allow(clippy::needless_update, reason = "lines of metrics get more numbers")]
 fn replay(run: &Folder, until: u64) -> View {
     let mut view = View { title: run.name(), memory: run.info.device.memory, ..View::default() };
     view.message(&format!("{} on {}", run.info.device.backend, run.info.device.name));

@@ -60,6 +60,27 @@ words! {
         ConstantWithWarmup = "constant_with_warmup",
         InverseSqrt = "inverse_sqrt",
     }
+    /// When the run evaluates.
+    EvalStrategy {
+        No = "no",
+        Steps = "steps",
+        /// After each epoch.
+        Epoch = "epoch",
+    }
+    /// When the run saves a checkpoint, but for the last.
+    SaveStrategy {
+        No = "no",
+        Steps = "steps",
+        /// After each epoch.
+        Epoch = "epoch",
+        /// After an evaluation that was the best so far.
+        Best = "best",
+    }
+    /// What tells the best evaluation.
+    BestMetric {
+        Loss = "eval_loss" | "loss",
+        Perplexity = "eval_perplexity" | "perplexity",
+    }
     /// Which biases are trained beside the adapters.
     LoraBias {
         None = "none",
@@ -166,6 +187,46 @@ pub enum Resume {
     Never,
     /// At this checkpoint.
     Folder(PathBuf),
+}
+
+/// A distance between steps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Every {
+    Steps(u64),
+    /// Of all the run's steps.
+    Share(f64),
+}
+
+impl Every {
+    /// In a run of so many steps; transformers' rounding.
+    pub fn steps(self, total: u64) -> u64 {
+        match self {
+            Every::Steps(steps) => steps,
+            Every::Share(share) => ((total as f64 * share).ceil() as u64).max(1),
+        }
+    }
+}
+
+impl FromNode for Every {
+    fn wanted() -> String {
+        "a whole number of steps, or a share between 0 and 1".into()
+    }
+    fn from_value(value: &Value) -> Option<Every> {
+        match f64::from_value(value)? {
+            x if x >= 1.0 && x.fract() == 0.0 => Some(Every::Steps(x as u64)),
+            x if x > 0.0 && x < 1.0 => Some(Every::Share(x)),
+            _ => None,
+        }
+    }
+}
+
+impl Serialize for Every {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Every::Steps(steps) => s.serialize_u64(*steps),
+            Every::Share(share) => s.serialize_f64(*share),
+        }
+    }
 }
 
 impl FromNode for bool {

@@ -7,7 +7,7 @@ mod protobuf;
 mod tensorboard;
 pub mod time;
 use super::config::{Tracker, TrainConfig};
-use super::metrics::{self, EvalMetrics, StepMetrics};
+use super::metrics::{self, EvalMetrics, SampleLine, StepMetrics};
 use super::report;
 use crate::error::{Error, Result};
 use info::RunInfo;
@@ -16,16 +16,6 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
 use tensorboard::Events;
-
-pub const SAMPLES: &str = "samples.jsonl";
-
-/// A text that the model made on the way.
-#[derive(Serialize)]
-struct Sample<'a> {
-    step: u64,
-    prompt: &'a str,
-    text: &'a str,
-}
 
 pub(super) struct Record {
     dir: PathBuf,
@@ -54,7 +44,7 @@ impl Record {
         info.write(&dir)?;
         Ok(Record {
             metrics: Lines::open(dir.join(metrics::FILE), done)?,
-            samples: Lines::open(dir.join(SAMPLES), done)?,
+            samples: Lines::open(dir.join(metrics::SAMPLES), done)?,
             events,
             before: info.seconds,
             since: Instant::now(),
@@ -80,10 +70,10 @@ impl Record {
         self.scalars(eval.step, eval)
     }
 
-    pub fn sample(&mut self, step: u64, prompt: &str, text: &str) -> Result<()> {
-        self.samples.line(&Sample { step, prompt, text })?;
+    pub fn sample(&mut self, sample: &SampleLine) -> Result<()> {
+        self.samples.line(sample)?;
         match &mut self.events {
-            Some(events) => events.text(step, "samples", &format!("> {prompt}\n\n{text}")),
+            Some(events) => events.text(sample.step, "samples", &format!("> {}\n\n{}", sample.prompt, sample.text)),
             None => Ok(()),
         }
     }

@@ -1,6 +1,6 @@
 //! A run's folder, read back: its facts, its curves, its samples, its checkpoints. Nothing of it is trusted.
+use super::super::record::info;
 use super::super::record::info::{RunInfo, Status};
-use super::super::record::{self, info};
 use super::super::{checkpoint, metrics};
 use super::figure::Points;
 use crate::error::{Error, Result};
@@ -87,7 +87,7 @@ impl Folder {
             config,
             keys,
             curves: curves(&dir.join(metrics::FILE))?,
-            samples: samples(&dir.join(record::SAMPLES))?,
+            samples: samples(&dir.join(metrics::SAMPLES))?,
             checkpoints: checkpoint::names(dir)?,
         })
     }
@@ -214,7 +214,7 @@ mod tests {
             "{\"step\":0,\"eval_loss\":3.5}\n{\"step\":1,\"loss\":2.0}\n{\"step\":2,\"loss\":null}\n{\"step\":3,\"lo";
         fs::write(at(metrics::FILE), lines).unwrap();
         let sample = |text: &str| format!("{{\"step\":0,\"prompt\":\"p\",\"text\":{text:?}}}\n");
-        fs::write(at(record::SAMPLES), sample("a") + &sample("b")).unwrap();
+        fs::write(at(metrics::SAMPLES), sample("a") + &sample("b")).unwrap();
         fs::create_dir(at("checkpoint-10")).unwrap();
         fs::create_dir(at("checkpoint-9")).unwrap();
         let run = Folder::read(dir.path()).unwrap();

@@ -125,8 +125,12 @@ fn result(run: &Folder) -> String {
     let at = |name: &str| run.path.join(name).is_file();
     let base = &run.info.model.name;
     let generate = "luthier generate --prompt \"…\"";
+    let merged = "--format merged-16bit --out merged";
     let commands = match (at("adapter_model.safetensors"), at("config.json")) {
-        (true, _) => format!("{generate} --model {} --adapter {}", quoted(base), quoted(&path)),
+        (true, _) => {
+            let input = format!("--model {} --adapter {}", quoted(base), quoted(&path));
+            format!("{generate} {input}\nluthier export {input} {merged}")
+        }
         (false, true) => format!("{generate} --model {}", quoted(&path)),
         (false, false) => {
             "luthier train CONFIG        # the same command again goes on from the newest checkpoint".into()
