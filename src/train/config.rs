@@ -18,7 +18,8 @@ use serde::Serialize;
 use source::{Key, Source};
 use std::path::{Path, PathBuf};
 pub use values::{
-    BestMetric, Bytes, Checkpointing, EvalStrategy, Every, LoraBias, Method, Optim, Resume, SaveStrategy, SchedulerType,
+    BestMetric, Bytes, Checkpointing, EvalStrategy, Every, LoraBias, Method, Optim, ReportTo, Resume, SaveStrategy,
+    SchedulerType, Tracker,
 };
 
 /// Declares a table of the config: `key | "alias": Type = default, if rule, "what must be";`. No default: must be given.
@@ -192,6 +193,10 @@ keys! {
         /// Checkpoints kept; older ones go once a newer one is whole, but never that of the best evaluation. transformers keeps all of
         /// them.
         save_total_limit | "save_limit": usize = 2, if |n| *n >= 1, "1 or more";
+        /// Where metrics go beside `metrics.jsonl`: `"tensorboard"`, `"none"`, or a list. transformers' default is `"none"`.
+        report_to: ReportTo = ReportTo(vec![Tracker::TensorBoard]);
+        /// The folder of TensorBoard's event files; `output_dir/tensorboard` where not given.
+        logging_dir: Option<PathBuf> = None;
         /// Of shuffling, splitting and adapter initialisation.
         seed: u64 = 42;
         /// `"auto"`: the newest whole checkpoint of `output_dir`, or step 0 where there is none. Or a checkpoint's folder;

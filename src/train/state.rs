@@ -2,10 +2,10 @@
 use super::best::Best;
 use super::checkpoint::{self, Keep, RunDir};
 use super::config::{Resume, TrainConfig};
-use super::disk;
 use super::loss_scale::LossScale;
 use super::metrics::{self, Reporter};
 use super::optim::Optimizer;
+use super::{disk, space};
 use crate::backend::Backend;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
@@ -58,6 +58,8 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "eval_steps",
         "save_steps",
         "save_total_limit",
+        "report_to",
+        "logging_dir",
         "eval_strategy",
         "eval_on_start",
         "eval_samples",
@@ -179,6 +181,7 @@ pub(super) fn save(
         let text = serde_json::to_vec_pretty(state).map_err(|e| Error::Bug(e.to_string()))?;
         std::fs::write(dir.join(STATE), text).map_err(Error::write(dir.join(STATE)))
     })
+    .map_err(|e| disk::explained(e, space::checkpoint_bytes(config, model)))
 }
 
 /// The checkpoint to go on from, if the config asks for one and there is one.

@@ -87,6 +87,48 @@ words! {
     }
 }
 
+/// Who is told of a run as it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracker {
+    TensorBoard,
+}
+
+/// Every tracker that is told; none where it is empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReportTo(pub Vec<Tracker>);
+
+impl FromNode for ReportTo {
+    fn wanted() -> String {
+        "\"tensorboard\", \"none\", or a list of these (others are not there)".into()
+    }
+    fn from_value(value: &Value) -> Option<ReportTo> {
+        let words = Vec::<String>::from_value(value)?;
+        let mut trackers = Vec::new();
+        for word in words {
+            match word.as_str() {
+                "tensorboard" | "all" => trackers.push(Tracker::TensorBoard),
+                "none" => {}
+                _ => return None,
+            }
+        }
+        trackers.dedup();
+        Some(ReportTo(trackers))
+    }
+}
+
+impl Serialize for ReportTo {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let name = |tracker: &Tracker| match tracker {
+            Tracker::TensorBoard => "tensorboard",
+        };
+        match &self.0[..] {
+            [] => s.serialize_str("none"),
+            [one] => s.serialize_str(name(one)),
+            several => s.collect_seq(several.iter().map(name)),
+        }
+    }
+}
+
 fn one_of(words: &[&str]) -> String {
     let quoted: Vec<String> = words.iter().map(|w| format!("{w:?}")).collect();
     match quoted.as_slice() {
