@@ -13,4 +13,4 @@ pub mod run;
 pub mod schedule;
 mod setup;
 mod state;
-pub use setup::{batch_options, data_options};
+pub use setup::{batch_options, data_options, hyper};

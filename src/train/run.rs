@@ -4,7 +4,7 @@ use super::config::{Resume, TrainConfig};
 use super::cursor::Cursor;
 use super::method::cross_entropy;
 use super::metrics::{EvalMetrics, MetricsFile, Reporter, StepMetrics};
-use super::optim::Optimizer;
+use super::optim::{Optimizer, Share};
 use super::schedule::Schedule;
 use super::state::{self, State};
 use super::{adapter, disk, setup};
@@ -83,7 +83,6 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         }
     }
     let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
-    optimizer.embedding_rate = config.embedding_learning_rate.map_or(1.0, |rate| rate / config.learning_rate);
     let mut state = fresh;
     if let Some((folder, found)) = resume {
         state::load(b, &mut model, &mut optimizer, &folder, found.global_step)?;
@@ -105,6 +104,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let metrics = MetricsFile::open(&config.output_dir, state.global_step)?;
     disk::publish(&config.output_dir.join("config.toml"), |file| disk::write(file, config.to_toml()?.as_bytes()))?;
     report_parameters(&model, reporter);
+    report_rates(&optimizer, reporter);
     reporter.message(&format!("activations: {plan:?}, {total} steps of {N} tokens"));
     reporter.start(state.global_step, total);
     let schedule = Schedule::new(config, total);
@@ -145,6 +145,17 @@ fn report_parameters(model: &Model, reporter: &mut dyn Reporter) {
     reporter.message(&format!("trainable params: {count} || all params: {total} || trainable%: {percent:.4}"));
     let parts = model.trainable_parts().into_iter().map(|(part, count)| format!("{part} {}", grouped(count as u64)));
     reporter.message(&format!("of these: {}", parts.collect::<Vec<_>>().join(", ")));
+}
+
+/// Where there is more than one: each learning rate, and for how many parameters.
+fn report_rates(optimizer: &Optimizer, reporter: &mut dyn Reporter) {
+    if optimizer.shares().count() < 2 {
+        return;
+    }
+    for Share { rule, rate, count } in optimizer.shares() {
+        let what = if *rate == 0.0 { "frozen".to_string() } else { format!("learning rate {rate:e}") };
+        reporter.message(&format!("{what}: {} parameters ({rule})", grouped(*count as u64)));
+    }
 }
 
 /// Digits in groups of three: 1,234,567.

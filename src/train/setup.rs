@@ -1,6 +1,6 @@
 //! From a config to what a run works with: data, model, buffers.
-use super::config::{Checkpointing, LoraConfig as LoraKeys, Method, Optim, TrainConfig};
-use super::optim::Hyper;
+use super::config::{AdjustLr, Checkpointing, LoraConfig as LoraKeys, Method, Optim, TrainConfig};
+use super::optim::{Decay, Hyper, Precision, Rates, Rule};
 use crate::backend::Backend;
 use crate::data::{BatchOptions, DataOptions, Packing, Tokenizer};
 use crate::model::lora::LoraConfig;
@@ -64,15 +64,43 @@ pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>) -> Lo
     }
 }
 
-pub(super) fn hyper(config: &TrainConfig) -> Hyper {
+/// What the optimizer is told.
+pub fn hyper(config: &TrainConfig) -> Hyper {
+    let (rule, precision) = match config.optim {
+        Optim::AdamW => (Rule::AdamW, Precision::F32),
+        Optim::AdamW8bit => (Rule::AdamW, Precision::Bits8),
+        Optim::Lion => (Rule::Lion, Precision::F32),
+        Optim::Lion8bit => (Rule::Lion, Precision::Bits8),
+        Optim::Sgd => (Rule::Sgd, Precision::F32),
+        Optim::Muon => (Rule::Muon, Precision::F32),
+    };
+    let (args, muon) = (&config.optim_args, rule == Rule::Muon);
     Hyper {
+        rule,
+        precision,
+        momentum: args.momentum.unwrap_or(if muon { 0.95 } else { 0.0 }),
+        dampening: args.dampening.unwrap_or(0.0),
+        nesterov: args.nesterov.unwrap_or(muon),
+        ns_steps: args.ns_steps.unwrap_or(5),
+        adjust_lr: args.adjust_lr_fn.unwrap_or(AdjustLr::Original),
         beta1: config.adam_beta1,
         beta2: config.adam_beta2,
         eps: config.adam_epsilon,
         weight_decay: config.weight_decay,
         max_grad_norm: config.max_grad_norm,
-        eight_bit: config.optim == Optim::AdamW8bit,
-        decay_all: false,
+        decay: Decay::Weights,
+        rates: rates(config),
+    }
+}
+
+fn rates(config: &TrainConfig) -> Rates {
+    Rates {
+        base: config.learning_rate,
+        patterns: config.learning_rates.clone(),
+        embedding: config.embedding_learning_rate,
+        loraplus_ratio: config.loraplus_lr_ratio,
+        loraplus_embedding: config.loraplus_lr_embedding,
+        model: config.model_name_or_path.clone(),
     }
 }
 

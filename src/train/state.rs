@@ -48,6 +48,8 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         // may be changed on the way, after a loss that ran off for one
         "learning_rate",
         "embedding_learning_rate",
+        "loraplus_lr_ratio",
+        "loraplus_lr_embedding",
         "lr_scheduler_type",
         "lr_scheduler_kwargs",
         "warmup_steps",

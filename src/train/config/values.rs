@@ -43,12 +43,25 @@ words! {
         /// Documents end to end; every token counts.
         Pretrain = "pretrain" | "pt",
     }
-    /// The optimizer, and how it stores its two moments.
+    /// The optimizer, and how it stores its states.
     Optim {
         /// In f32.
         AdamW = "adamw" | "adamw_torch" | "adamw_torch_fused",
         /// In 8 bits per value, block-wise, as bitsandbytes does.
         AdamW8bit = "adamw_8bit" | "adamw_bnb_8bit",
+        Lion = "lion_32bit" | "lion",
+        Lion8bit = "lion_8bit",
+        Sgd = "sgd",
+        Muon = "muon",
+    }
+    /// What Muon multiplies the learning rate of a matrix by.
+    AdjustLr {
+        /// √max(1, outputs/inputs).
+        Original = "original",
+        /// 0.2·√max(outputs, inputs).
+        MatchRmsAdamw = "match_rms_adamw",
+        /// √(outputs/inputs).
+        SpectralUnclamped = "spectral_unclamped",
     }
     /// The shape of the learning rate over the run, named as in transformers.
     SchedulerType {

@@ -1,0 +1,172 @@
+//! Optimizers over all trained weights: AdamW, SGD, Lion, Muon; their states in f32 or in blocks of 8 bits; norm and clipping.
+//!
+//! A step: norm of all gradients -> finite? -> each weight moves by its gradient times the clipping factor -> gradients to 0.
+//! Weights that have everything in common (`kind`) lie in one group (`flat`) and move by one launch, but for Muon's (`muon`).
+use super::flat::{self, Group, Place};
+use crate::backend::{Backend, Buf};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::param::Matrices;
+use crate::ops::adamw::AdamW;
+use crate::ops::dyn8;
+use crate::ops::gradnorm::{self, GradNorm, GradNormFinish};
+use crate::ops::lion::Lion;
+use crate::ops::sgd::Sgd;
+use kind::{Kind, Kinds};
+use muon::{Moved, Muon};
+use states::States;
+
+mod hyper;
+mod kind;
+mod muon;
+mod rates;
+mod save;
+mod states;
+pub use hyper::{Decay, Hyper, Precision, Rule};
+pub use rates::{Rates, Share};
+
+pub struct Optimizer {
+    hyper: Hyper,
+    /// Steps done.
+    pub step: u64,
+    groups: Vec<Group<Kind>>,
+    /// One per group.
+    states: Vec<States>,
+    /// One per trained weight, in the model's order.
+    places: Vec<Place>,
+    /// The matrices of each trained weight.
+    matrices: Vec<Matrices>,
+    muon: Option<Muon>,
+    shares: Vec<Share>,
+    partial: Buf,
+    norm: Buf,
+    scale: Buf,
+    map1: Buf,
+    map2: Buf,
+}
+
+impl Optimizer {
+    /// Moves the model's small trained weights together (see `flat`). A weight whose rate is 0 is frozen from then on.
+    pub fn new(b: &dyn Backend, model: &mut Model, hyper: Hyper) -> Result<Optimizer> {
+        let (mut rule_of, shares) = hyper.rates.shares(model)?;
+        hyper.rates.freeze(b, model, &mut rule_of, &shares)?;
+        let rates: Vec<f64> = rule_of.iter().map(|rule| shares[*rule].rate / hyper.rates.base).collect();
+        let kinds = Kinds::new(model, &hyper);
+        let kinds: Vec<Kind> = model.trained().zip(rates).map(|(param, rate)| kinds.of(param, rate)).collect();
+        let matrices: Vec<Matrices> = model.trained().map(|param| param.matrices()).collect();
+        let by_muon: Vec<Matrices> =
+            kinds.iter().zip(&matrices).filter(|(kind, _)| kind.rule == Rule::Muon).map(|(_, m)| *m).collect();
+        let (groups, places) = flat::group(b, model, kinds)?;
+        let states = |g: &Group<Kind>| States::new(b, states::slots(g.key.rule, g.key.precision, &hyper), g.grad.len());
+        let states = groups.iter().map(states).collect::<Result<_>>()?;
+        let partials: usize = groups.iter().map(|g| g.grad.len().div_ceil(gradnorm::BLOCK)).sum();
+        let muon = if by_muon.is_empty() { None } else { Some(Muon::new(b, model.dtype, &by_muon)?) };
+        Ok(Optimizer {
+            hyper,
+            step: 0,
+            groups,
+            states,
+            places,
+            matrices,
+            muon,
+            shares,
+            partial: b.alloc(partials.max(1), DType::F32)?,
+            norm: b.alloc(1, DType::F32)?,
+            scale: b.alloc(1, DType::F32)?,
+            map1: b.alloc_f32(&dyn8::dynamic_map(true), DType::F32)?,
+            map2: b.alloc_f32(&dyn8::dynamic_map(false), DType::F32)?,
+        })
+    }
+
+    /// The learning rates in use, and how many parameters have each.
+    pub fn shares(&self) -> impl Iterator<Item = &Share> {
+        self.shares.iter().filter(|share| share.count > 0)
+    }
+
+    /// The norm of all gradients; leaves the clipping factor on the device. Waits.
+    pub fn gradient_norm(&mut self, b: &dyn Backend) -> Result<f32> {
+        let mut at = 0;
+        for Group { grad, .. } in &self.groups {
+            let blocks = grad.len().div_ceil(gradnorm::BLOCK);
+            b.gradnorm_partial(&mut self.partial.view(at, blocks), grad, &GradNorm { P: grad.len() as u32 })?;
+            at += blocks;
+        }
+        let p = GradNormFinish { P: self.partial.len() as u32, max_norm: self.hyper.max_grad_norm as f32 };
+        b.gradnorm_finish(&mut self.norm, &mut self.scale, &self.partial, &p)?;
+        Ok(b.download_f32(&self.norm)?[0])
+    }
+
+    /// One step at this learning rate; returns the gradient norm before clipping. A norm that is not finite moves nothing.
+    pub fn step(&mut self, b: &dyn Backend, lr: f64) -> Result<f32> {
+        let norm = self.gradient_norm(b)?;
+        if !norm.is_finite() {
+            return Err(Error::Stopped(format!("the gradient norm of step {} is {norm}", self.step + 1)));
+        }
+        self.advance(b, lr)?;
+        Ok(norm)
+    }
+
+    /// The weights move by their gradients, as the last `gradient_norm` clips them; then the gradients are 0.
+    pub fn advance(&mut self, b: &dyn Backend, lr: f64) -> Result<()> {
+        self.step += 1;
+        (0..self.groups.len()).try_for_each(|group| self.step_group(b, group, lr))
+    }
+
+    /// The same for one group, as part of the step that `self.step` counts already.
+    fn step_group(&mut self, b: &dyn Backend, group: usize, lr: f64) -> Result<()> {
+        let lr = lr * self.groups[group].key.rate;
+        match self.groups[group].key.rule {
+            Rule::Muon => self.step_matrices(b, group, lr)?,
+            _ => self.step_values(b, group, lr)?,
+        }
+        let Group { value, grad, master, .. } = &mut self.groups[group];
+        if let Some(master) = master {
+            b.cast(value, master)?;
+        }
+        b.fill(grad, 0.0)
+    }
+
+    /// The rules that take value by value.
+    fn step_values(&mut self, b: &dyn Backend, group: usize, lr: f64) -> Result<()> {
+        let Group { key, value, grad, master } = &mut self.groups[group];
+        let (h, P, scale) = (&self.hyper, grad.len(), &self.scale);
+        let (weight, betas) = (master.as_mut().unwrap_or(value), (h.beta1, h.beta2));
+        let decay = if key.decays { h.weight_decay } else { 0.0 };
+        let sgd = Sgd::new(P, self.step, lr, (h.momentum, h.dampening), h.nesterov, decay);
+        let states = &mut self.states[group].views(0, P)[..];
+        match (key.rule, states) {
+            (Rule::AdamW, [m, v]) => {
+                b.adamw_step(weight, m, v, grad, scale, &AdamW::new(P, self.step, lr, betas, h.eps, decay))
+            }
+            (Rule::AdamW, [m, v, absmax1, absmax2]) => {
+                let p = AdamW::new(P, self.step, lr, betas, h.eps, decay);
+                b.adamw_step_8bit(weight, m, v, absmax1, absmax2, grad, scale, &self.map1, &self.map2, &p)
+            }
+            (Rule::Lion, [m]) => b.lion_step(weight, m, grad, scale, &Lion::new(P, lr, betas, decay)),
+            (Rule::Lion, [m, absmax]) => {
+                b.lion_step_8bit(weight, m, absmax, grad, scale, &self.map1, &Lion::new(P, lr, betas, decay))
+            }
+            (Rule::Sgd, []) => b.sgd_step(weight, grad, scale, &sgd),
+            (Rule::Sgd, [m]) => b.sgd_step_momentum(weight, m, grad, scale, &sgd),
+            (rule, states) => Err(Error::Bug(format!("{rule:?} with {} states", states.len()))),
+        }
+    }
+
+    /// Muon, weight by weight.
+    fn step_matrices(&mut self, b: &dyn Backend, group: usize, lr: f64) -> Result<()> {
+        let Group { key, value, grad, master } = &self.groups[group];
+        let weight = master.as_ref().unwrap_or(value);
+        let decay = if key.decays { self.hyper.weight_decay } else { 0.0 };
+        let muon = self.muon.as_mut().expect("made for such groups");
+        for (place, matrices) in self.places.iter().zip(&self.matrices).filter(|(place, _)| place.group == group) {
+            let view = |buf: &Buf| buf.view(place.offset, place.len);
+            let [m] = &self.states[group].views(place.offset, place.len)[..] else {
+                return Err(Error::Bug("Muon has one state".into()));
+            };
+            let of = Moved { weight: &view(weight), m, grad: &view(grad), scale: &self.scale };
+            muon.step(b, &self.hyper, &of, matrices, lr, decay)?;
+        }
+        Ok(())
+    }
+}
