@@ -3,7 +3,7 @@
 //! A step: norm of all gradients -> finite? -> each weight moves by its gradient times the clipping factor -> gradients to 0.
 //! Weights that have everything in common (`kind`) lie in one group (`flat`) and move by one launch, but for Muon's (`muon`).
 use super::flat::{self, Group, Place};
-use crate::backend::{Backend, Buf};
+use crate::backend::{Backend, Buf, Charge, Use};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -49,6 +49,7 @@ pub struct Optimizer {
 impl Optimizer {
     /// Moves the model's small trained weights together (see `flat`). A weight whose rate is 0 is frozen from then on.
     pub fn new(b: &dyn Backend, model: &mut Model, hyper: Hyper) -> Result<Optimizer> {
+        let _charge = Charge::to(b, Use::Optimizer);
         let (mut rule_of, shares) = hyper.rates.shares(model)?;
         hyper.rates.freeze(b, model, &mut rule_of, &shares)?;
         let rates: Vec<f64> = rule_of.iter().map(|rule| shares[*rule].rate / hyper.rates.base).collect();

@@ -7,7 +7,7 @@
 //! Products are in bf16 with f32 sums where the model is stored in 16 bits, as the original's are: the polynomial pulls singular
 //! values to 0.7 .. 1.2 and no closer, so more digits change nothing. In f32 where the model is, and where a 16-bit row would be odd.
 use super::hyper::Hyper;
-use crate::backend::{Backend, Buf};
+use crate::backend::{Backend, Buf, Charge, Use};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::model::param::Matrices;
@@ -196,6 +196,7 @@ impl Muon {
         if let Some((_, buf)) = self.offsets.iter().find(|(of, _)| *of == (E, rows)) {
             return Ok(buf.view(0, E + 1));
         }
+        let _charge = Charge::to(b, Use::Optimizer);
         let values: Vec<u32> = (0..=E).map(|e| (e * rows) as u32).collect();
         let buf = b.alloc_u32(&values)?;
         let view = buf.view(0, E + 1);
