@@ -120,8 +120,9 @@ keys! {
         adam_epsilon: f64 = 1e-8, if |x| *x > 0.0, "more than 0";
         /// The gradient's norm is clipped to it; 0: not clipped.
         max_grad_norm | "gradient_clipping": f64 = 1.0, if |x| *x >= 0.0, "0 or more";
-        /// `"adamw"`, `"adamw_8bit"`, `"lion_32bit"`, `"lion_8bit"`, `"sgd"` or `"muon"`; Hugging Face's other names for them are
-        /// understood. [optimizers.md](optimizers.md) says what each does and what it keeps in memory.
+        /// `"adamw"`, `"adamw_8bit"`, `"lion_32bit"`, `"lion_8bit"`, `"sgd"` or `"muon"`. `"paged_adamw_32bit"`,
+        /// `"paged_adamw_8bit"`, `"paged_lion_32bit"` and `"paged_lion_8bit"` keep their states in host memory. Hugging Face's other
+        /// names for them are understood. [optimizers.md](optimizers.md) says what each does and what it keeps in memory.
         optim | "optimizer": Optim = Optim::AdamW;
         /// Rates of some modules instead, by regular expressions for the ends of their names or of their weights', as in
         /// `{ 'layers\.[0-3]\..*' = 1e-5, 'o_proj|down_proj' = 5e-5 }`; the first that matches counts. 0: frozen.

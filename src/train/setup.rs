@@ -1,6 +1,6 @@
 //! From a config to what a run works with: data, model, buffers.
 use super::config::{AdjustLr, LoraConfig as LoraKeys, Method, Optim, TrainConfig};
-use super::optim::{Decay, Hyper, Precision, Rates, Rule};
+use super::optim::{Decay, Home, Hyper, Precision, Rates, Rule};
 use crate::data::{BatchOptions, DataOptions, Packing, Tokenizer};
 use crate::model::LoadOptions;
 use crate::model::lora::LoraConfig;
@@ -62,18 +62,22 @@ pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>) -> Lo
 
 /// What the optimizer is told.
 pub fn hyper(config: &TrainConfig) -> Hyper {
-    let (rule, precision) = match config.optim {
-        Optim::AdamW => (Rule::AdamW, Precision::F32),
-        Optim::AdamW8bit => (Rule::AdamW, Precision::Bits8),
-        Optim::Lion => (Rule::Lion, Precision::F32),
-        Optim::Lion8bit => (Rule::Lion, Precision::Bits8),
-        Optim::Sgd => (Rule::Sgd, Precision::F32),
-        Optim::Muon => (Rule::Muon, Precision::F32),
+    let rule = match config.optim {
+        Optim::AdamW | Optim::AdamW8bit | Optim::PagedAdamW | Optim::PagedAdamW8bit => Rule::AdamW,
+        Optim::Lion | Optim::Lion8bit | Optim::PagedLion | Optim::PagedLion8bit => Rule::Lion,
+        Optim::Sgd => Rule::Sgd,
+        Optim::Muon => Rule::Muon,
     };
+    let precision = match config.optim {
+        Optim::AdamW8bit | Optim::PagedAdamW8bit | Optim::Lion8bit | Optim::PagedLion8bit => Precision::Bits8,
+        Optim::AdamW | Optim::PagedAdamW | Optim::Lion | Optim::PagedLion | Optim::Sgd | Optim::Muon => Precision::F32,
+    };
+    let home = if config.optim.resident() == config.optim { Home::Device } else { Home::HOST };
     let (args, muon) = (&config.optim_args, rule == Rule::Muon);
     Hyper {
         rule,
         precision,
+        home,
         momentum: args.momentum.unwrap_or(if muon { 0.95 } else { 0.0 }),
         dampening: args.dampening.unwrap_or(0.0),
         nesterov: args.nesterov.unwrap_or(muon),

@@ -51,6 +51,11 @@ words! {
         AdamW8bit = "adamw_8bit" | "adamw_bnb_8bit",
         Lion = "lion_32bit" | "lion",
         Lion8bit = "lion_8bit",
+        /// Paged: states in host memory.
+        PagedAdamW = "paged_adamw_32bit" | "paged_adamw",
+        PagedAdamW8bit = "paged_adamw_8bit",
+        PagedLion = "paged_lion_32bit" | "paged_lion",
+        PagedLion8bit = "paged_lion_8bit",
         Sgd = "sgd",
         Muon = "muon",
     }
@@ -76,6 +81,19 @@ words! {
     /// Which biases are trained beside the adapters.
     LoraBias {
         None = "none",
+    }
+}
+
+impl Optim {
+    /// The same with its states on the device: what a paged optimizer computes.
+    pub fn resident(self) -> Optim {
+        match self {
+            Optim::PagedAdamW => Optim::AdamW,
+            Optim::PagedAdamW8bit => Optim::AdamW8bit,
+            Optim::PagedLion => Optim::Lion,
+            Optim::PagedLion8bit => Optim::Lion8bit,
+            other => other,
+        }
     }
 }
 

@@ -20,6 +20,21 @@ pub enum Precision {
     Bits8,
 }
 
+/// Where they lie between steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    Device,
+    /// In host memory; of each kind of weights so many values' states are on the device at a time, twice. A multiple of 4096.
+    Host {
+        page: usize,
+    },
+}
+
+impl Home {
+    /// The host, in pages that the bus takes some milliseconds for.
+    pub const HOST: Home = Home::Host { page: 1 << 23 };
+}
+
 /// Which weights decay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decay {
@@ -46,6 +61,7 @@ impl AdjustLr {
 pub struct Hyper {
     pub rule: Rule,
     pub precision: Precision,
+    pub home: Home,
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
@@ -69,6 +85,7 @@ impl Default for Hyper {
         Hyper {
             rule: Rule::AdamW,
             precision: Precision::F32,
+            home: Home::Device,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,

@@ -15,15 +15,17 @@ use crate::ops::lion::Lion;
 use crate::ops::sgd::Sgd;
 use kind::{Kind, Kinds};
 use muon::{Moved, Muon};
-use states::States;
+use pages::{Page, Pages};
+use states::{Slot, States};
 
 mod hyper;
 mod kind;
 mod muon;
+mod pages;
 mod rates;
 mod save;
 mod states;
-pub use hyper::{Decay, Hyper, Precision, Rule};
+pub use hyper::{Decay, Home, Hyper, Precision, Rule};
 pub use rates::{Rates, Share};
 
 pub struct Optimizer {
@@ -33,6 +35,8 @@ pub struct Optimizer {
     groups: Vec<Group<Kind>>,
     /// One per group.
     states: Vec<States>,
+    /// Where the states live on the host.
+    pages: Option<Pages>,
     /// One per trained weight, in the model's order.
     places: Vec<Place>,
     /// The matrices of each trained weight.
@@ -59,8 +63,13 @@ impl Optimizer {
         let by_muon: Vec<Matrices> =
             kinds.iter().zip(&matrices).filter(|(kind, _)| kind.rule == Rule::Muon).map(|(_, m)| *m).collect();
         let (groups, places) = flat::group(b, model, kinds)?;
-        let states = |g: &Group<Kind>| States::new(b, states::slots(g.key.rule, g.key.precision, &hyper), g.grad.len());
-        let states = groups.iter().map(states).collect::<Result<_>>()?;
+        let slots = |g: &Group<Kind>| (states::slots(g.key.rule, g.key.precision, &hyper), g.grad.len());
+        let slots: Vec<(&[Slot], usize)> = groups.iter().map(slots).collect();
+        let states = slots.iter().map(|(slots, P)| States::new(b, slots, *P, hyper.home)).collect::<Result<_>>()?;
+        let pages = match hyper.home {
+            Home::Device => None,
+            Home::Host { page } => Some(Pages::new(b, page, &slots)?),
+        };
         let partials: usize = groups.iter().map(|g| g.grad.len().div_ceil(gradnorm::BLOCK)).sum();
         let muon = if by_muon.is_empty() { None } else { Some(Muon::new(b, model.dtype, &by_muon)?) };
         Ok(Optimizer {
@@ -68,6 +77,7 @@ impl Optimizer {
             step: 0,
             groups,
             states,
+            pages,
             places,
             matrices,
             muon,
@@ -128,14 +138,32 @@ impl Optimizer {
         b.fill(grad, 0.0)
     }
 
-    /// The rules that take value by value.
+    /// The rules that take value by value: all at once, or page by page.
     fn step_values(&mut self, b: &dyn Backend, group: usize, lr: f64) -> Result<()> {
-        let Group { key, value, grad, master } = &mut self.groups[group];
-        let (h, P, scale) = (&self.hyper, grad.len(), &self.scale);
-        let (weight, betas) = (master.as_mut().unwrap_or(value), (h.beta1, h.beta2));
+        let P = self.groups[group].grad.len();
+        let Some(pages) = &mut self.pages else {
+            let mut states = self.states[group].device(0, P);
+            return self.step_page(b, Page { group, offset: 0, len: P }, &mut states, lr);
+        };
+        let own: Vec<Page> = pages.of(group, P).collect();
+        let after = self.groups.get(group + 1).and_then(|next| pages.of(group + 1, next.grad.len()).next());
+        for (i, page) in own.iter().enumerate() {
+            let pages = self.pages.as_mut().expect("they are there");
+            let mut states = pages.bring(b, &self.states, *page, own.get(i + 1).copied().or(after))?;
+            self.step_page(b, *page, &mut states, lr)?;
+            pages::put_back(b, &self.states[group], *page, &states)?;
+        }
+        Ok(())
+    }
+
+    /// Moves some values of a group, with their states on the device.
+    fn step_page(&self, b: &dyn Backend, page: Page, states: &mut [Buf], lr: f64) -> Result<()> {
+        let Page { group, offset, len: P } = page;
+        let Group { key, value, grad, master } = &self.groups[group];
+        let (h, scale, betas) = (&self.hyper, &self.scale, (self.hyper.beta1, self.hyper.beta2));
+        let (weight, grad) = (&mut master.as_ref().unwrap_or(value).view(offset, P), &grad.view(offset, P));
         let decay = if key.decays { h.weight_decay } else { 0.0 };
         let sgd = Sgd::new(P, self.step, lr, (h.momentum, h.dampening), h.nesterov, decay);
-        let states = &mut self.states[group].views(0, P)[..];
         match (key.rule, states) {
             (Rule::AdamW, [m, v]) => {
                 b.adamw_step(weight, m, v, grad, scale, &AdamW::new(P, self.step, lr, betas, h.eps, decay))
@@ -162,7 +190,7 @@ impl Optimizer {
         let muon = self.muon.as_mut().expect("made for such groups");
         for (place, matrices) in self.places.iter().zip(&self.matrices).filter(|(place, _)| place.group == group) {
             let view = |buf: &Buf| buf.view(place.offset, place.len);
-            let [m] = &self.states[group].views(place.offset, place.len)[..] else {
+            let [m] = &self.states[group].device(place.offset, place.len)[..] else {
                 return Err(Error::Bug("Muon has one state".into()));
             };
             let of = Moved { weight: &view(weight), m, grad: &view(grad), scale: &self.scale };

@@ -1,30 +1,31 @@
 //! An optimizer's part of a checkpoint: exact weights and states, each tensor by itself, whatever groups they lie in.
 use super::Optimizer;
+use super::states::Part;
 use crate::backend::{Backend, Buf};
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Outline, Tensors, Writer, dtype_of};
 use crate::model::Model;
-use crate::model::param::Param;
+use crate::model::param::{Param, Train};
 use std::path::Path;
 
 impl Optimizer {
     /// Weights and states to a file, exactly; `load` brings them back bit for bit.
     pub fn save(&self, b: &dyn Backend, model: &Model, file: &Path) -> Result<()> {
-        let mut parts: Vec<(String, Buf)> = Vec::new();
+        let mut parts: Vec<(String, Part)> = Vec::new();
         for (param, place) in model.trained().zip(&self.places) {
             let exact = exact(param);
-            parts.push((format!("{}.weight", param.name), exact.view(0, exact.len())));
+            parts.push((format!("{}.weight", param.name), Part::Device(exact.view(0, exact.len()))));
             let states = self.states[place.group].parts(*place);
             parts.extend(states.map(|(part, buf)| (format!("{}.{part}", param.name), buf)));
         }
-        let outline = |(name, buf): &(String, Buf)| Outline {
+        let outline = |(name, buf): &(String, Part)| Outline {
             name: name.clone(),
             dtype: dtype_of(buf.dtype()),
             shape: vec![buf.len()],
         };
         let mut writer = Writer::create(file, parts.iter().map(outline).collect())?;
         for (_, buf) in &parts {
-            writer.write(&b.download(buf)?)?;
+            writer.write(&buf.download(b)?)?;
         }
         writer.finish()
     }
@@ -32,30 +33,27 @@ impl Optimizer {
     /// What `save` wrote, for the same model and options.
     pub fn load(&mut self, b: &dyn Backend, model: &mut Model, file: &Path, step: u64) -> Result<()> {
         let tensors = Tensors::open(&[file.to_path_buf()])?;
-        let read = |name: String, buf: &mut Buf| {
+        let read = |name: String, part: &mut Part| {
             let tensor = tensors.get(&name)?;
-            if tensor.dtype != dtype_of(buf.dtype()) || tensor.shape != [buf.len()] {
-                let want = format!("{} values of {}", buf.len(), buf.dtype().name());
+            if tensor.dtype != dtype_of(part.dtype()) || tensor.shape != [part.len()] {
+                let want = format!("{} values of {}", part.len(), part.dtype().name());
                 let got = format!("{:?} of {:?}", tensor.shape, tensor.dtype);
                 let what =
                     format!("{want} are wanted, got {got}: another model, adapter or optimizer than the checkpoint's");
                 return Err(Error::content(file, name, what));
             }
-            b.upload(buf, tensor.bytes)
+            part.upload(b, tensor.bytes)
         };
         let trained = model.params_mut().filter(|p| p.train.is_some());
         for (param, place) in trained.zip(&self.places) {
-            for (part, mut buf) in self.states[place.group].parts(*place) {
-                read(format!("{}.{part}", param.name), &mut buf)?;
+            for (name, mut part) in self.states[place.group].parts(*place) {
+                read(format!("{}.{name}", param.name), &mut part)?;
             }
             let name = format!("{}.weight", param.name);
-            let Param { value, train: Some(train), .. } = param else { unreachable!("only trained weights") };
-            match &mut train.master {
-                Some(master) => {
-                    read(name, master)?;
-                    b.cast(value, master)?;
-                }
-                None => read(name, value)?,
+            let exact = exact(param);
+            read(name, &mut Part::Device(exact.view(0, exact.len())))?;
+            if let Param { value, train: Some(Train { master: Some(master), .. }), .. } = param {
+                b.cast(value, master)?;
             }
         }
         self.step = step;
