@@ -222,7 +222,7 @@ fn a_rehearsal_counts_what_a_run_takes() {
                 "{:?}",
                 layout.memory
             );
-            assert_eq!(part(Use::Adapter) > 0, keys.contains("[lora]"));
+            assert_eq!(part(Use::Adapter) > 0, keys.contains("[lora]"), "{keys}: {:?}", layout.memory);
             let away = ["offload", "unsloth", "paged"].iter().any(|word| keys.contains(word));
             assert_eq!(layout.memory.host_peak > 0, away, "{keys}");
         }

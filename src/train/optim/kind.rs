@@ -16,6 +16,8 @@ pub(super) struct Kind {
     /// The learning rate, in units of the run's.
     pub rate: f64,
     pub decays: bool,
+    /// Of an adapter, and not of the base: memory counts them apart.
+    pub adapter: bool,
 }
 
 /// What is to be known of a model to tell the kinds of its weights.
@@ -43,7 +45,8 @@ impl<'h> Kinds<'h> {
         let small = param.elements() < MIN_8BIT || self.embeddings.contains(&param.name);
         let precision = if small { Precision::F32 } else { self.hyper.precision };
         let decays = self.hyper.decay == Decay::All || decays(param);
-        Kind { dtype: param.value.dtype(), rule, precision, rate, decays }
+        let adapter = param.name.contains(".lora_");
+        Kind { dtype: param.value.dtype(), rule, precision, rate, decays, adapter }
     }
 
     /// A weight that multiplies, in a block: no vector, no norm of heads, no bias of experts.
@@ -52,8 +55,8 @@ impl<'h> Kinds<'h> {
     }
 }
 
-/// transformers' rule: no decay on norms (those of each head are a matrix) and biases; those of stacked experts are matrices, sinks and DoRA's magnitudes are
-/// neither.
+/// transformers' rule: no decay on norms (those of each head are a matrix) and biases; those of stacked experts are matrices,
+/// sinks and DoRA's magnitudes are neither.
 fn decays(param: &Param) -> bool {
     let neither = [".sinks", ".lora_magnitude_vector"].iter().any(|end| param.name.ends_with(end));
     let norm = |part: &str| part == "norm" || part.ends_with("_norm") || part.ends_with("layernorm");
