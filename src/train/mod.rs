@@ -20,4 +20,4 @@ pub mod schedule;
 mod setup;
 mod space;
 mod state;
-pub use setup::{batch_options, data_options};
+pub use setup::{batch_options, data_options, hyper};

@@ -5,7 +5,7 @@ use super::config::{EvalStrategy, Resume, SaveStrategy, TrainConfig};
 use super::cursor::Cursor;
 use super::loss_scale::LossScale;
 use super::metrics::Reporter;
-use super::optim::Optimizer;
+use super::optim::{Optimizer, Share};
 use super::plan::{Budget, Rehearsal, gib};
 use super::record::{Record, info::RunInfo};
 use super::report::words::grouped;
@@ -86,7 +86,6 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         }
     }
     let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
-    optimizer.embedding_rate = config.embedding_learning_rate.map_or(1.0, |rate| rate / config.learning_rate);
     let mut state = fresh;
     let from = resume.as_ref().map(|(folder, _)| folder.display().to_string());
     if let Some((folder, found)) = resume {
@@ -113,6 +112,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let record = Record::open(config, info, state.global_step, from)?;
     disk::publish(&config.output_dir.join("config.toml"), |file| disk::write(file, config.to_toml()?.as_bytes()))?;
     report_parameters(&model, reporter);
+    report_rates(&optimizer, reporter);
     let (plan, peak) = (&layout.plan, gib(layout.memory.peak));
     let host = if layout.memory.host_peak > 0 {
         format!(", {} on the host", gib(layout.memory.host_peak))
@@ -179,6 +179,17 @@ fn report_parameters(model: &Model, reporter: &mut dyn Reporter) {
     reporter.message(&format!("trainable params: {count} || all params: {total} || trainable%: {percent:.4}"));
     let parts = model.trainable_parts().into_iter().map(|(part, count)| format!("{part} {}", grouped(count as u64)));
     reporter.message(&format!("of these: {}", parts.collect::<Vec<_>>().join(", ")));
+}
+
+/// Where there is more than one: each learning rate, and for how many parameters.
+fn report_rates(optimizer: &Optimizer, reporter: &mut dyn Reporter) {
+    if optimizer.shares().count() < 2 {
+        return;
+    }
+    for Share { rule, rate, count } in optimizer.shares() {
+        let what = if *rate == 0.0 { "frozen".to_string() } else { format!("learning rate {rate:e}") };
+        reporter.message(&format!("{what}: {} parameters ({rule})", grouped(*count as u64)));
+    }
 }
 
 fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {

@@ -75,6 +75,8 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         // may be changed on the way, after a loss that ran off for one
         "learning_rate",
         "embedding_learning_rate",
+        "loraplus_lr_ratio",
+        "loraplus_lr_embedding",
         "lr_scheduler_type",
         "lr_scheduler_kwargs",
         "warmup_steps",
@@ -84,6 +86,8 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
     ];
     if let Some(keys) = value.as_object_mut() {
         silent.iter().for_each(|key| drop(keys.remove(*key)));
+        // where states lie changes nothing
+        keys.insert("optim".into(), config.optim.resident().name().into());
     }
     Ok(blake3::hash(value.to_string().as_bytes()).to_hex().to_string())
 }
