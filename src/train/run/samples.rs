@@ -57,7 +57,11 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Nothing where the weights stream from the host: each token would take all of them over the bus.
     fn sample(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
+        if self.model.streamed.is_some() {
+            return Ok(());
+        }
         self.session = None;
         for example in asked(self.config, self.data) {
             let line = self.continued(example)?;
