@@ -123,7 +123,7 @@ impl Reporter for Tui {
             Download::File { name, size, have } => view.download = Some((name.to_string(), have, size)),
             Download::Bytes(have) => view.download.iter_mut().for_each(|(_, here, _)| *here = have),
             Download::Done => view.download = None,
-            Download::Note(text) => view.message(&text),
+            Download::Note(text) => view.message(text),
         }
     }
 
