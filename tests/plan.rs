@@ -12,6 +12,7 @@ use luthier::train::plan::{self, Budget};
 use luthier::train::run;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+#[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 use support::*;
 

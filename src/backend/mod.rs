@@ -124,6 +124,7 @@ macro_rules! declare {
             /// where a device can, it runs beside the calls that do not.
             fn to_host(&self, to: &mut HostBuf, from: &Buf) -> Result<()>;
             /// The same in the other direction: earlier calls on `to` come first, later ones wait for it.
+            #[allow(clippy::wrong_self_convention, reason = "it is `to_host` the other way round")]
             fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()>;
             /// As `upload`, to host memory; waits for copies that use it.
             fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()>;

@@ -38,6 +38,8 @@ pub struct CudaRules {
 impl CudaRules {
     /// What NVIDIA advises for Hopper.
     pub const WORKSPACE: usize = 32 << 20;
+    /// Shorter sequences are not for cuDNN.
+    pub const LONG: u32 = 512;
     /// Of a device that is not here: with all that may be there.
     pub const FULL: CudaRules = CudaRules { workspace: Self::WORKSPACE as u64, cudnn: true };
 }
@@ -49,7 +51,7 @@ fn cudnn_sums(launch: &Launch) -> u64 {
         return 0;
     }
     let p: Attention = bytemuck::pod_read_unaligned(launch.params());
-    if p.softcap != 0.0 || p.N != p.T || !p.D.is_multiple_of(16) || p.D > 256 {
+    if p.softcap != 0.0 || p.N != p.T || !p.D.is_multiple_of(16) || p.D > 256 || p.N < CudaRules::LONG {
         return 0;
     }
     let one = p.N.next_multiple_of(128) as u64 * (p.H * p.D) as u64;

@@ -35,6 +35,7 @@ impl Plan {
             None => {
                 let (backend, which) = pick::pick(&config.backend)?;
                 say!("{which}");
+                backend.set_deterministic(config.deterministic);
                 (backend.rules(), Budget::of(&*backend, &config))
             }
         };

@@ -4,6 +4,8 @@
 //! Layers whose weights lie alike share two places on the device by turns. While one layer computes, the next one's weights come
 //! into the other place; in the backward the same the other way round. Whoever runs a layer asks for it, and for its neighbour.
 use super::block::Block;
+use super::linear::{GgufWeight, Int8Weight, Mxfp4Weight, Nf4Scales, Nf4Weight, Weight};
+use super::param::Param;
 use crate::backend::{Backend, Buf, HostBuf};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -94,5 +96,22 @@ impl Streamed {
     pub fn free(self, b: &dyn Backend) {
         self.slots.into_iter().flat_map(|slot| slot.bufs).for_each(|buf| b.free(buf));
         self.layers.into_iter().flat_map(|away| away.hosts).for_each(|host| b.host_free(host));
+    }
+}
+
+impl Weight {
+    /// What it lies in, if it is not trained.
+    pub(super) fn frozen_mut(&mut self) -> Vec<&mut Buf> {
+        match self {
+            Weight::Dense(Param { train: None, value, .. }) => vec![value],
+            Weight::Dense(_) => vec![],
+            Weight::Int8(Int8Weight { codes, scb }) => vec![codes, scb],
+            Weight::Gguf(GgufWeight { blocks, .. }) => vec![blocks],
+            Weight::Mxfp4(Mxfp4Weight { codes, scales, .. }) => vec![codes, scales],
+            Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
+                Nf4Scales::Single { absmax } => vec![codes, absmax],
+                Nf4Scales::Double { qabsmax, nested, map, .. } => vec![codes, qabsmax, nested, map],
+            },
+        }
     }
 }

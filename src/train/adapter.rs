@@ -19,7 +19,8 @@ pub(super) struct Own<'a> {
 /// Reads an adapter's config and settles it with the run's.
 pub(super) fn open<'a>(config: &TrainConfig, folder: &'a Path) -> Result<Own<'a>> {
     let real = |path: &Path| path.canonicalize().map_err(Error::read(path));
-    if real(folder)?.starts_with(real(&config.output_dir)?) {
+    // a plan has no output_dir yet
+    if config.output_dir.exists() && real(folder)?.starts_with(real(&config.output_dir)?) {
         let what = "lies in output_dir, which a run replaces: choose another output_dir for what comes of it";
         return Err(Error::content(folder, "", what));
     }

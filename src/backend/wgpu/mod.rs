@@ -5,7 +5,7 @@
 //! `LUTHIER_WGPU_CHECKED=1` runs as a browser would: with the shaders' bounds and loop checks, zeroed workgroup memory and
 //! params in uniform buffers. `LUTHIER_WGPU_PRODUCTS` chooses what multiplies matrices ([`Products`]).
 use super::kernel_text::{self, Names, Section};
-use super::{Backend, Buf, HostBuf, Launch, Memory, Use, dry, host, same_bytes};
+use super::{Backend, Buf, HostBuf, Launch, Memory, Use, dry, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Elem, Op};
@@ -18,6 +18,7 @@ mod adapter;
 pub mod attention;
 pub mod coop;
 pub mod expand;
+mod host;
 mod memory;
 mod pipeline;
 pub mod plan;
@@ -252,50 +253,6 @@ impl Wgpu {
         }
     }
 
-    /// Appends bytes of a buffer that can be mapped, when all that is recorded has run.
-    fn read(
-        &self,
-        recorder: &mut Recorder,
-        host: &wgpu::Buffer,
-        range: std::ops::Range<u64>,
-        out: &mut Vec<u8>,
-    ) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        recorder.flush();
-        let (tell, told) = std::sync::mpsc::channel();
-        host.slice(range.clone()).map_async(wgpu::MapMode::Read, move |result| {
-            // nobody listens only when the download has already failed
-            let _ = tell.send(result);
-        });
-        let waited = recorder.wait();
-        self.check()?;
-        waited.map_err(fail)?;
-        told.recv().map_err(fail)?.map_err(fail)?;
-        out.extend_from_slice(&host.slice(range).get_mapped_range().map_err(fail)?);
-        host.unmap();
-        Ok(())
-    }
-
-    /// Sets the bytes of `to` behind its last whole word; the rest of that word is not ours, so `write` fills a word of its own,
-    /// which is merged on the device.
-    fn merge_tail(
-        &self,
-        state: &mut State,
-        to: &Buf,
-        write: impl FnOnce(&Heap, &mut Recorder, &Buf) -> std::result::Result<(), String>,
-    ) -> Result<()> {
-        let (body, tail) = (to.bytes() / 4 * 4, to.bytes() % 4);
-        let from = self.take(state, 1, DType::U32)?;
-        let State { heap, recorder, .. } = state;
-        write(heap, recorder, &from).map_err(fail)?;
-        let end = Buf { slab: to.slab, start: to.start + body, len: 1, dtype: DType::U32, width: 4 };
-        self.copy_words(state, &end, &from, 1, tail)?;
-        self.release(state, from);
-        Ok(())
-    }
-
     /// Words of `from` into `to`; of the last word only `tail` bytes.
     fn copy_words(&self, state: &mut State, to: &Buf, from: &Buf, words: usize, tail: usize) -> Result<()> {
         let (_, sections) = kernel_text::parse(COPY).map_err(Error::Bug)?;
@@ -456,65 +413,19 @@ impl Backend for Wgpu {
         state.heap.host_free(buf)
     }
 
-    /// On the one queue there is, in its order: the device does not wait for the host, but nor does it compute meanwhile.
     fn to_host(&self, to: &mut HostBuf, from: &Buf) -> Result<()> {
-        host::check(&to.0, from)?;
-        let State { heap, recorder, .. } = &mut *self.state.borrow_mut();
-        let (bytes, host) = (from.bytes().next_multiple_of(4) as u64, heap.host(to));
-        let start = to.0.start as u64;
-        if !from.bytes().is_multiple_of(4) && start + bytes < host.size() {
-            return Err(Error::Bug("a part of a host buffer that ends within a word".into()));
-        }
-        if bytes > 0 {
-            recorder.encoder().copy_buffer_to_buffer(heap.buffer(from.slab), from.start as u64, host, start, bytes);
-        }
-        Ok(())
+        self.copy_to_host(to, from)
     }
 
     fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
-        host::check(to, &from.0)?;
-        let state = &mut *self.state.borrow_mut();
-        let (body, start) = ((to.bytes() / 4 * 4) as u64, from.0.start as u64);
-        let State { heap, recorder, .. } = state;
-        if body > 0 {
-            let place = heap.buffer(to.slab);
-            recorder.encoder().copy_buffer_to_buffer(heap.host(from), start, place, to.start as u64, body);
-        }
-        if to.bytes().is_multiple_of(4) {
-            return Ok(());
-        }
-        self.merge_tail(state, to, |heap, recorder, to| {
-            let place = heap.buffer(to.slab);
-            recorder.encoder().copy_buffer_to_buffer(heap.host(from), start + body, place, to.start as u64, 4);
-            Ok(())
-        })
+        self.copy_from_host(to, from)
     }
 
     fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
-        same_bytes("host_upload", to.0.bytes(), bytes.len())?;
-        let State { heap, recorder, .. } = &mut *self.state.borrow_mut();
-        let (host, mut words) = (heap.host(to), bytes.to_vec());
-        words.resize(bytes.len().next_multiple_of(4), 0);
-        if words.len() > bytes.len() && to.0.start + words.len() < host.size() as usize {
-            return Err(Error::Bug("a part of a host buffer that ends within a word".into()));
-        }
-        if words.is_empty() {
-            return Ok(());
-        }
-        recorder.upload(host, to.0.start as u64, &words).map_err(fail)?;
-        self.check()
+        self.write_host(to, bytes)
     }
 
     fn host_download(&self, from: &HostBuf) -> Result<Vec<u8>> {
-        let State { heap, recorder, .. } = &mut *self.state.borrow_mut();
-        let (start, bytes) = (from.0.start as u64, from.0.bytes());
-        let mut out = Vec::with_capacity(bytes + 4);
-        // a mapping begins at a multiple of 8
-        let first = start / 8 * 8;
-        let end = (start + bytes as u64).next_multiple_of(4);
-        self.read(recorder, heap.host(from), first..end, &mut out)?;
-        out.drain(..(start - first) as usize);
-        out.truncate(bytes);
-        Ok(out)
+        self.read_host(from)
     }
 }

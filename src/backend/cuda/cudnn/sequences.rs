@@ -3,7 +3,7 @@
 //! What was told holds for the bytes it was told of: any write to the table forgets it, so it is never stale.
 use super::problem::Layout;
 use crate::backend::cuda::Cuda;
-use crate::backend::{Buf, Use};
+use crate::backend::{Buf, CudaRules, Use};
 use crate::dtype::DType;
 use crate::error::Result;
 
@@ -33,7 +33,7 @@ pub(super) struct Sequences {
 }
 
 /// Lengths from here on are worth a plan of cuDNN's: a plan costs a second, and below our own kernels are as good.
-pub(super) const LONG: u32 = 512;
+pub(super) const LONG: u32 = CudaRules::LONG;
 /// cuDNN's tiles are at most so many tokens tall.
 const TILE: u32 = 128;
 
