@@ -176,7 +176,7 @@ impl Problem {
 /// Of a product's rows, columns and terms, which are queries and which are keys.
 pub(super) fn lengths(tables: Option<Tables>, [rows, columns, terms]: [Option<usize>; 3]) -> Lengths {
     let of = |side: Option<usize>| tables.and_then(|t| side.map(|side| t.lengths[side]));
-    Lengths { rows: of(rows), columns: of(columns), terms: of(terms) }
+    Lengths { rows: of(rows), columns: of(columns), terms: of(terms), beyond: None }
 }
 /// Sides of [`lengths`].
 pub(super) const QUERIES: Option<usize> = Some(0);
