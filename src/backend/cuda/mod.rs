@@ -13,6 +13,7 @@ mod blas;
 mod cudnn;
 mod driver;
 pub mod fast;
+mod kept;
 mod kernels;
 pub mod libs;
 mod memory;

@@ -4,6 +4,7 @@
 //! span table was filled from ([`sequences`]). Then a call is a [`problem::Problem`], a graph of small operations
 //! ([`forward`], [`backward`]) that cuDNN fuses into one kernel, and a [`plan::Plan`] kept for the next call.
 //! What is not told, or does not fit, runs on our own kernels.
+use super::driver::Device;
 use super::{Cuda, libs};
 use crate::backend::{Buf, Launch};
 use crate::dtype::DType;
@@ -169,7 +170,7 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
         return Ok(false);
     }
     let Some(open) = opened(cuda, library)? else { return Ok(false) };
-    let Some(plan) = open.plan(&problem) else { return Ok(false) };
+    let Some(plan) = open.plan(&problem, &cuda.device) else { return Ok(false) };
     call.run(cuda, open, &plan, &problem, told)?;
     *runs += 1;
     Ok(true)
@@ -204,11 +205,12 @@ impl Open {
         }
         Ok(Open { handle, plans: HashMap::new(), workspace: None })
     }
-    fn plan(&mut self, problem: &Problem) -> Option<Rc<Plan>> {
+    fn plan(&mut self, problem: &Problem, device: &Device) -> Option<Rc<Plan>> {
         let handle = self.handle;
         let tried = self.plans.entry(*problem).or_insert_with(|| {
             let started = Instant::now();
-            let plan = Plan::new(problem, &Target::Handle(handle)).map(Rc::new).map_err(|e| e.to_string());
+            let plan =
+                Plan::new(problem, &Target::Handle(handle), &words(device)).map(Rc::new).map_err(|e| e.to_string());
             Tried { plan, took: started.elapsed() }
         });
         tried.plan.as_ref().ok().cloned()
@@ -224,4 +226,11 @@ impl Open {
         }
         Ok(self.workspace.as_ref().map_or(0, |w| cuda.ptr(w)))
     }
+}
+
+/// All of a device that plans differ by, and cuDNN's version.
+fn words(device: &Device) -> String {
+    // SAFETY: returns a number.
+    let version = unsafe { sys::cudnnGetVersion() };
+    format!("{} {} {} {version}", device.name, device.arch, device.total)
 }
