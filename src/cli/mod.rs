@@ -3,10 +3,12 @@ mod bench;
 mod data;
 mod doctor;
 mod download;
+mod export;
 mod generate;
 mod init;
 mod inspect;
 mod interrupt;
+mod plan;
 mod progress;
 mod quantize;
 mod train;
@@ -39,9 +41,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Train),
+    Plan(plan::Plan),
     Generate(generate::Generate),
     Init(init::Init),
     Quantize(quantize::Quantize),
+    Export(export::Export),
     Inspect(inspect::Inspect),
     Data(data::Data),
     Bench(bench::Bench),
@@ -51,9 +55,11 @@ enum Command {
 pub fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Train(args) => args.run(),
+        Command::Plan(args) => args.run(),
         Command::Generate(args) => args.run(),
         Command::Init(args) => args.run(),
         Command::Quantize(args) => args.run(),
+        Command::Export(args) => args.run(),
         Command::Inspect(args) => args.run(),
         Command::Data(args) => args.run(),
         Command::Bench(args) => args.run(),

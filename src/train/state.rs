@@ -46,6 +46,7 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "save_total_limit",
         "resume_from_checkpoint",
         "gradient_checkpointing",
+        "memory_limit",
         // may be changed on the way, after a loss that ran off for one
         "learning_rate",
         "embedding_learning_rate",

@@ -3,9 +3,11 @@ use super::cases::{Data, case};
 use super::{nmse, open};
 use luthier::backend::cpu::Cpu;
 use luthier::backend::cuda::{AttentionPath, Cuda};
-use luthier::backend::{Backend, Buf, Launch, Memory};
+use luthier::backend::dry::Rules;
+use luthier::backend::{Backend, Buf, HostBuf, Launch, Memory, Use};
 use luthier::dtype::DType::{self, Bf16, F32};
 use std::cell::RefCell;
+use std::rc::Rc;
 
 /// The forward's output over `span`, which was told `cu_seqlens` before something happened to it.
 fn told_then(cuda: &Cuda, d: &Data, happens: impl FnOnce(&dyn Backend, &mut Buf)) -> (Vec<f32>, u64) {
@@ -89,6 +91,33 @@ impl Backend for Listener {
     }
     fn memory(&self) -> Memory {
         self.cpu.memory()
+    }
+    fn available(&self) -> Option<u64> {
+        self.cpu.available()
+    }
+    fn rules(&self) -> Rc<dyn Rules> {
+        self.cpu.rules()
+    }
+    fn charge(&self, to: Use) -> Use {
+        self.cpu.charge(to)
+    }
+    fn host_alloc(&self, len: usize, dtype: DType) -> luthier::Result<HostBuf> {
+        self.cpu.host_alloc(len, dtype)
+    }
+    fn host_free(&self, buf: HostBuf) {
+        self.cpu.host_free(buf);
+    }
+    fn to_host(&self, to: &mut HostBuf, from: &Buf) -> luthier::Result<()> {
+        self.cpu.to_host(to, from)
+    }
+    fn from_host(&self, to: &mut Buf, from: &HostBuf) -> luthier::Result<()> {
+        self.cpu.from_host(to, from)
+    }
+    fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> luthier::Result<()> {
+        self.cpu.host_upload(to, bytes)
+    }
+    fn host_download(&self, from: &HostBuf) -> luthier::Result<Vec<u8>> {
+        self.cpu.host_download(from)
     }
     fn sequences(&self, span: &Buf, cu_seqlens: &[u32], window: Option<u32>) {
         // the hint must say what the table says

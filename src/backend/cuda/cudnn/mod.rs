@@ -6,7 +6,7 @@
 //! What is not told, or does not fit, runs on our own kernels.
 use super::driver::Device;
 use super::{Cuda, libs};
-use crate::backend::{Buf, Launch};
+use crate::backend::{Buf, Launch, Use};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use call::Call;
@@ -221,7 +221,7 @@ impl Open {
             if let Some(small) = self.workspace.take() {
                 cuda.slabs.borrow_mut().free(&cuda.device, small.slab);
             }
-            let slab = cuda.slabs.borrow_mut().alloc(&cuda.device, bytes)?;
+            let slab = cuda.slabs.borrow_mut().alloc_for(Use::Workspace, &cuda.device, bytes)?;
             self.workspace = Some(Buf { slab, start: 0, len: bytes, dtype: DType::U8, width: 1 });
         }
         Ok(self.workspace.as_ref().map_or(0, |w| cuda.ptr(w)))

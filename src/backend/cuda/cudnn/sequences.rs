@@ -2,8 +2,8 @@
 //!
 //! What was told holds for the bytes it was told of: any write to the table forgets it, so it is never stale.
 use super::problem::Layout;
-use crate::backend::Buf;
 use crate::backend::cuda::Cuda;
+use crate::backend::{Buf, Use};
 use crate::dtype::DType;
 use crate::error::Result;
 
@@ -87,7 +87,7 @@ impl Sequences {
             Some(at) => at,
             None => {
                 let words = if kind == Kind::Lengths { B } else { 2 * (B + 1) };
-                let slab = cuda.slabs.borrow_mut().alloc(&cuda.device, words as usize * 4)?;
+                let slab = cuda.slabs.borrow_mut().alloc_for(Use::Workspace, &cuda.device, words as usize * 4)?;
                 let buf = Buf { slab, start: 0, len: words as usize, dtype: DType::U32, width: 4 };
                 self.tables.push(Table { kind, B, buf, current: false });
                 self.tables.len() - 1
