@@ -6,7 +6,7 @@
 //! What is not told, or does not fit, runs on our own kernels.
 use super::driver::Device;
 use super::{Cuda, libs};
-use crate::backend::{Buf, Launch, Use};
+use crate::backend::{Buf, CudaAttention, CudaRules, Launch, Use};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use call::Call;
@@ -14,7 +14,7 @@ use cudarc::cudnn::sys;
 use descriptor::check;
 use plan::{Plan, Target};
 use problem::{Direction, Problem};
-use sequences::{LONG, Sequences};
+use sequences::Sequences;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -101,6 +101,16 @@ impl Cudnn {
         }
         Ok(Cudnn { path, bits: Bits::Any, sequences: Vec::new(), library: Library::Unopened, runs: 0 })
     }
+    /// Which backward a run may meet on such a device.
+    pub fn attention(&self, capability: (i32, i32)) -> CudaAttention {
+        let there = libs::missing("cudnn").is_none() && self.bits == Bits::Any;
+        let wanted = match self.path {
+            AttentionPath::Own => false,
+            AttentionPath::Auto => is_fast(capability),
+            AttentionPath::Cudnn => true,
+        };
+        if there && wanted { CudaAttention::Cudnn } else { CudaAttention::Own }
+    }
     /// Calls that cuDNN has run.
     pub fn runs(&self) -> u64 {
         self.runs
@@ -152,6 +162,11 @@ impl Cudnn {
     }
 }
 
+/// Hopper and datacenter Blackwell. Elsewhere cuDNN is no faster than our own kernels.
+fn is_fast((major, _): (i32, i32)) -> bool {
+    matches!(major, 9 | 10)
+}
+
 /// Queues an attention if cuDNN is there for it and can do it; `false`: our own kernels do.
 pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool> {
     let mut cudnn = cuda.cudnn.borrow_mut();
@@ -161,7 +176,7 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
     let capability = cuda.device.capability;
     let wanted = match path {
         AttentionPath::Own => false,
-        AttentionPath::Auto => matches!(capability.0, 9 | 10) && told.longest() >= LONG,
+        AttentionPath::Auto => is_fast(capability) && told.longest() >= CudaRules::LONG,
         AttentionPath::Cudnn => capability.0 >= 8,
     };
     let varies = *bits == Bits::Same && call.direction == Direction::Backward;
