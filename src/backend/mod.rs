@@ -18,7 +18,7 @@ pub use host::{HostBuf, HostScope};
 pub use launch::Launch;
 pub(crate) use ledger::Ledger;
 pub use ledger::{ByUse, Memory, Use};
-pub use rules::{CpuRules, CudaAttention, CudaRules};
+pub use rules::{CpuRules, CudaRules};
 
 /// A stretch of a backend's memory, in elements. The same type for every backend.
 /// Not `Clone`: `&mut Buf` says who writes, and `Launch` refuses the views that say otherwise.

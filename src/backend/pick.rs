@@ -1,7 +1,7 @@
 //! Which backend: the one that is named, or the first that works of cuda, wgpu on hardware, cpu.
 use super::cpu::Cpu;
 use super::dry::Rules;
-use super::{Backend, CpuRules, CudaAttention, CudaRules};
+use super::{Backend, CpuRules, CudaRules};
 use crate::error::{Error, Result};
 use std::rc::Rc;
 
@@ -29,9 +29,7 @@ pub fn pick(name: &str) -> Result<(Box<dyn Backend>, String)> {
 /// How a backend takes memory, also on a device that is not here; but wgpu's rules depend on the adapter.
 pub fn rules(name: &str) -> Result<Rc<dyn Rules>> {
     match name {
-        "auto" | "cuda" => {
-            Ok(Rc::new(CudaRules { workspace: CudaRules::WORKSPACE as u64, attention: CudaAttention::Cudnn }))
-        }
+        "auto" | "cuda" => Ok(Rc::new(CudaRules::FULL)),
         "cpu" => Ok(Rc::new(CpuRules)),
         _ => Ok(pick(name)?.0.rules()),
     }

@@ -22,41 +22,38 @@ impl Rules for CpuRules {
     fn host_bytes(&self, len: usize, dtype: DType) -> u64 {
         self.bytes(len, dtype)
     }
+    fn host_is_apart(&self) -> bool {
+        false
+    }
 }
 
-/// Allocations are multiples of 256 bytes; beside them there are the workspaces of cuBLASLt and of cuDNN.
+/// Allocations are multiples of 256 bytes; beside them there is the workspace of cuBLASLt, and what cuDNN's attention sums in. What
+/// cuDNN's engines want besides, and its tables of sequences, only cuDNN knows: some MiB that no plan has.
 pub struct CudaRules {
     pub workspace: u64,
-    pub attention: CudaAttention,
-}
-
-/// Which attention a run may meet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CudaAttention {
-    /// Our own kernels, which take nothing.
-    Own,
-    /// cuDNN's for long sequences.
-    Cudnn,
+    /// cuDNN runs attention where it can.
+    pub cudnn: bool,
 }
 
 impl CudaRules {
     /// What NVIDIA advises for Hopper.
     pub const WORKSPACE: usize = 32 << 20;
-    /// Sequences from here on are worth a plan of cuDNN's: a plan costs a second, and below our own kernels are as good.
-    pub const LONG: u32 = 512;
+    /// Of a device that is not here: with all that may be there.
+    pub const FULL: CudaRules = CudaRules { workspace: Self::WORKSPACE as u64, cudnn: true };
+}
 
-    /// Bytes that cuDNN's backward takes at most: dq in f32, and dk and dv of each query head where heads share them; tiles
-    /// may reach over the last token. And the little that its engines take for themselves.
-    pub fn attention_backward(p: &Attention) -> usize {
-        const LITTLE: usize = 1 << 20;
-        let heads = if p.H == p.K { 0 } else { 2 * (p.ld_k + p.ld_v) * (p.H / p.K) };
-        p.N.next_multiple_of(128) as usize * (4 * p.ld_q + heads) as usize + LITTLE
+/// Bytes that cuDNN's backward sums in: dq in f32, and dk and dv of each query head where heads share keys.
+fn cudnn_sums(launch: &Launch) -> u64 {
+    let Some(Some(dq)) = launch.args().first() else { return 0 };
+    if launch.op() != Op::attention_backward || dq.dtype().size() != 2 {
+        return 0;
     }
-    /// Where cuDNN may run the backward, as far as it can be known without the mask.
-    fn is_for_cudnn(&self, p: &Attention, dtype: DType) -> bool {
-        let sizes = p.N == p.T && p.N >= CudaRules::LONG && p.D.is_multiple_of(8);
-        self.attention == CudaAttention::Cudnn && dtype.size() == 2 && sizes && p.softcap == 0.0
+    let p: Attention = bytemuck::pod_read_unaligned(launch.params());
+    if p.softcap != 0.0 || p.N != p.T || !p.D.is_multiple_of(16) || p.D > 256 {
+        return 0;
     }
+    let one = p.N.next_multiple_of(128) as u64 * (p.H * p.D) as u64;
+    one * 4 + if p.H > p.K { 2 * one * 2 } else { 0 }
 }
 
 impl Rules for CudaRules {
@@ -70,47 +67,9 @@ impl Rules for CudaRules {
         (len * dtype.size()).max(1) as u64
     }
     fn scratch(&self, launch: &Launch) -> Result<[usize; 2]> {
-        let (Op::attention_backward, Some(Some(dq))) = (launch.op(), launch.args().first()) else { return Ok([0; 2]) };
-        let p: Attention = bytemuck::pod_read_unaligned(launch.params());
-        let bytes = if self.is_for_cudnn(&p, dq.dtype()) { CudaRules::attention_backward(&p) } else { 0 };
-        Ok([bytes.div_ceil(4), 0])
+        Ok([if self.cudnn { cudnn_sums(launch) as usize / 4 } else { 0 }, 0])
     }
     fn workspace(&self) -> u64 {
         self.workspace
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::Backend;
-    use super::super::dry::Dry;
-    use super::*;
-    use std::rc::Rc;
-
-    /// Of a rehearsal of attention's backward over N tokens.
-    fn workspace(attention: CudaAttention, N: u32, dtype: DType) -> u64 {
-        let (H, K, D) = (32, 8, 128);
-        let p = Attention { N, T: N, H, K, D, ld_q: H * D, ld_k: K * D, ld_v: K * D, scale: 0.1, softcap: 0.0 };
-        let b: &dyn Backend = &Dry::new(Rc::new(CudaRules { workspace: 0, attention }), None);
-        let alloc = |width: u32, dtype| b.alloc((N * width) as usize, dtype).unwrap();
-        let [mut dq, dout, out, q] = [(); 4].map(|()| alloc(H * D, dtype));
-        let [mut dk, mut dv, k, v] = [(); 4].map(|()| alloc(K * D, dtype));
-        let [mut dot, lse] = [(); 2].map(|()| alloc(H, DType::F32));
-        let [span, reach] = [(); 2].map(|()| alloc(2, DType::U32));
-        let before = b.memory().used;
-        for _ in 0..2 {
-            b.attention_backward(&mut dq, &mut dk, &mut dv, &mut dot, &dout, &out, &lse, &q, &k, &v, &span, &reach, &p)
-                .unwrap();
-        }
-        b.memory().used - before
-    }
-
-    #[test]
-    fn cudnn_takes_eight_bytes_a_channel_of_long_backwards_once() {
-        let whole = (1000u64.next_multiple_of(128) * 32 * 128 * 8) + (1 << 20);
-        assert_eq!(workspace(CudaAttention::Cudnn, 1000, DType::Bf16), whole);
-        assert_eq!(workspace(CudaAttention::Cudnn, 1000, DType::F32), 0);
-        assert_eq!(workspace(CudaAttention::Cudnn, 100, DType::Bf16), 0);
-        assert_eq!(workspace(CudaAttention::Own, 1000, DType::Bf16), 0);
     }
 }

@@ -5,7 +5,7 @@
 //! `Error::Device` that says how to get it. Everything runs on one stream, in order, but for copies from and to the host's
 //! memory (`host.rs`).
 use super::dry::Rules;
-use super::{Backend, Buf, CudaAttention, CudaRules, HostBuf, Launch, Memory, Use, same_bytes};
+use super::{Backend, Buf, CudaRules, HostBuf, Launch, Memory, Use, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use cudarc::driver::result;
@@ -28,9 +28,7 @@ pub mod source;
 pub use cudnn::AttentionPath;
 pub use report::{CudaDevice, CudaReport, report};
 
-/// With the workspace of cuBLASLt, and without.
-const RULES: CudaRules = CudaRules { workspace: CudaRules::WORKSPACE as u64, ..PLAIN_RULES };
-const PLAIN_RULES: CudaRules = CudaRules { workspace: 0, attention: CudaAttention::Own };
+const RULES: CudaRules = CudaRules::FULL;
 
 pub struct Cuda {
     slabs: RefCell<memory::Slabs>,
@@ -197,8 +195,8 @@ impl Backend for Cuda {
         Some(free as u64 + self.device.pooled())
     }
     fn rules(&self) -> Rc<dyn Rules> {
-        let attention = self.cudnn.borrow().attention(self.device.capability);
-        Rc::new(if self.blas.borrow().is_some() { CudaRules { attention, ..RULES } } else { PLAIN_RULES })
+        let workspace = if self.blas.borrow().is_some() { RULES.workspace } else { 0 };
+        Rc::new(CudaRules { workspace, cudnn: self.cudnn.borrow().may_run(self.device.capability) })
     }
     fn charge(&self, to: Use) -> Use {
         self.slabs.borrow_mut().ledger.charge(to)

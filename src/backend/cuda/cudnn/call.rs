@@ -4,7 +4,7 @@ use super::problem::{Direction, Layout, Mask, Problem, id};
 use super::sequences::{Kind, Sequences};
 use super::{Open, backward};
 use crate::backend::cuda::Cuda;
-use crate::backend::{Buf, CudaRules, Launch};
+use crate::backend::{Buf, Launch};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::Op;
@@ -90,10 +90,6 @@ impl<'a> Call<'a> {
                     bytes += size.next_multiple_of(PART);
                 }
             }
-        }
-        if self.direction == Direction::Backward {
-            // what was planned for
-            bytes = bytes.max(CudaRules::attention_backward(&self.p));
         }
         let workspace = open.workspace(cuda, bytes)?;
         given.extend(parts.into_iter().map(|(id, at)| (id, workspace + at as u64)));

@@ -6,7 +6,7 @@
 //! What is not told, or does not fit, runs on our own kernels.
 use super::driver::Device;
 use super::{Cuda, libs};
-use crate::backend::{Buf, CudaAttention, CudaRules, Launch, Use};
+use crate::backend::{Buf, Launch, Use};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use call::Call;
@@ -14,7 +14,7 @@ use cudarc::cudnn::sys;
 use descriptor::check;
 use plan::{Plan, Target};
 use problem::{Direction, Problem};
-use sequences::Sequences;
+use sequences::{LONG, Sequences};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -101,15 +101,14 @@ impl Cudnn {
         }
         Ok(Cudnn { path, bits: Bits::Any, sequences: Vec::new(), library: Library::Unopened, runs: 0 })
     }
-    /// Which backward a run may meet on such a device.
-    pub fn attention(&self, capability: (i32, i32)) -> CudaAttention {
-        let there = libs::missing("cudnn").is_none() && self.bits == Bits::Any;
+    /// Whether a backward may run here.
+    pub fn may_run(&self, capability: (i32, i32)) -> bool {
         let wanted = match self.path {
             AttentionPath::Own => false,
             AttentionPath::Auto => is_fast(capability),
-            AttentionPath::Cudnn => true,
+            AttentionPath::Cudnn => capability.0 >= 8,
         };
-        if there && wanted { CudaAttention::Cudnn } else { CudaAttention::Own }
+        wanted && self.bits == Bits::Any && libs::missing("cudnn").is_none()
     }
     /// Calls that cuDNN has run.
     pub fn runs(&self) -> u64 {
@@ -176,7 +175,7 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
     let capability = cuda.device.capability;
     let wanted = match path {
         AttentionPath::Own => false,
-        AttentionPath::Auto => is_fast(capability) && told.longest() >= CudaRules::LONG,
+        AttentionPath::Auto => is_fast(capability) && told.longest() >= LONG,
         AttentionPath::Cudnn => capability.0 >= 8,
     };
     let varies = *bits == Bits::Same && call.direction == Direction::Backward;

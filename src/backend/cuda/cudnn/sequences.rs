@@ -32,6 +32,8 @@ pub(super) struct Sequences {
     tables: Vec<Table>,
 }
 
+/// Lengths from here on are worth a plan of cuDNN's: a plan costs a second, and below our own kernels are as good.
+pub(super) const LONG: u32 = 512;
 /// cuDNN's tiles are at most so many tokens tall.
 const TILE: u32 = 128;
 
