@@ -95,9 +95,8 @@ pub(super) struct Cudnn {
 
 impl Cudnn {
     pub fn new(path: AttentionPath) -> Result<Cudnn> {
-        match (path, libs::missing("cudnn")) {
-            (AttentionPath::Cudnn, Some(what)) => return Err(Error::device("cuda", what)),
-            _ => {}
+        if let (AttentionPath::Cudnn, Some(what)) = (path, libs::missing("cudnn")) {
+            return Err(Error::device("cuda", what));
         }
         Ok(Cudnn { path, bits: Bits::Any, sequences: Vec::new(), library: Library::Unopened, runs: 0 })
     }
