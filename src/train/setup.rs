@@ -56,6 +56,7 @@ pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>, place
         load_in_8bit: config.load_in_8bit,
         lora,
         train: true,
+        freeze_router: config.freeze_router,
         seed,
         place,
     }
