@@ -26,7 +26,8 @@
 //! - **Memory is known before.** A run is rehearsed by its own code on a backend that only counts ([`backend::dry`]), by the rules
 //!   that the real one allocates by; so it is laid out before its first step, and what layers keep is a plan, not a flag.
 //! - **The same bits again.** cpu and wgpu are deterministic, and so are cuda's own kernels; a run that was killed goes on as if
-//!   nothing had been. cuDNN's attention is not: `deterministic = true` does without its backward.
+//!   nothing had been. cuDNN's backward is not, and which algorithm a large product runs by is found by timing:
+//!   `deterministic = true` does without both.
 //!
 //! # Adding to it
 //! An op: reference, shader, kernel, cases, one row. An architecture: one file in `model/arch/`, one row, goldens. A method:

@@ -133,7 +133,8 @@ macro_rules! declare {
             /// A hint: `span` [N, 2] now holds causal attention within these sequences, query n seeing at most `window` keys; sequence
             /// s is the tokens cu_seqlens[s]..cu_seqlens[s+1]. It holds until `span` is written.
             fn sequences(&self, _span: &Buf, _cu_seqlens: &[u32], _window: Option<u32>) {}
-            /// Whether the same calls must give the same bits from now on. Without it, a backend may take faster ways that do not.
+            /// A run of many like steps begins: whether it must give the same bits wherever it runs, or whatever is fastest may be
+            /// sought out.
             fn set_deterministic(&self, _wanted: bool) {}
 
             $( $(#[$doc])*

@@ -164,8 +164,8 @@ keys! {
         /// Where to run: `"cuda"`, `"wgpu"` (Vulkan, Metal, DX12), `"cpu"`, or `"auto"`, the first of them that works.
         backend: String = "auto".into(), if |b: &String| pick::NAMES.contains(&b.as_str()), "\"auto\", \"cuda\", \"wgpu\" or \"cpu\"";
 
-        /// The same run gives the same bits again on any backend. `false`: CUDA may sum attention's gradients in any order, which is
-        /// faster.
+        /// The same run gives the same bits again wherever it runs on such a device. `false`: CUDA takes the algorithms of products
+        /// that it timed to be fastest, and keeps them on disk; and where cuDNN computes attention, it sums gradients in any order.
         deterministic: bool = false;
 
         /// Steps between lines of `metrics.jsonl`.

@@ -96,6 +96,11 @@ impl Case {
         let pad = if *pad > 0 { " strided" } else { "" };
         format!("{lengths} {H}/{K}x{D} {}{window}{pad}", dtype.name())
     }
+    /// Directions that cuDNN takes: of large heads of many lengths it has no right backward.
+    pub fn for_cudnn(&self) -> u64 {
+        let even = self.lengths.iter().all(|length| *length == self.lengths[0] && length % 128 == 0);
+        if self.heads[2] > 128 && !even { 1 } else { 2 }
+    }
     pub fn cu_seqlens(&self) -> Vec<u32> {
         let ends = self.lengths.iter().scan(0, |end, length| {
             *end += length;

@@ -52,8 +52,8 @@ pub fn run(cuda: &Cuda, case: &Case, d: &Data) -> Ran {
         ("dk", d.k.len(), d.k.len() / N - case.pad as usize),
         ("dv", d.v.len(), d.v.len() / N - case.pad as usize),
     ];
-    sizes.iter().for_each(|(name, len, width)| drop(bufs.insert(*name, (nothing(b, *len, dtype), len / N, *width))));
-    ["lse", "dot"].iter().for_each(|name| drop(bufs.insert(*name, (nothing(b, N * H, F32), H, H))));
+    bufs.extend(sizes.map(|(name, len, width)| (name, (nothing(b, len, dtype), len / N, width))));
+    bufs.extend(["lse", "dot"].map(|name| (name, (nothing(b, N * H, F32), H, H))));
     let part = |name: &str| bufs[name].0.1.view(0, bufs[name].0.1.len());
     let (mut out, mut lse) = (part("out"), part("lse"));
     let (mut dq, mut dk, mut dv, mut dot) = (part("dq"), part("dk"), part("dv"), part("dot"));

@@ -1,4 +1,5 @@
-//! Products by cuBLASLt, one plan per (types, shape, alignment), chosen once: the same call always runs the same algorithm.
+//! Products by cuBLASLt, one plan per (types, shape, alignment), chosen once: the same call always runs the same algorithm. Which
+//! one large products run is found by timing (`tune.rs`), or is the first where the same bits are wanted everywhere.
 //!
 //! cuBLASLt thinks in columns, we in rows: a row-major [I, J] is its J×I. So outᵀ = op(b)ᵀ·op(a)ᵀ, its A is our b:
 //!
@@ -8,7 +9,7 @@
 //! tn   b [Q, J] is a J×Q                 a [Q, I] is an I×Q, transposed
 //! ```
 use super::driver::{Device, failed};
-use super::{libs, memory};
+use super::{libs, memory, tune};
 use crate::backend::CudaRules;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -21,7 +22,21 @@ use std::mem::{MaybeUninit, size_of};
 
 const WORKSPACE: usize = CudaRules::WORKSPACE;
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+/// Proposals that are timed.
+const PROPOSALS: usize = 8;
+/// Products of fewer multiplications take no time worth choosing for.
+const LARGE: u64 = 1 << 27;
+
+/// Which of cuBLASLt's proposals runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// The first.
+    First,
+    /// The fastest here, of large products.
+    Fastest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     op: Op,
     /// out, a, b.
@@ -43,6 +58,7 @@ struct Plan {
 pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
     workspace: u64,
+    choice: Choice,
     /// `None`: cuBLASLt cannot do it.
     plans: HashMap<Key, Option<Plan>>,
 }
@@ -59,7 +75,7 @@ impl Blas {
         device.bind()?;
         let handle = result::create_handle().map_err(refused("starting"))?;
         let workspace = memory::alloc(device, WORKSPACE).map_err(failed("the workspace of cublasLt"))?;
-        Ok(Blas { handle, workspace, plans: HashMap::new() })
+        Ok(Blas { handle, workspace, choice: Choice::First, plans: HashMap::new() })
     }
     /// Before the device goes.
     pub fn close(self, device: &Device) {
@@ -77,19 +93,61 @@ impl Blas {
         let alignments = pointers.map(|p| 1 << p.trailing_zeros().min(8));
         let key = Key { op, dtypes, sizes: [p.I, p.J, p.Q, p.ld_out, p.ld_a, p.ld_b], alignments };
         if !self.plans.contains_key(&key) {
-            let plan = plan(self.handle, &key)?;
+            let plan = self.planned(device, &key, pointers, p.alpha)?;
             self.plans.insert(key, plan);
         }
         let Some(Some(plan)) = self.plans.get(&key) else { return Ok(false) };
+        self.queue(device, op, plan, &plan.algo, pointers, pointers[0], p.alpha)?;
+        Ok(true)
+    }
+    /// From now on the first algorithm that is proposed, or the fastest: trying takes longer than a single run, so only those who
+    /// repeat their products want it.
+    pub fn set_choice(&mut self, choice: Choice) {
+        if self.choice != choice {
+            self.plans.clear();
+        }
+        self.choice = choice;
+    }
+    fn planned(&self, device: &Device, key: &Key, pointers: [u64; 3], alpha: f32) -> Result<Option<Plan>> {
+        let tuned =
+            self.choice == Choice::Fastest && key.sizes[..3].iter().map(|x| *x as u64).product::<u64>() >= LARGE;
+        let Some((mut plan, algos)) = plan(self.handle, key, if tuned { PROPOSALS } else { 1 })? else {
+            return Ok(None);
+        };
+        if tuned {
+            // SAFETY: returns a number.
+            let version = unsafe { sys::cublasLtGetVersion() };
+            let kept = tune::kept(&format!("{key:?}"), device, version as usize);
+            let adds = adds(key.op);
+            plan.algo = tune::choose(device, &algos, kept, self.out_bytes(key), adds, |algo, to| {
+                self.queue(device, key.op, &plan, algo, pointers, to.unwrap_or(pointers[0]), alpha)
+            })?;
+        }
+        Ok(Some(plan))
+    }
+    fn out_bytes(&self, key: &Key) -> usize {
+        key.sizes[0] as usize * key.sizes[3] as usize * key.dtypes[0].size()
+    }
+    /// Queues the product by this algorithm; it goes to `to`, and what is added to is in `out`.
+    fn queue(
+        &self,
+        device: &Device,
+        op: Op,
+        plan: &Plan,
+        algo: &sys::cublasLtMatmulAlgo_t,
+        [out, a, b]: [u64; 3],
+        to: u64,
+        alpha: f32,
+    ) -> Result<()> {
         let beta = if adds(op) { 1.0f32 } else { 0.0 };
         let number = |x: &f32| x as *const f32 as *const c_void;
-        let ([out, a, b], [b_layout, a_layout, out_layout]) = (pointers, plan.layouts);
+        let [b_layout, a_layout, out_layout] = plan.layouts;
         // SAFETY: `Launch` checked the ranges; the plan was made for these sizes, types and alignments.
         unsafe {
             result::matmul(
                 self.handle,
                 plan.desc,
-                number(&p.alpha),
+                number(&alpha),
                 number(&beta),
                 b as *const c_void,
                 b_layout,
@@ -97,16 +155,15 @@ impl Blas {
                 a_layout,
                 out as *const c_void,
                 out_layout,
-                out as *mut c_void,
+                to as *mut c_void,
                 out_layout,
-                &plan.algo,
+                algo,
                 self.workspace as *mut c_void,
                 WORKSPACE,
                 device.raw_stream() as sys::cudaStream_t,
             )
         }
-        .map_err(refused("a product"))?;
-        Ok(true)
+        .map_err(refused("a product"))
     }
 }
 
@@ -139,8 +196,12 @@ impl Drop for Plan {
     }
 }
 
-/// `None`: no algorithm.
-fn plan(handle: sys::cublasLtHandle_t, key: &Key) -> Result<Option<Plan>> {
+/// With up to `most` algorithms, the first of which it has. `None`: there is none.
+fn plan(
+    handle: sys::cublasLtHandle_t,
+    key: &Key,
+    most: usize,
+) -> Result<Option<(Plan, Vec<sys::cublasLtMatmulAlgo_t>)>> {
     use sys::cublasLtMatmulDescAttributes_t as Attribute;
     let [i, j, q, ld_out, ld_a, ld_b] = key.sizes;
     let [out, a, b] = key.dtypes;
@@ -167,19 +228,19 @@ fn plan(handle: sys::cublasLtHandle_t, key: &Key) -> Result<Option<Plan>> {
     }
     let layouts = [layout(b, b_rows, b_cols, ld_b)?, layout(a, a_rows, a_cols, ld_a)?, layout(out, j, i, ld_out)?];
     let mut plan = Plan { desc, layouts, algo: sys::cublasLtMatmulAlgo_t { data: [0; 8] } };
-    match heuristic(handle, &plan, key.alignments)? {
-        Some(algo) => plan.algo = algo,
-        None => return Ok(None),
-    }
-    Ok(Some(plan))
+    let algos = heuristic(handle, &plan, key.alignments, most)?;
+    let Some(first) = algos.first() else { return Ok(None) };
+    plan.algo = *first;
+    Ok(Some((plan, algos)))
 }
 
-/// cuBLASLt's first proposal that fits the workspace and sums split parts in f32 and in a fixed order.
+/// cuBLASLt's first proposals that fit the workspace and sum split parts in f32 and in a fixed order.
 fn heuristic(
     handle: sys::cublasLtHandle_t,
     plan: &Plan,
     [out, a, b]: [u32; 3],
-) -> Result<Option<sys::cublasLtMatmulAlgo_t>> {
+    most: usize,
+) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
     use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
     let preference = Preference(result::create_matmul_pref().map_err(refused("a preference"))?);
     let in_workspace = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
@@ -189,10 +250,10 @@ fn heuristic(
     preference.set(Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, a)?;
     preference.set(Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out)?;
     preference.set(Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out)?;
-    let mut found = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit();
+    let mut found = vec![MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(); most];
     let mut count = 0;
     let [b_layout, a_layout, out_layout] = plan.layouts;
-    // SAFETY: room for the one result asked for; it is read only when `count` says that it was written.
+    // SAFETY: room for the results asked for; those are read that `count` says were written.
     unsafe {
         let status = sys::cublasLtMatmulAlgoGetHeuristic(
             handle,
@@ -202,18 +263,18 @@ fn heuristic(
             out_layout,
             out_layout,
             preference.0,
-            1,
-            found.as_mut_ptr(),
+            most as i32,
+            found.as_mut_ptr() as *mut _,
             &mut count,
         );
         if status == sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED
             || status == sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE
         {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        status.result().map_err(refused("choosing an algorithm"))?;
-        let found = (count > 0).then(|| found.assume_init());
-        Ok(found.filter(|f| f.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS).map(|f| f.algo))
+        status.result().map_err(refused("choosing algorithms"))?;
+        let found = found.into_iter().take(count.max(0) as usize).map(|f| f.assume_init());
+        Ok(found.filter(|f| f.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS).map(|f| f.algo).collect())
     }
 }
 

@@ -18,12 +18,14 @@ mod cudnn;
 mod driver;
 pub mod fast;
 mod host;
+mod kept;
 mod kernels;
 pub mod libs;
 mod memory;
 pub mod nvrtc;
 mod report;
 pub mod source;
+mod tune;
 pub use cudnn::AttentionPath;
 pub use report::{CudaDevice, CudaReport, report};
 
@@ -183,6 +185,8 @@ impl Backend for Cuda {
     }
     fn set_deterministic(&self, wanted: bool) {
         self.cudnn.borrow_mut().bits = if wanted { cudnn::Bits::Same } else { cudnn::Bits::Any };
+        let choice = if wanted { blas::Choice::First } else { blas::Choice::Fastest };
+        self.blas.borrow_mut().iter_mut().for_each(|blas| blas.set_choice(choice));
     }
     fn sync(&self) -> Result<()> {
         self.wait()?;

@@ -1,11 +1,11 @@
-//! From CUDA text to a cubin: NVRTC, and a cache of its answers on disk.
+//! From CUDA text to a cubin: NVRTC, whose answers are kept on disk.
 //!
 //! Always to `sm_XX`, never to PTX: only then is inline PTX checked, and an older driver takes it.
+use super::kept::Kept;
 use super::libs;
 use crate::error::{Error, Result};
 use cudarc::nvrtc::{result, sys};
 use std::ffi::{CStr, CString, c_char};
-use std::path::{Path, PathBuf};
 
 /// What the compiler made of a text.
 pub struct Compiled {
@@ -45,19 +45,14 @@ pub fn compile(name: &str, text: &str, arch: &str, options: &[&str]) -> Result<C
 
 /// The cubin of `text`, from the disk if it was compiled before.
 pub fn cached(name: &str, text: &str, arch: &str) -> Result<Vec<u8>> {
-    let Some(folder) = cache_folder() else { return Ok(compile(name, text, arch, &[])?.cubin) };
     present()?;
-    let mut hash = blake3::Hasher::new();
-    for part in [text, &base_options(arch).join(" "), &format!("{:?}", version()?)] {
-        hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
-    }
-    let file = folder.join(format!("{name}-{arch}-{}.cubin", &hash.finalize().to_hex()[..32]));
-    if let Some(cubin) = read(&file) {
+    let from = [text, &base_options(arch).join(" "), &format!("{:?}", version()?)];
+    let kept = Kept::new(&format!("{name}-{arch}"), "cubin", &from);
+    if let Some(cubin) = kept.read() {
         return Ok(cubin);
     }
     let cubin = compile(name, text, arch, &[])?.cubin;
-    // A cache that cannot be written (read-only home, full disk) costs time, not correctness.
-    let _ = write(&folder, &file, &cubin);
+    kept.write(&cubin);
     Ok(cubin)
 }
 
@@ -107,31 +102,4 @@ fn text_of(log: &[c_char]) -> String {
     }
     // SAFETY: the last element is the terminator.
     unsafe { CStr::from_ptr(log.as_ptr()) }.to_string_lossy().into_owned()
-}
-
-/// `$XDG_CACHE_HOME/luthier/kernels`, or the platform's folder for caches.
-fn cache_folder() -> Option<PathBuf> {
-    let home = || std::env::home_dir();
-    let base = match std::env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()) {
-        Some(folder) => PathBuf::from(folder),
-        None if cfg!(windows) => PathBuf::from(std::env::var_os("LOCALAPPDATA")?),
-        None if cfg!(target_os = "macos") => home()?.join("Library/Caches"),
-        None => home()?.join(".cache"),
-    };
-    Some(base.join("luthier").join("kernels"))
-}
-
-/// A cubin is an ELF file; anything else there (a file cut short is one whose hash disagrees) is compiled again.
-fn read(file: &Path) -> Option<Vec<u8>> {
-    let bytes = std::fs::read(file).ok()?;
-    let (hash, cubin) = bytes.split_at_checked(32)?;
-    (blake3::hash(cubin).as_bytes()[..] == *hash).then(|| cubin.to_vec())
-}
-
-/// Under another name first: a reader never sees half a file.
-fn write(folder: &Path, file: &Path, cubin: &[u8]) -> std::io::Result<()> {
-    std::fs::create_dir_all(folder)?;
-    let temporary = file.with_extension(format!("{}.{:?}.tmp", std::process::id(), std::thread::current().id()));
-    std::fs::write(&temporary, [&blake3::hash(cubin).as_bytes()[..], cubin].concat())?;
-    std::fs::rename(&temporary, file).inspect_err(|_| drop(std::fs::remove_file(&temporary)))
 }

@@ -60,6 +60,7 @@ pub(super) struct Line {
 impl Ops {
     pub fn run(self) -> Result<()> {
         let (backend, which) = pick::pick(&self.backend)?;
+        backend.set_deterministic(false);
         say!("{which}");
         out(&format!("{:<42} {:>10} {:>9} {:>9}\n", "op", "us", "GB/s", "TFLOP/s"))?;
         let lines = [self.rows(), self.products(), attention::lines(&self)].into_iter().flatten();

@@ -59,6 +59,7 @@ pub struct Train {
 impl Train {
     pub fn run(self) -> Result<()> {
         let (backend, which) = pick::pick(&self.backend)?;
+        backend.set_deterministic(false);
         say!("{which}");
         let b: &dyn Backend = &*backend;
         self.make_weights()?;

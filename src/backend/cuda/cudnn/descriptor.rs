@@ -57,6 +57,19 @@ impl Descriptor {
         let status = unsafe { sys::cudnnBackendGetAttribute(self.0, name, Type::CUDNN_TYPE_INT64, 1, &mut count, at) };
         check(&format!("{name:?}"), status).map(|()| value)
     }
+    /// An attribute of characters.
+    pub fn text(&self, name: Name) -> Result<Vec<u8>> {
+        let mut count = 0;
+        let ty = Type::CUDNN_TYPE_CHAR;
+        // SAFETY: asks for the number alone.
+        let status = unsafe { sys::cudnnBackendGetAttribute(self.0, name, ty, 0, &mut count, std::ptr::null_mut()) };
+        check(&format!("{name:?}"), status)?;
+        let mut text = vec![0; count as usize];
+        let at = text.as_mut_ptr() as *mut c_void;
+        // SAFETY: room for `count` characters.
+        let status = unsafe { sys::cudnnBackendGetAttribute(self.0, name, ty, count, &mut count, at) };
+        check(&format!("{name:?}"), status).map(|()| text)
+    }
     /// As many objects of a kind as an attribute holds.
     pub fn list(&self, name: Name, kind: sys::cudnnBackendDescriptorType_t) -> Result<Vec<Descriptor>> {
         let ty = Type::CUDNN_TYPE_BACKEND_DESCRIPTOR;

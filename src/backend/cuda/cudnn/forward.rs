@@ -1,5 +1,5 @@
 //! Forward: s = mask(scale·q·kᵀ), m = max s, e = exp(s − m), z = Σ e, lse = m + log z, out = (e/z)·v.
-use super::graph::{FLOAT, Graph, Pointwise, Reduce};
+use super::graph::{FLOAT, Graph, Lengths, Pointwise, Reduce};
 use super::problem::{KEYS, Problem, QUERIES, id, lengths};
 use crate::error::Result;
 
@@ -16,7 +16,8 @@ pub(super) fn graph(p: &Problem) -> Result<Graph> {
     let lse = p.of_rows(g, id::LSE, tables.map(|t| t.lse))?;
     let (scale, never) = (g.scalar(id::SCALE)?, g.scalar(id::NEVER)?);
 
-    let mut s = p.scores(g, q, kt, scale, lengths(tables, [QUERIES, KEYS, None]))?;
+    let inside = Lengths { beyond: tables.map(|_| 0.0), ..lengths(tables, [QUERIES, KEYS, None]) };
+    let mut s = p.scores(g, q, kt, scale, inside)?;
     if let Some(tables) = tables {
         s = g.mask_padding(s, never, tables.lengths, scores)?;
     }

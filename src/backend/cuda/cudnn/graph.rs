@@ -34,6 +34,8 @@ pub(super) struct Lengths {
     pub rows: Option<Tensor>,
     pub columns: Option<Tensor>,
     pub terms: Option<Tensor>,
+    /// What a product is beyond its rows and columns, where that is read.
+    pub beyond: Option<f64>,
 }
 
 #[derive(Default)]
@@ -142,6 +144,9 @@ impl Graph {
     pub fn product_to(&mut self, a: Tensor, b: Tensor, lengths: Lengths, c: Tensor) -> Result<()> {
         let how = Descriptor::new(Kind::CUDNN_BACKEND_MATMUL_DESCRIPTOR)?;
         how.set_type(Name::CUDNN_ATTR_MATMUL_COMP_TYPE, FLOAT)?;
+        if let Some(value) = lengths.beyond {
+            how.set(Name::CUDNN_ATTR_MATMUL_PADDING_VALUE, Type::CUDNN_TYPE_DOUBLE, &[value])?;
+        }
         let how = how.finalize()?;
         let operation = Descriptor::new(Kind::CUDNN_BACKEND_OPERATION_MATMUL_DESCRIPTOR)?;
         let parts = [

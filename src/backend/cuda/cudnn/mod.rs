@@ -4,6 +4,7 @@
 //! span table was filled from ([`sequences`]). Then a call is a [`problem::Problem`], a graph of small operations
 //! ([`forward`], [`backward`]) that cuDNN fuses into one kernel, and a [`plan::Plan`] kept for the next call.
 //! What is not told, or does not fit, runs on our own kernels.
+use super::driver::Device;
 use super::{Cuda, libs};
 use crate::backend::{Buf, Launch, Use};
 use crate::dtype::DType;
@@ -94,9 +95,8 @@ pub(super) struct Cudnn {
 
 impl Cudnn {
     pub fn new(path: AttentionPath) -> Result<Cudnn> {
-        match (path, libs::missing("cudnn")) {
-            (AttentionPath::Cudnn, Some(what)) => return Err(Error::device("cuda", what)),
-            _ => {}
+        if let (AttentionPath::Cudnn, Some(what)) = (path, libs::missing("cudnn")) {
+            return Err(Error::device("cuda", what));
         }
         Ok(Cudnn { path, bits: Bits::Any, sequences: Vec::new(), library: Library::Unopened, runs: 0 })
     }
@@ -104,7 +104,7 @@ impl Cudnn {
     pub fn may_run(&self, capability: (i32, i32)) -> bool {
         let wanted = match self.path {
             AttentionPath::Own => false,
-            AttentionPath::Auto => matches!(capability.0, 9 | 10),
+            AttentionPath::Auto => is_fast(capability),
             AttentionPath::Cudnn => capability.0 >= 8,
         };
         wanted && self.bits == Bits::Any && libs::missing("cudnn").is_none()
@@ -160,6 +160,11 @@ impl Cudnn {
     }
 }
 
+/// Hopper and datacenter Blackwell. Elsewhere cuDNN is no faster than our own kernels.
+fn is_fast((major, _): (i32, i32)) -> bool {
+    matches!(major, 9 | 10)
+}
+
 /// Queues an attention if cuDNN is there for it and can do it; `false`: our own kernels do.
 pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool> {
     let mut cudnn = cuda.cudnn.borrow_mut();
@@ -169,7 +174,7 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
     let capability = cuda.device.capability;
     let wanted = match path {
         AttentionPath::Own => false,
-        AttentionPath::Auto => matches!(capability.0, 9 | 10) && told.longest() >= LONG,
+        AttentionPath::Auto => is_fast(capability) && told.longest() >= LONG,
         AttentionPath::Cudnn => capability.0 >= 8,
     };
     let varies = *bits == Bits::Same && call.direction == Direction::Backward;
@@ -178,7 +183,7 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
         return Ok(false);
     }
     let Some(open) = opened(cuda, library)? else { return Ok(false) };
-    let Some(plan) = open.plan(&problem) else { return Ok(false) };
+    let Some(plan) = open.plan(&problem, &cuda.device) else { return Ok(false) };
     call.run(cuda, open, &plan, &problem, told)?;
     *runs += 1;
     Ok(true)
@@ -213,11 +218,12 @@ impl Open {
         }
         Ok(Open { handle, plans: HashMap::new(), workspace: None })
     }
-    fn plan(&mut self, problem: &Problem) -> Option<Rc<Plan>> {
+    fn plan(&mut self, problem: &Problem, device: &Device) -> Option<Rc<Plan>> {
         let handle = self.handle;
         let tried = self.plans.entry(*problem).or_insert_with(|| {
             let started = Instant::now();
-            let plan = Plan::new(problem, &Target::Handle(handle)).map(Rc::new).map_err(|e| e.to_string());
+            let plan =
+                Plan::new(problem, &Target::Handle(handle), &words(device)).map(Rc::new).map_err(|e| e.to_string());
             Tried { plan, took: started.elapsed() }
         });
         tried.plan.as_ref().ok().cloned()
@@ -233,4 +239,11 @@ impl Open {
         }
         Ok(self.workspace.as_ref().map_or(0, |w| cuda.ptr(w)))
     }
+}
+
+/// All of a device that plans differ by, and cuDNN's version.
+fn words(device: &Device) -> String {
+    // SAFETY: returns a number.
+    let version = unsafe { sys::cudnnGetVersion() };
+    format!("{} {} {} {version}", device.name, device.arch, device.total)
 }

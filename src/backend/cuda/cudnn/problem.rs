@@ -86,9 +86,14 @@ pub(super) struct Tables {
 }
 
 impl Problem {
-    /// Sizes that cuDNN has engines for, in both directions.
+    /// Sizes that cuDNN has engines for, in both directions, and computes right.
     pub fn fits(&self, capability: (i32, i32)) -> bool {
-        let most = if capability.0 == 9 { 256 } else { 128 };
+        let most = match (self.layout, self.direction) {
+            // heads of 256 gave wrong gradients on an H200 (cuDNN 9.19)
+            (Layout::Ragged, Direction::Backward) => 128,
+            _ if capability.0 == 9 => 256,
+            _ => 128,
+        };
         // dq, dk and dv summed over ragged rows are wrong for other head sizes
         let step = if self.layout == Layout::Ragged { 16 } else { 8 };
         self.D <= most && self.D % step == 0
@@ -176,7 +181,7 @@ impl Problem {
 /// Of a product's rows, columns and terms, which are queries and which are keys.
 pub(super) fn lengths(tables: Option<Tables>, [rows, columns, terms]: [Option<usize>; 3]) -> Lengths {
     let of = |side: Option<usize>| tables.and_then(|t| side.map(|side| t.lengths[side]));
-    Lengths { rows: of(rows), columns: of(columns), terms: of(terms) }
+    Lengths { rows: of(rows), columns: of(columns), terms: of(terms), beyond: None }
 }
 /// Sides of [`lengths`].
 pub(super) const QUERIES: Option<usize> = Some(0);

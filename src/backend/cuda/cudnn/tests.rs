@@ -105,10 +105,17 @@ fn plan_all() {
     let mut refused = Vec::new();
     for problem in problems() {
         let started = std::time::Instant::now();
-        let planned = Plan::new(&problem, &target);
+        let planned = Plan::make(&problem, &target);
         let (words, took) = (problem.words(), started.elapsed().as_secs_f64());
         match planned {
-            Ok(plan) => println!("{words}: {} MiB, {took:.2} s", plan.workspace >> 20),
+            Ok(plan) => {
+                let started = std::time::Instant::now();
+                let json = plan.json().unwrap();
+                let again = Plan::read(&json, &target).unwrap();
+                let (read, kib) = (started.elapsed().as_secs_f64(), json.len() >> 10);
+                assert_eq!(again.workspace, plan.workspace);
+                println!("{words}: {} MiB, {took:.2} s; kept in {kib} KiB, read in {read:.3} s", plan.workspace >> 20);
+            }
             Err(e) => refused.push(format!("{words}: {e}")),
         }
     }
