@@ -157,7 +157,7 @@ fn attention_coop__lse(
   @builtin(subgroup_invocation_id) lane: u32, @builtin(subgroup_size) lanes: u32,
 ) {
   let row0 = group.x * OWN + subgroup % G * S;
-  // a row of scores belongs to lanes/S lanes, each has `width` of its columns and starts at another one, off the others' banks
+  // a row of scores belongs to lanes/S lanes, each has `width` (a power of two) of its columns and starts at another one, off the others' banks
   let row = lane % S;
   let width = COLS / (lanes / S);
   let col = lane / S * width;
@@ -191,13 +191,13 @@ fn attention_coop__lse(
     workgroupBarrier();
     var most = top;
     for (var i = 0u; i < width; i++) {
-      let c = col + (i + row) % width;
+      let c = col + ((i + row) & (width - 1u));
       let s = score(ss[line + c], up);
       if (sees(own, col0 + c)) { most = max(most, s); }
     }
     var more = 0.0;
     for (var i = 0u; i < width; i++) {
-      let c = col + (i + row) % width;
+      let c = col + ((i + row) & (width - 1u));
       let s = score(ss[line + c], up);
       if (sees(own, col0 + c)) { more += exp(s - most); }
     }
@@ -242,7 +242,7 @@ fn attention_coop__mix(
   @builtin(subgroup_invocation_id) lane: u32, @builtin(subgroup_size) lanes: u32,
 ) {
   let row0 = group.x * OWN + subgroup % G * S;
-  // a row of scores belongs to lanes/S lanes, each has `width` of its columns and starts at another one, off the others' banks
+  // a row of scores belongs to lanes/S lanes, each has `width` (a power of two) of its columns and starts at another one, off the others' banks
   let row = lane % S;
   let width = COLS / (lanes / S);
   let col = lane / S * width;
@@ -298,7 +298,7 @@ fn attention_coop__mix(
 #end
       workgroupBarrier();
       for (var i = 0u; i < width; i++) {
-        let c = col + (i + row) % width;
+        let c = col + ((i + row) & (width - 1u));
 #if 1 - BACKWARD
         let lse = row_lse;
 #end
@@ -386,7 +386,7 @@ fn attention_coop__grad(
   @builtin(subgroup_invocation_id) lane: u32, @builtin(subgroup_size) lanes: u32,
 ) {
   let row0 = group.x * OWN + subgroup % G * S;
-  // a row of scores belongs to lanes/S lanes, each has `width` of its columns and starts at another one, off the others' banks
+  // a row of scores belongs to lanes/S lanes, each has `width` (a power of two) of its columns and starts at another one, off the others' banks
   let row = lane % S;
   let width = COLS / (lanes / S);
   let col = lane / S * width;
@@ -434,7 +434,7 @@ fn attention_coop__grad(
 #end
       workgroupBarrier();
       for (var i = 0u; i < width; i++) {
-        let c = col + (i + row) % width;
+        let c = col + ((i + row) & (width - 1u));
         let stat = select(row_stats, columns[c], vec2(keys));
         let s = score(ss[line + c], up);
         let ds = exp(s - stat.x) * slope(s) * (gs[line + c] - stat.y) * pow2(-UNIT);
