@@ -56,7 +56,12 @@ impl Generate {
         let (backend, which) = pick::pick(&self.backend)?;
         super::say!("{which}");
         let model = self.load(&*backend)?;
-        let sampling = Sampling { max_new_tokens: self.max_new_tokens, temperature: self.temperature, seed: self.seed };
+        let sampling = Sampling {
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            seed: self.seed,
+            ..Sampling::default()
+        };
         let mut stream = tokenizer.stream(true);
         let mut shown = Ok(());
         infer::generate(&*backend, &model, &prompt, &sampling, tokenizer.eos_ids(), |id| {

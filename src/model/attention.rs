@@ -13,6 +13,7 @@ use super::batch::{Inputs, KindInputs, RopeInputs};
 use super::latent::{self, Latent};
 use super::linear::{Linear, LinearScratch, Projections};
 use super::norm::{Norm, NormParams};
+use super::paged::Cache;
 use super::param::Param;
 use super::spec::{QkNorm, RopePairs, Spec};
 use crate::backend::{Backend, Buf, Scope};
@@ -69,14 +70,6 @@ struct Grads {
     dot: Buf,
 }
 
-/// The keys and values a block attends to: those of its own tokens, or a cache that holds them at its end.
-pub struct Cache<'a> {
-    pub k: &'a Buf,
-    pub v: &'a Buf,
-    /// Tokens in the cache, the new ones included.
-    pub T: usize,
-}
-
 impl Saved {
     pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType) -> Result<Saved> {
         let heads = |heads: usize| scope.alloc(N * heads * s.D, dtype);
@@ -122,8 +115,8 @@ impl Scratch {
 }
 
 impl Attention {
-    /// All but the output projection: `saved.att` is made. With a cache, k and v of the new tokens go to its end. `kind` is the
-    /// layer's.
+    /// All but the output projection: `saved.att` is made. With a cache, k and v of the new tokens go to their pages. `kind` is
+    /// the layer's.
     pub fn forward(
         &self,
         b: &dyn Backend,
@@ -153,16 +146,10 @@ impl Attention {
             b.rope_forward(q, &rope.table, &rope.rows, &rope_params(s, N, s.H, rope))?;
             b.rope_forward(k, &rope.table, &rope.rows, &rope_params(s, N, s.K, rope))?;
         }
-        let (k, v, T) = match &cache {
-            None => (&*k, &*v, N),
-            Some(c) => {
-                let at = (c.T - N) * s.K * s.D;
-                b.copy(&mut c.k.view(at, k.len()), k)?;
-                b.copy(&mut c.v.view(at, v.len()), v)?;
-                (&c.k.view(0, c.T * s.K * s.D), &c.v.view(0, c.T * s.K * s.D), c.T)
-            }
-        };
-        b.attention_forward(att, lse, q, k, v, &own.span, &params(s, N, T))?;
+        match &cache {
+            Some(cache) => cache.attend(b, s, (&mut *att, &mut *lse), [q, k, v], &own.span, N)?,
+            None => b.attention_forward(att, lse, q, k, v, &own.span, &params(s, N, N))?,
+        }
         match &self.sinks {
             Some(sinks) => b.attention_sink_forward(att, lse, &sinks.value, &sink_params(s, N)),
             None => Ok(()),

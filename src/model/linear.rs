@@ -152,16 +152,32 @@ impl LinearScratch {
         N: usize,
         dtype: DType,
     ) -> Result<LinearScratch> {
-        let (mut weight, mut rank) = (0, 0);
+        let linears: Vec<&Linear> = linears.collect();
+        let weight = Self::unpacked(scope, linears.iter().copied(), dtype)?;
+        Self::with(scope, linears.into_iter(), N, dtype, &weight)
+    }
+
+    /// Where the weights of `linears` are unpacked, one after the other.
+    pub fn unpacked<'a>(scope: &Scope, linears: impl Iterator<Item = &'a Linear>, dtype: DType) -> Result<Option<Buf>> {
+        let len = linears.map(|linear| linear.weight.unpacked(linear.O * linear.C)).max().unwrap_or(0);
+        if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) }
+    }
+
+    /// With `weight` to unpack to, which others may use in their turn.
+    pub fn with<'a>(
+        scope: &Scope,
+        linears: impl Iterator<Item = &'a Linear>,
+        N: usize,
+        dtype: DType,
+        weight: &Option<Buf>,
+    ) -> Result<LinearScratch> {
         let linears: Vec<&Linear> = linears.collect();
         let dora = DoraScratch::new(scope, &linears, N, dtype)?;
         let dropout = DropoutScratch::new(scope, &linears, N, dtype)?;
-        for linear in linears {
-            weight = weight.max(linear.weight.unpacked(linear.O * linear.C));
-            rank = rank.max(linear.lora.as_ref().map_or(0, |lora| lora.R));
-        }
+        let rank = linears.iter().filter_map(|linear| linear.lora.as_ref()).map(|lora| lora.R).max().unwrap_or(0);
         let buf = |len: usize| if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) };
-        Ok(LinearScratch { observer: None, weight: buf(weight)?, xa: buf(N * rank)?, p: buf(N * rank)?, dora, dropout })
+        let weight = weight.as_ref().map(|buf| buf.view(0, buf.len()));
+        Ok(LinearScratch { observer: None, weight, xa: buf(N * rank)?, p: buf(N * rank)?, dora, dropout })
     }
 }
 

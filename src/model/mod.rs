@@ -7,6 +7,7 @@
 use crate::backend::Backend;
 use crate::dtype::DType;
 
+pub mod adapters;
 pub mod arch;
 pub mod attention;
 pub mod batch;
@@ -26,9 +27,11 @@ pub mod lora;
 pub mod mlp;
 pub mod moe;
 pub mod norm;
+pub mod paged;
 pub mod param;
 pub mod quantized;
 pub mod rope;
+pub mod sampler;
 pub mod session;
 pub mod shared;
 pub mod spec;
@@ -37,7 +40,7 @@ pub mod weights;
 pub use batch::Tokens;
 pub use check::check;
 pub use load::LoadOptions;
-pub use session::{Plan, Session};
+pub use session::{Common, Plan, Session};
 pub use weights::Weights;
 
 /// Weights on a device.

@@ -1,10 +1,11 @@
 //! A model at work on a fixed number of tokens: all buffers are made once, before the first step.
 use super::Model;
-use super::batch::{Inputs, Tokens};
-use super::block::{BlockScratch, Cache, Saved};
+use super::batch::{Inputs, Tokens, rope_tables};
+use super::block::{BlockScratch, Saved};
 use super::head::{HeadScratch, Weights};
 use super::linear::{LinearScratch, Observer};
 use super::norm::Norm;
+use super::paged::{Cache, Layout, Part, Pool, Step, Tables};
 use super::param::Param;
 use super::spec::Spec;
 use super::table::{EmbedScratch, Table, embed};
@@ -47,6 +48,8 @@ pub struct Session<'b> {
     b: &'b dyn Backend,
     /// Owns every buffer here.
     _scope: Scope<'b>,
+    /// Owns what other sessions could share, where no other does.
+    _common: Option<Scope<'b>>,
     plan: Plan,
     pub N: usize,
     inputs: Inputs,
@@ -62,16 +65,49 @@ pub struct Session<'b> {
     head: HeadScratch,
 }
 
+/// What sessions of one model may have in common: RoPE tables for `positions`, and where weights are unpacked.
+pub struct Common<'b> {
+    scope: Scope<'b>,
+    positions: usize,
+    tables: Vec<Option<Buf>>,
+    /// For linear layers, for experts.
+    unpacked: [Option<Buf>; 2],
+}
+
+impl<'b> Common<'b> {
+    /// For sessions of up to `N` tokens at positions below `positions`.
+    pub fn new(b: &'b dyn Backend, model: &Model, N: usize, positions: usize) -> Result<Common<'b>> {
+        let scope = Scope::new(b);
+        let experts = model.experts().map(|e| &e.stack);
+        let unpacked = [
+            LinearScratch::unpacked(&scope, model.linears(), model.dtype)?,
+            LinearScratch::unpacked(&scope, experts, model.dtype)?,
+        ];
+        let tables = rope_tables(&scope, &model.spec, positions, N)?;
+        Ok(Common { positions, tables, unpacked, scope })
+    }
+}
+
 impl<'b> Session<'b> {
     /// Buffers for steps of exactly `N` tokens at positions below `positions`.
     pub fn new(b: &'b dyn Backend, model: &Model, N: usize, positions: usize, plan: Plan) -> Result<Session<'b>> {
+        let mut common = Common::new(b, model, N, positions)?;
+        let mut session = Session::with(&common, model, N, N, plan)?;
+        session._common = Some(std::mem::replace(&mut common.scope, Scope::new(b)));
+        Ok(session)
+    }
+
+    /// For steps of `N` tokens; `common` outlives it. Logits are made of up to `labels` of them at a time.
+    pub fn with(common: &Common<'b>, model: &Model, N: usize, labels: usize, plan: Plan) -> Result<Session<'b>> {
+        let b = common.scope.backend();
         let (s, dtype) = (&model.spec, model.dtype);
         let train = plan != Plan::Inference;
         let scope = Scope::new(b);
         let stream = || scope.alloc(N * s.C, dtype);
-        let linear = LinearScratch::new(&scope, model.linears(), N, dtype)?;
+        let [unpacked, unpacked_experts] = &common.unpacked;
+        let linear = LinearScratch::with(&scope, model.linears(), N, dtype, unpacked)?;
         let M = N * s.moe.as_ref().map_or(0, |moe| moe.S);
-        let experts = LinearScratch::new(&scope, model.experts().map(|e| &e.stack), M, dtype)?;
+        let experts = LinearScratch::with(&scope, model.experts().map(|e| &e.stack), M, dtype, unpacked_experts)?;
         let streams = if train { s.layers + 1 } else { 2 };
         let kept = match plan {
             Plan::Keep => (0..s.layers).map(|l| vec![s.mlp(l)]).collect(),
@@ -81,7 +117,7 @@ impl<'b> Session<'b> {
             b,
             plan,
             N,
-            inputs: Inputs::new(&scope, s, N, positions)?,
+            inputs: Inputs::new(&scope, s, N, &common.tables, common.positions)?,
             x: (0..streams).map(|_| stream()).collect::<Result<_>>()?,
             saved: kept.iter().map(|mlps| Saved::new(&scope, s, mlps, N, dtype)).collect::<Result<_>>()?,
             scratch: BlockScratch::new(&scope, s, (linear, experts), N, dtype, train)?,
@@ -89,7 +125,8 @@ impl<'b> Session<'b> {
             stats: scope.alloc(Norm::rows(s, N).stats(), DType::F32)?,
             dh: if train { Some((stream()?, stream()?)) } else { None },
             embed: EmbedScratch::new(&scope, &model.embed, s.V, N)?,
-            head: HeadScratch::new(&scope, s, head_of(model).table, N, dtype, train)?,
+            head: HeadScratch::new(&scope, s, head_of(model).table, labels, dtype, train)?,
+            _common: None,
             _scope: scope,
         })
     }
@@ -105,20 +142,20 @@ impl<'b> Session<'b> {
 
     /// Embedding, blocks, final norm.
     pub fn forward(&mut self, model: &Model, tokens: &Tokens) -> Result<()> {
-        self.inputs.set(self.b, &model.spec, tokens, 0)?;
+        self.inputs.set(self.b, &model.spec, tokens)?;
         self.run(model, None)
     }
 
-    /// The same for tokens that follow those in `caches` (one per layer, as k and v); `T` counts both.
-    pub fn forward_cached(&mut self, model: &Model, ids: &[u32], caches: &[(Buf, Buf)], T: usize) -> Result<()> {
-        let first = T - ids.len();
-        let mut tokens = Tokens::single(ids);
-        tokens.positions.iter_mut().for_each(|p| *p += first as u32);
-        self.inputs.set(self.b, &model.spec, &tokens, first)?;
-        self.run(model, Some((caches, T)))
+    /// The same for tokens that follow those in the pages of their sequences, up to N in all; those of `parts` with few tokens
+    /// come first. Their own keys and values go to their pages.
+    pub fn forward_paged(&mut self, model: &Model, parts: &[Part], pool: &Pool, tables: &mut Tables) -> Result<()> {
+        let layout = Layout::new(parts, self.N);
+        self.inputs.set_paged(self.b, &model.spec, &layout)?;
+        let step = tables.set(self.b, &model.spec, &layout)?;
+        self.run(model, Some((pool, &step)))
     }
 
-    fn run(&mut self, model: &Model, caches: Option<(&[(Buf, Buf)], usize)>) -> Result<()> {
+    fn run(&mut self, model: &Model, pool: Option<(&Pool, &Step)>) -> Result<()> {
         let (b, s, N) = (self.b, &model.spec, self.N);
         let embedding = embedding_params(s, N, model.dtype);
         let (out, values) = (&mut self.x[0], &mut self.h);
@@ -130,11 +167,19 @@ impl<'b> Session<'b> {
         for (l, block) in model.blocks.iter().enumerate() {
             let saved = &mut self.saved[if self.plan == Plan::Keep { l } else { 0 }];
             let (x, out) = stream_pair(&mut self.x, l);
-            let cache = caches.map(|(c, T)| Cache { k: &c[l].0, v: &c[l].1, T });
+            let cache = pool.map(|(pool, step)| {
+                let (k, v) = pool.layer(l);
+                Cache { k, v, step }
+            });
             block.forward(b, s, saved, &mut self.scratch, out, x, &self.inputs, cache)?;
         }
         let last = &self.x[model.blocks.len() % self.x.len()];
         Norm::rows(s, N).forward(b, &mut self.h, &mut self.stats, last, &model.final_norm)
+    }
+
+    /// The final norm's output of the last forward, [N, C].
+    pub(super) fn hidden(&self) -> &Buf {
+        &self.h
     }
 
     /// The logits of tokens `first..first + n` of the last forward, [n, V], on the host.
@@ -179,7 +224,7 @@ impl<'b> Session<'b> {
     }
 }
 
-fn head_of(model: &Model) -> Weights<'_> {
+pub(super) fn head_of(model: &Model) -> Weights<'_> {
     Weights { table: model.head.as_ref().unwrap_or(&model.embed), bias: model.head_bias.as_ref() }
 }
 

@@ -30,7 +30,8 @@ pub mod logprob;
 pub mod matmul;
 pub mod mxfp4;
 pub mod nf4;
-
+pub mod paged_attention;
+pub mod pages;
 pub mod residual;
 pub mod rmsnorm;
 pub mod rope;
@@ -38,6 +39,7 @@ pub mod route;
 pub mod routed_swiglu;
 pub mod router;
 pub mod rows;
+pub mod sample;
 pub mod swiglu;
 
 /// The letters a row may use, the same in Rust, WGSL and CUDA.

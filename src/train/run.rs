@@ -322,7 +322,7 @@ impl Run<'_> {
     /// What the model says to the first held-out record (or the first of all), greedily.
     fn sample(&self, reporter: &mut dyn Reporter) -> Result<()> {
         let Some(prompt) = self.prompt()? else { return Ok(()) };
-        let sampling = Sampling { max_new_tokens: SAMPLE_TOKENS, temperature: 0.0, seed: self.config.seed };
+        let sampling = Sampling { max_new_tokens: SAMPLE_TOKENS, seed: self.config.seed, ..Sampling::default() };
         let ids = infer::generate(self.b, &self.model, &prompt, &sampling, self.tokenizer.eos_ids(), |_| true)?;
         reporter.sample(&self.tokenizer.decode(&prompt, true)?, &self.tokenizer.decode(&ids, true)?);
         Ok(())
