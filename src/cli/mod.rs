@@ -1,5 +1,6 @@
 //! The commands, one file each. This is the only place that prints.
 mod bench;
+mod chat;
 mod data;
 mod doctor;
 mod download;
@@ -7,8 +8,11 @@ mod generate;
 mod init;
 mod inspect;
 mod interrupt;
+mod place;
 mod progress;
 mod quantize;
+#[cfg(feature = "serve")]
+mod serve;
 mod train;
 use clap::{Parser, Subcommand};
 
@@ -40,6 +44,9 @@ struct Cli {
 enum Command {
     Train(train::Train),
     Generate(generate::Generate),
+    Chat(chat::Chat),
+    #[cfg(feature = "serve")]
+    Serve(serve::Serve),
     Init(init::Init),
     Quantize(quantize::Quantize),
     Inspect(inspect::Inspect),
@@ -52,6 +59,9 @@ pub fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Train(args) => args.run(),
         Command::Generate(args) => args.run(),
+        Command::Chat(args) => args.run(),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => args.run(),
         Command::Init(args) => args.run(),
         Command::Quantize(args) => args.run(),
         Command::Inspect(args) => args.run(),

@@ -273,32 +273,39 @@ impl Linear {
             observer.linear(b, self, inp, N)?;
         }
         let C = self.C;
-        let weight = self.dense(b, scratch)?;
+        let thin = self.is_thin(N);
+        let weight = if thin { None } else { Some(self.dense(b, scratch)?) };
         let mut adapter = None;
         if let Some(lora) = &self.lora {
             let mut xa = part(&scratch.xa, N * lora.R);
             let seen = lora.input(b, scratch, inp, N * C)?;
             b.matmul_nt(&mut xa, &seen, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
-            lora.measure(b, &scratch.dora, &weight, self.O, C)?;
+            if let Some(weight) = &weight {
+                lora.measure(b, &scratch.dora, weight, self.O, C)?;
+            }
             adapter = Some((lora, xa, seen));
         }
         for (out, (first, O)) in outs.iter_mut().zip(self.rows()) {
-            let rows = weight.view(first * C, O * C);
+            let base = |out: &mut Buf, inp: &Buf| match &weight {
+                Some(weight) => b.matmul_nt(out, inp, &weight.view(first * C, O * C), &nt(N, O, C, 1.0)),
+                None => self.forward_thin(b, out, inp, (first, O), N),
+            };
             match &adapter {
                 Some((lora, xa, seen)) => {
                     let detour = lora.detour(scratch, N * C).is_some();
-                    b.matmul_nt(out, if detour { seen } else { inp }, &rows, &nt(N, O, C, 1.0))?;
+                    base(out, if detour { seen } else { inp })?;
                     let adapter_rows = lora.b.value.view(first * lora.R, O * lora.R);
                     b.matmul_nt_add(out, xa, &adapter_rows, &nt(N, O, lora.R, lora.scale))?;
                     if let Some(dora) = &lora.dora {
                         dora.forward(b, out, first, O, N)?;
                     }
-                    if detour {
+                    if let Some(weight) = weight.as_ref().filter(|_| detour) {
+                        let rows = weight.view(first * C, O * C);
                         b.matmul_nt_add(out, inp, &rows, &nt(N, O, C, 1.0))?;
                         b.matmul_nt_add(out, seen, &rows, &nt(N, O, C, -1.0))?;
                     }
                 }
-                None => b.matmul_nt(out, inp, &rows, &nt(N, O, C, 1.0))?,
+                None => base(out, inp)?,
             }
             if let Some(bias) = &self.bias {
                 let p = Bias { N: N as u32, O: O as u32, ld_out: O as u32 };

@@ -36,6 +36,7 @@ pub mod session;
 pub mod shared;
 pub mod spec;
 pub mod table;
+mod thin;
 pub mod weights;
 pub use batch::Tokens;
 pub use check::check;

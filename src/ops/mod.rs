@@ -41,6 +41,7 @@ pub mod router;
 pub mod rows;
 pub mod sample;
 pub mod swiglu;
+pub mod thin;
 
 /// The letters a row may use, the same in Rust, WGSL and CUDA.
 pub const DIMS: &[(&str, &str)] = &[

@@ -192,6 +192,14 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// out[o,c] = codes[o,c]·scb[o]/127.
     int8::int8_dequantize{O, C}(out: write [O, C], codes: read u8 [O, C], scb: read f32 [O]; Int8);
 
+    /// out[n,o] = Σ_c inp[n,c]·W[first + o,c] of a weight of P values that stays packed as nf4_dequantize reads it.
+    thin::thin_nf4{N, O, C, P}(out: write [N, O], inp: read [N, C], codes: read u8 [ceil(P, 2)], absmax: read f32 [ceil(P, 64)]; Thin);
+    /// The same as nf4_dequantize_double reads it.
+    thin::thin_nf4_double{N, O, C, P}(out: write [N, O], inp: read [N, C], codes: read u8 [ceil(P, 2)], qabsmax: read u8 [ceil(P, 64)],
+        nested: read f32 [ceil(P, 16384)], map: read f32 [256]; ThinDouble);
+    /// The same as int8_dequantize reads it.
+    thin::thin_int8{N, O, C, P}(out: write [N, O], inp: read [N, C], codes: read u8 [P], scb: read f32 [ceil(P, C)]; Thin);
+
     /// out[i] = level[code i]·2^(scales[i/32] − 127): 4-bit floats in blocks of 32, the first of a byte in the low half.
     mxfp4::mxfp4_dequantize{P}(out: write [P], codes: read u8 [ceil(P, 2)], scales: read u8 [ceil(P, 32)]; Mxfp4);
 

@@ -119,6 +119,29 @@ fn attention(
     out.push((name(Op::attention_forward), case(Op::attention_forward, &p, float, variant).u32s("span", span)));
 }
 
+/// Few rows times packed weights, by both kernels.
+fn thin(out: &mut Vec<(String, Case)>, float: DType) {
+    let sizes = [(1, 2, 64, 5, 3), (3, 18, 130, 20, 2), (1, 33, 128, 40, 7), (11, 16, 256, 16, 0), (20, 34, 1152, 34, 0), (64, 20, 384, 20, 0)];
+    for (N, O, C, all, first) in sizes {
+        let mut variants = vec![None];
+        if float != DType::F32 && C % 128 == 0 {
+            variants.push(Some(THIN));
+        }
+        for variant in variants {
+            let p = thin::Thin { N, O, C, P: all * C, first };
+            let double = thin::ThinDouble { N, O, C, P: all * C, first, offset: 0.25 };
+            let map = luthier::ops::dyn8::dynamic_map(true);
+            let cases = [
+                case(Op::thin_nf4, &p, float, variant).positive(&["absmax"]),
+                case(Op::thin_nf4_double, &double, float, variant).positive(&["nested"]).floats("map", map),
+                case(Op::thin_int8, &p, float, variant).positive(&["scb"]),
+            ];
+            let name = |case: &Case| format!("{} {p:?} {float:?} {:?}", case.op.spec().name, variant.map(|v| v.name));
+            out.extend(cases.into_iter().map(|case| (name(&case), case)));
+        }
+    }
+}
+
 /// What only an engine launches: pages of keys and values, and the next tokens.
 fn decoding(out: &mut Vec<(String, Case)>, float: DType) {
     let mut add =
@@ -435,6 +458,7 @@ pub fn all() -> Vec<(String, Case)> {
             add!(matmul_tn_add, p(I, J));
         }
         decoding(&mut out, float);
+        thin(&mut out, float);
         mixtures(&mut out, float);
         attention(&mut out, &[1], 9, [2, 1, 4], 0, 0.0, float, None);
         attention(&mut out, &[5, 33, 12], 99, [4, 2, 20], 2, 1.5, float, None);

@@ -35,7 +35,7 @@ fn class(op: Op) -> Class {
         Op::pages_write | Op::route_index | Op::route_gather_forward | Op::mxfp4_dequantize => Class::Exact,
         Op::latent_query_forward | Op::latent_kv_forward | Op::latent_output_forward => Class::Exact,
         Op::latent_query_backward | Op::latent_output_backward => Class::Exact,
-        _ if op.spec().file == "grouped" => Class::Product,
+        _ if ["grouped", "thin"].contains(&op.spec().file) => Class::Product,
         Op::router_forward | Op::router_backward => Class::Softmax,
         Op::group_router_forward | Op::group_router_backward => Class::Softmax,
         Op::matmul_nt | Op::matmul_nn | Op::matmul_tn | Op::matmul_nt_add | Op::matmul_nn_add | Op::matmul_tn_add => {

@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell, UnsafeCell};
 
 mod fast;
 mod grouped;
+mod thin;
 
 /// 8-aligned memory that many buffers share.
 type Slab = Box<[UnsafeCell<u64>]>;
