@@ -135,11 +135,14 @@ fn prompts_together_and_chats() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
     let (prompts, saved) = (at("prompts.jsonl"), at("saved.jsonl"));
-    let lines = "{\"prompt\": \"What is E0117?\"}\n\n{\"messages\": [{\"role\": \"user\", \"content\": \"And E0382?\"}]}\n";
+    let lines =
+        "{\"prompt\": \"What is E0117?\"}\n\n{\"messages\": [{\"role\": \"user\", \"content\": \"And E0382?\"}]}\n";
     std::fs::write(&prompts, lines).unwrap();
-    let base = ["generate", "--model", "assets/base", "--backend", "cpu", "--dtype", "float32", "--max-new-tokens", "9"];
+    let base =
+        ["generate", "--model", "assets/base", "--backend", "cpu", "--dtype", "float32", "--max-new-tokens", "9"];
     let run = |more: &[&str]| says(&[base.as_slice(), more].concat());
-    let json = |text: String| -> Vec<serde_json::Value> { text.lines().map(|l| serde_json::from_str(l).unwrap()).collect() };
+    let json =
+        |text: String| -> Vec<serde_json::Value> { text.lines().map(|l| serde_json::from_str(l).unwrap()).collect() };
     let mut together = json(run(&["--prompts", &prompts, "--json", "--logprobs", "1"]));
     together.sort_by_key(|line| line["prompt"].as_u64());
     for (line, prompt) in together.iter().zip(["What is E0117?", "And E0382?"]) {

@@ -54,7 +54,10 @@ impl Server {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
         let auth = key.map_or(String::new(), |key| format!("Authorization: Bearer {key}\r\n"));
-        let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{auth}Connection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\n{auth}Connection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
         stream.write_all(head.as_bytes()).unwrap();
         // who refuses a body does not read all of it
         let _ = stream.write_all(body.as_bytes());
@@ -153,7 +156,10 @@ fn chats_whole_and_in_pieces() {
     assert_eq!((&whole["object"], &choice["message"]["role"]), (&json!("chat.completion"), &json!("assistant")));
     assert!(["stop", "length"].contains(&choice["finish_reason"].as_str().unwrap()));
     let usage = &whole["usage"];
-    assert_eq!(usage["total_tokens"], usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap());
+    assert_eq!(
+        usage["total_tokens"],
+        usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap()
+    );
     let options = json!({ "stream": true, "stream_options": { "include_usage": true } });
     let chunks = server.stream("/v1/chat/completions", with(chat("What is E0117?"), options));
     let (last, rest) = chunks.split_last().unwrap();
@@ -164,7 +170,9 @@ fn chats_whole_and_in_pieces() {
     assert!(rest.iter().all(|chunk| chunk["object"] == "chat.completion.chunk" && chunk["id"] == rest[0]["id"]));
     // several answers, the same again by their seed
     let warm = || with(chat("Hello"), json!({ "n": 3, "temperature": 1.5, "seed": 7 }));
-    let texts = |value: Value| value["choices"].as_array().unwrap().iter().map(|c| c["message"]["content"].clone()).collect::<Vec<_>>();
+    let texts = |value: Value| {
+        value["choices"].as_array().unwrap().iter().map(|c| c["message"]["content"].clone()).collect::<Vec<_>>()
+    };
     let first = texts(server.post("/v1/chat/completions", warm()).1);
     assert!(first.len() == 3 && first.iter().any(|text| *text != first[0]), "{first:?}");
     assert_eq!(first, texts(server.post("/v1/chat/completions", warm()).1));
@@ -173,7 +181,8 @@ fn chats_whole_and_in_pieces() {
 #[test]
 fn completions_logprobs_and_stops() {
     let server = Server::start(|_, _| ());
-    let body = |more: Value| with(json!({ "model": "base", "prompt": "The error", "max_tokens": 16, "temperature": 0 }), more);
+    let body =
+        |more: Value| with(json!({ "model": "base", "prompt": "The error", "max_tokens": 16, "temperature": 0 }), more);
     let (status, plain) = server.post("/v1/completions", body(json!({ "logprobs": 2 })));
     assert_eq!(status, 200, "{plain}");
     let choice = &plain["choices"][0];
@@ -185,21 +194,29 @@ fn completions_logprobs_and_stops() {
     let middle: String = text.chars().skip(text.chars().count() / 2).take(2).collect();
     let before = &text[..text.find(&middle).unwrap()];
     let (_, stopped) = server.post("/v1/completions", body(json!({ "stop": [middle] })));
-    assert_eq!((&stopped["choices"][0]["text"], &stopped["choices"][0]["finish_reason"]), (&json!(before), &json!("stop")));
+    assert_eq!(
+        (&stopped["choices"][0]["text"], &stopped["choices"][0]["finish_reason"]),
+        (&json!(before), &json!("stop"))
+    );
     let chunks = server.stream("/v1/completions", body(json!({ "stop": middle, "stream": true })));
     let said: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["text"].as_str()).collect();
     assert_eq!(said, before);
     // prompts together, each with its echo; one of them as tokens
-    let many = json!({ "model": "base", "prompt": ["The error", "A trait"], "max_tokens": 4, "temperature": 0, "echo": true });
+    let many =
+        json!({ "model": "base", "prompt": ["The error", "A trait"], "max_tokens": 4, "temperature": 0, "echo": true });
     let (_, both) = server.post("/v1/completions", many);
     assert!(both["choices"][0]["text"].as_str().unwrap().starts_with("The error"));
     assert!(both["choices"][1]["text"].as_str().unwrap().starts_with("A trait"));
-    let (status, ids) = server.post("/v1/completions", json!({ "model": "base", "prompt": [[5, 6, 7]], "max_tokens": 1 }));
+    let (status, ids) =
+        server.post("/v1/completions", json!({ "model": "base", "prompt": [[5, 6, 7]], "max_tokens": 1 }));
     assert_eq!((status, &ids["usage"]["prompt_tokens"]), (200, &json!(3)));
     let logs = with(chat("Hi"), json!({ "logprobs": true, "top_logprobs": 3 }));
     let (_, logs) = server.post("/v1/chat/completions", logs);
     let first = &logs["choices"][0]["logprobs"]["content"][0];
-    assert_eq!((first["top_logprobs"].as_array().unwrap().len(), &first["token"]), (3, &first["top_logprobs"][0]["token"]));
+    assert_eq!(
+        (first["top_logprobs"].as_array().unwrap().len(), &first["token"]),
+        (3, &first["top_logprobs"][0]["token"])
+    );
 }
 
 #[test]
@@ -212,7 +229,9 @@ fn refusals_say_why() {
         value
     };
     for key in [None, Some("wrong"), Some("")] {
-        for (method, path) in [("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("GET", "/metrics"), ("GET", "/nowhere")] {
+        for (method, path) in
+            [("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("GET", "/metrics"), ("GET", "/nowhere")]
+        {
             assert_eq!(server.ask_as(method, path, key, "{}").0, 401);
         }
     }
@@ -327,7 +346,6 @@ fn a_full_queue_says_so_and_a_stop_waits() {
     assert_eq!(left, 0, "the engine's memory is given back");
 }
 
-
 /// An adapter on the quickstart's model that changes what it says.
 fn adapter(folder: &std::path::Path) {
     let b: &dyn Backend = &Cpu::new();
@@ -346,7 +364,8 @@ fn adapters_come_and_go() {
     let folder = tempfile::tempdir().unwrap();
     adapter(folder.path());
     let server = Server::start(|config, _| config.runtime_adapters = RuntimeAdapters::Allowed);
-    let ask = |model: &str| server.post("/v1/chat/completions", with(chat("What is E0117?"), json!({ "model": model })));
+    let ask =
+        |model: &str| server.post("/v1/chat/completions", with(chat("What is E0117?"), json!({ "model": model })));
     let base = ask("base").1["choices"][0]["message"]["content"].clone();
     assert_eq!(ask("mine").0, 404);
     let load = json!({ "lora_name": "mine", "lora_path": folder.path() });

@@ -4,11 +4,13 @@ mod chat;
 mod data;
 mod doctor;
 mod download;
+mod export;
 mod generate;
 mod init;
 mod inspect;
 mod interrupt;
 mod place;
+mod plan;
 mod progress;
 mod quantize;
 #[cfg(feature = "serve")]
@@ -43,12 +45,14 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Train),
+    Plan(plan::Plan),
     Generate(generate::Generate),
     Chat(chat::Chat),
     #[cfg(feature = "serve")]
     Serve(serve::Serve),
     Init(init::Init),
     Quantize(quantize::Quantize),
+    Export(export::Export),
     Inspect(inspect::Inspect),
     Data(data::Data),
     Bench(bench::Bench),
@@ -58,12 +62,14 @@ enum Command {
 pub fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Train(args) => args.run(),
+        Command::Plan(args) => args.run(),
         Command::Generate(args) => args.run(),
         Command::Chat(args) => args.run(),
         #[cfg(feature = "serve")]
         Command::Serve(args) => args.run(),
         Command::Init(args) => args.run(),
         Command::Quantize(args) => args.run(),
+        Command::Export(args) => args.run(),
         Command::Inspect(args) => args.run(),
         Command::Data(args) => args.run(),
         Command::Bench(args) => args.run(),

@@ -7,8 +7,8 @@ use luthier::error::Result;
 use luthier::export::peft;
 use luthier::infer::Options;
 use luthier::io::hub::Kind;
-use luthier::model::load::LoadOptions;
 use luthier::model::Model;
+use luthier::model::load::LoadOptions;
 use std::path::{Path, PathBuf};
 
 /// Where a model is, where it runs, and how it is held.

@@ -1,7 +1,7 @@
 //! `luthier serve`: a model behind OpenAI's API.
 use super::chat::named;
-use super::say;
 use super::place::{self, Place};
+use super::say;
 use clap::Args;
 use luthier::error::{Error, Result};
 use luthier::infer::{Engine, Options, Prefixes};
@@ -96,7 +96,11 @@ impl Serve {
         }
         let stop = stop()?;
         let stats = engine.stats();
-        say!("{name} on http://{local}/v1: {} pages of 16 tokens, {} a request at most", stats.pages, engine.max_length());
+        say!(
+            "{name} on http://{local}/v1: {} pages of 16 tokens, {} a request at most",
+            stats.pages,
+            engine.max_length()
+        );
         run(config, engine, adapters, listener, stop)
     }
 }

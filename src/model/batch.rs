@@ -153,6 +153,14 @@ impl Inputs {
         Ok(Inputs { N, ids: u32s(N)?, order: u32s(N)?, positions: learned, kinds, rope_positions })
     }
 
+    /// Tells the backend what the span tables that were just set stand for. Not of a prompt of any length: a backend may
+    /// prepare for sequences like these, which pays where there are many steps.
+    pub fn tell(&self, b: &dyn Backend, s: &Spec, tokens: &Tokens) {
+        for (inputs, kind) in self.kinds.iter().zip(&s.kinds) {
+            b.sequences(&inputs.span, &tokens.cu_seqlens, kind.window.map(|w| w as u32));
+        }
+    }
+
     pub fn set(&mut self, b: &dyn Backend, s: &Spec, tokens: &Tokens) -> Result<()> {
         self.set_rows(b, s, (&tokens.ids, &tokens.positions), &tokens.lengths())?;
         b.upload_u32(&mut self.order, &crate::ops::embedding::order(&tokens.ids))?;

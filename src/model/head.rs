@@ -83,12 +83,6 @@ impl HeadScratch {
         })
     }
 
-    pub fn bytes(V: usize, N: usize, dtype: DType, train: bool) -> u64 {
-        let ld = V.next_multiple_of(64);
-        let rows = (CHUNK_BYTES / 4 / ld).clamp(1, N);
-        (rows * ld * (4 + if train { dtype.size() } else { 0 }) + 16 * N) as u64
-    }
-
     /// Tokens at a time.
     pub fn rows(&self) -> usize {
         self.rows

@@ -19,6 +19,7 @@ pub mod dropout;
 pub mod experts;
 pub mod gguf;
 mod head;
+mod kept;
 pub mod latent;
 pub mod layout;
 pub mod linear;
@@ -29,6 +30,7 @@ pub mod moe;
 pub mod norm;
 pub mod paged;
 pub mod param;
+pub mod plan;
 pub mod quantized;
 pub mod rope;
 pub mod sampler;
@@ -41,7 +43,8 @@ pub mod weights;
 pub use batch::Tokens;
 pub use check::check;
 pub use load::LoadOptions;
-pub use session::{Common, Plan, Session};
+pub use plan::{Keep, Plan};
+pub use session::{Common, Session};
 pub use weights::Weights;
 
 /// Weights on a device.

@@ -18,12 +18,7 @@ params! {
 }
 
 /// out[n,o] from value(i) of the weight; a row is unpacked once for all n.
-fn product<R: Real>(
-    out: &mut [R],
-    inp: &[R],
-    [N, O, C, first]: [u32; 4],
-    value: impl Fn(usize) -> R,
-) {
+fn product<R: Real>(out: &mut [R], inp: &[R], [N, O, C, first]: [u32; 4], value: impl Fn(usize) -> R) {
     let [N, O, C, first] = [N, O, C, first].map(|x| x as usize);
     for o in 0..O {
         let row: Vec<R> = (0..C).map(|c| value((first + o) * C + c)).collect();

@@ -168,6 +168,9 @@ impl Body {
         }
         let logprobs = self.logprobs(endpoint, limits)?;
         let prompts = self.prompts(endpoint, voice)?;
+        if prompts.is_empty() {
+            return Err(Refusal::bad("prompt", "is empty"));
+        }
         if n == 0 || n.saturating_mul(prompts.len()) > limits.n {
             return Err(Refusal::bad("n", format!("1 to {} answers at a time", limits.n)));
         }

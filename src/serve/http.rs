@@ -193,9 +193,7 @@ async fn route(app: &Arc<App>, request: Request) -> Result<Response, Refusal> {
     }
     authorize(app, &parts.headers)?;
     match (parts.method, path.as_str()) {
-        (Method::GET, "/metrics") => {
-            Ok(content(200, "text/plain; version=0.0.4", Content::from(app.metrics.text())))
-        }
+        (Method::GET, "/metrics") => Ok(content(200, "text/plain; version=0.0.4", Content::from(app.metrics.text()))),
         (Method::GET, "/v1/models") => Ok(json_response(200, &app.list())),
         (Method::GET, path) if path.starts_with("/v1/models/") => {
             let name = path.trim_start_matches("/v1/models/");
@@ -207,7 +205,11 @@ async fn route(app: &Arc<App>, request: Request) -> Result<Response, Refusal> {
         (Method::POST, "/v1/unload_lora_adapter") => unload(app, body).await,
         (
             _,
-            "/metrics" | "/v1/models" | "/v1/chat/completions" | "/v1/completions" | "/v1/load_lora_adapter"
+            "/metrics"
+            | "/v1/models"
+            | "/v1/chat/completions"
+            | "/v1/completions"
+            | "/v1/load_lora_adapter"
             | "/v1/unload_lora_adapter",
         ) => Err(Refusal::new(405, None, format!("{path} does not take this method"))),
         _ => Err(Refusal::new(404, None, format!("there is no {path}"))),
@@ -229,9 +231,11 @@ async fn read(app: &App, content: Content) -> Result<Bytes, Refusal> {
     const PATIENCE: Duration = Duration::from_secs(30);
     match tokio::time::timeout(PATIENCE, body::to_bytes(content, app.config.max_body)).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(_)) => {
-            Err(Refusal::new(413, None, format!("the body must come whole, and have at most {} bytes", app.config.max_body)))
-        }
+        Ok(Err(_)) => Err(Refusal::new(
+            413,
+            None,
+            format!("the body must come whole, and have at most {} bytes", app.config.max_body),
+        )),
         Err(_) => Err(Refusal::new(408, None, "the body did not come in time")),
     }
 }

@@ -3,7 +3,7 @@ use super::metrics::Metrics;
 use crate::error::{Error, Result};
 use crate::export::peft;
 use crate::infer::{AdapterId, Engine, Event, Request, RequestId};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
@@ -13,18 +13,32 @@ pub type Sent = (usize, Event);
 
 pub enum Command {
     /// Events end with the channel where the engine fails.
-    Add { request: Request, number: usize, events: UnboundedSender<Sent>, reply: oneshot::Sender<Result<RequestId>> },
+    Add {
+        request: Request,
+        number: usize,
+        events: UnboundedSender<Sent>,
+        reply: oneshot::Sender<Result<RequestId>>,
+    },
     /// One answer is complete as it is.
-    End { request: RequestId, index: usize },
-    Load { folder: PathBuf, reply: oneshot::Sender<Result<AdapterId>> },
-    Unload { id: AdapterId },
+    End {
+        request: RequestId,
+        index: usize,
+    },
+    Load {
+        folder: PathBuf,
+        reply: oneshot::Sender<Result<AdapterId>>,
+    },
+    Unload {
+        id: AdapterId,
+    },
 }
 
-/// Where a request's events go, and answers that are not at their end.
+/// Where a request's events go, and its answers that are not at their end.
 struct Route {
     number: usize,
     events: UnboundedSender<Sent>,
-    open: usize,
+    /// By their numbers.
+    open: BTreeSet<usize>,
 }
 
 /// Works until every sender of commands is gone and nothing is left to do. `base` is the model's folder, for errors.
@@ -57,8 +71,10 @@ pub fn work(engine: &mut Engine, base: &Path, commands: &Receiver<Command>, metr
             for event in engine.step()? {
                 let id = event.request;
                 let Some(route) = routes.get_mut(&id) else { continue };
-                route.open -= usize::from(event.finish.is_some());
-                let (gone, done) = (route.events.send((route.number, event)).is_err(), route.open == 0);
+                if event.finish.is_some() {
+                    route.open.remove(&event.index);
+                }
+                let (gone, done) = (route.events.send((route.number, event)).is_err(), route.open.is_empty());
                 if gone {
                     engine.cancel(id, None);
                 }
@@ -75,7 +91,7 @@ pub fn work(engine: &mut Engine, base: &Path, commands: &Receiver<Command>, metr
 fn obey(engine: &mut Engine, base: &Path, command: Command, routes: &mut HashMap<RequestId, Route>) {
     match command {
         Command::Add { request, number, events, reply } => {
-            let open = request.n;
+            let open = (0..request.n).collect();
             let added = engine.add(request);
             if let Ok(id) = &added {
                 routes.insert(*id, Route { number, events, open });
@@ -86,8 +102,9 @@ fn obey(engine: &mut Engine, base: &Path, command: Command, routes: &mut HashMap
         Command::End { request, index } => {
             engine.cancel(request, Some(index));
             if let Some(route) = routes.get_mut(&request) {
-                route.open = route.open.saturating_sub(1);
-                if route.open == 0 {
+                // it may have ended by itself meanwhile
+                route.open.remove(&index);
+                if route.open.is_empty() {
                     routes.remove(&request);
                 }
             }

@@ -121,7 +121,14 @@ fn attention(
 
 /// Few rows times packed weights, by both kernels.
 fn thin(out: &mut Vec<(String, Case)>, float: DType) {
-    let sizes = [(1, 2, 64, 5, 3), (3, 18, 130, 20, 2), (1, 33, 128, 40, 7), (11, 16, 256, 16, 0), (20, 34, 1152, 34, 0), (64, 20, 384, 20, 0)];
+    let sizes = [
+        (1, 2, 64, 5, 3),
+        (3, 18, 130, 20, 2),
+        (1, 33, 128, 40, 7),
+        (11, 16, 256, 16, 0),
+        (20, 34, 1152, 34, 0),
+        (64, 20, 384, 20, 0),
+    ];
     for (N, O, C, all, first) in sizes {
         let mut variants = vec![None];
         if float != DType::F32 && C % 128 == 0 {
