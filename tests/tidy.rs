@@ -23,6 +23,7 @@ const NO_BACKWARD: &[(&str, &str)] = &[
     ("cast_forward", "its gradient is a cast the other way"),
     ("fill_forward", "it has no input"),
     ("paged_attention_forward", "it decodes; training has attention_forward"),
+    ("noise_forward", "what it adds is no function of what it is added to"),
 ];
 
 fn specs() -> impl Iterator<Item = &'static Spec> {

@@ -127,6 +127,14 @@ INLINE Rows rows_of(u32 C) {
 // Every thread of the block comes here.
 INLINE float row_sum(float x, u32 width) { return width == 32 ? warp_sum(x) : block_sum<8>(x); }
 
+// The first word of pcg3d, Jarzynski & Olano 2020.
+INLINE u32 random_bits(u32 x, u32 y, u32 z) {
+    x = x * 1664525u + 1013904223u, y = y * 1664525u + 1013904223u, z = z * 1664525u + 1013904223u;
+    x += y * z, y += z * x, z += x * y;
+    x ^= x >> 16, y ^= y >> 16, z ^= z >> 16;
+    return x + y * z;
+}
+
 // Of an activation act(x) = x·s(x): s and act′. `act` is a constant of src/ops/activation.rs.
 struct Gate {
     float s, slope;

@@ -3,6 +3,16 @@
 fn flat(group: vec3<u32>) -> u32 { return group.x + group.y * 65535u; }
 fn ceil_div(a: u32, b: u32) -> u32 { return (a + b - 1u) / b; }
 
+// The first word of pcg3d, Jarzynski & Olano 2020.
+fn random(i: u32, seed: u32, stream: u32) -> u32 {
+  var v = vec3(i, seed, stream) * 1664525u + 1013904223u;
+  v.x += v.y * v.z;
+  v.y += v.z * v.x;
+  v.z += v.x * v.y;
+  v ^= v >> vec3(16u);
+  return v.x + v.y * v.z;
+}
+
 // cap·tanh(x/cap), or x where cap is 0. By hand: tanh of large values is NaN on some drivers, and 1 - exp loses small ones.
 fn softcap(x: f32, cap: f32) -> f32 {
   if (cap == 0.0) { return x; }

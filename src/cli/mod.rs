@@ -13,9 +13,11 @@ mod place;
 mod plan;
 mod progress;
 mod quantize;
+mod runs;
 #[cfg(feature = "serve")]
 mod serve;
 mod train;
+mod tui;
 use clap::{Parser, Subcommand};
 
 /// A line on standard error; one that nobody reads any more must not end a run.
@@ -56,6 +58,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Data(data::Data),
     Bench(bench::Bench),
+    Runs(runs::Runs),
     Doctor(doctor::Doctor),
 }
 
@@ -73,6 +76,7 @@ pub fn run() -> Result<()> {
         Command::Inspect(args) => args.run(),
         Command::Data(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::Runs(args) => args.run(),
         Command::Doctor(args) => args.run(),
     }
 }

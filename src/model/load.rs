@@ -14,6 +14,7 @@ use super::spec::{
     Bias, ExpertFiles, Gating, Head, LinearSpec, MlpKind, NarrowSpec, NormKind, NormSpec, Positions, QkNorm, Sinks,
     Spec, WeightLayout,
 };
+use super::streamed::{Place, Streamed};
 use super::table::Table;
 use super::weights::Weights;
 use super::{Model, arch, check, lora};
@@ -40,14 +41,27 @@ pub struct LoadOptions {
     pub lora: Option<LoraConfig>,
     /// The adapter (with its modules_to_save) is trained, or without one every weight.
     pub train: bool,
+    /// Routers of mixtures stay as they are, even where every weight is trained.
+    pub freeze_router: bool,
     /// Of the adapter's first values.
     pub seed: u64,
+    /// Where the blocks' frozen weights are.
+    pub place: Place,
 }
 
 impl LoadOptions {
     /// For reading a model as it is.
     pub fn frozen(dtype: DType) -> LoadOptions {
-        LoadOptions { dtype, load_in_4bit: false, load_in_8bit: false, lora: None, train: false, seed: 0 }
+        LoadOptions {
+            dtype,
+            load_in_4bit: false,
+            load_in_8bit: false,
+            lora: None,
+            train: false,
+            freeze_router: false,
+            seed: 0,
+            place: Place::Device,
+        }
     }
     /// The first contradiction, if any.
     pub(super) fn check(&self, spec: &Spec, stored: Option<Scheme>, folder: &Path) -> Result<()> {
@@ -222,7 +236,15 @@ impl Loader<'_> {
             }
             Positions::Implicit => None,
         };
-        let blocks = (0..spec.layers).map(|l| self.block(l)).collect::<Result<Vec<_>>>()?;
+        let mut streamed = (self.options.place == Place::Host).then(Streamed::default);
+        let mut blocks = Vec::new();
+        for l in 0..spec.layers {
+            let mut block = self.block(l)?;
+            if let Some(streamed) = &mut streamed {
+                streamed.take(self.b, &mut block)?;
+            }
+            blocks.push(block);
+        }
         let bias = spec.norm == NormKind::Layer(Bias::Present);
         let final_norm = self.norm(&[spec.names.final_norm.to_string()], &[spec.C], bias)?;
         // As PEFT: a module to save is a copy of its own, which unties a tied head.
@@ -242,7 +264,7 @@ impl Loader<'_> {
         }
         let lora = self.options.lora.clone();
         let (dtype, embed, head) = (self.options.dtype, embed_table, head_table);
-        Ok(Model { spec, dtype, embed, positions, blocks, final_norm, head, head_bias, lora })
+        Ok(Model { spec, dtype, embed, positions, blocks, final_norm, head, head_bias, lora, streamed })
     }
 
     /// Of a weight, where anybody wants them.
@@ -394,11 +416,12 @@ impl Loader<'_> {
     }
 
     fn linear(&mut self, layer: usize, module: LinearSpec) -> Result<Linear> {
-        let (full, router) = (self.options.full(), is_router(self.spec, module.module));
+        let router = is_router(self.spec, module.module);
+        let full = self.options.full() && !(router && self.options.freeze_router);
         let (name, O, C) = (self.spec.names.of(layer, module.module), module.O(), module.C);
         let quantize = if router || self.options.saves(&name) { (false, false) } else { self.quantize };
         let layout = self.spec.layout_of(module.module);
-        let weight = self.weight(&format!("{name}.weight"), (&[O, C], layout), quantize)?;
+        let weight = self.weight(&format!("{name}.weight"), (&[O, C], layout), quantize, full)?;
         let bias_name = format!("{name}.bias");
         let bias = match module.bias {
             Bias::Present => Some(self.param_of(&bias_name, &bias_name, (&[O], layout.of_rows()), full)?),
@@ -417,7 +440,13 @@ impl Loader<'_> {
     }
 
     /// As the file has it, or quantized on the device from the file's own precision.
-    fn weight(&mut self, name: &str, (held, layout): (&[usize], Layout), quantize: (bool, bool)) -> Result<Weight> {
+    fn weight(
+        &mut self,
+        name: &str,
+        (held, layout): (&[usize], Layout),
+        quantize: (bool, bool),
+        full: bool,
+    ) -> Result<Weight> {
         let C = held.last().copied().unwrap_or(1);
         let O = held.iter().product::<usize>() / C;
         let turned = layout.turned([O, C]);
@@ -442,7 +471,7 @@ impl Loader<'_> {
                 let inp = self.stage(&[floats], (O, C, layout))?;
                 quantized::quantize_int8(self.b, &inp, O, C).map(Weight::Int8)
             }
-            _ => Ok(Weight::Dense(self.param_of(name, name, (shape, layout), self.options.full())?)),
+            _ => Ok(Weight::Dense(self.param_of(name, name, (shape, layout), full)?)),
         }
     }
 

@@ -17,7 +17,10 @@ use crate::model::lora::{self, Patterns, Targets};
 use serde::Serialize;
 use source::{Key, Source};
 use std::path::{Path, PathBuf};
-pub use values::{Bytes, Checkpointing, LoraBias, Method, Optim, Resume, SchedulerType};
+pub use values::{
+    BestMetric, Bytes, Checkpointing, EvalStrategy, Every, LoraBias, Method, Optim, ReportTo, Resume, SaveStrategy,
+    SchedulerType, Tracker,
+};
 
 /// Declares a table of the config: `key | "alias": Type = default, if rule, "what must be";`. No default: must be given.
 macro_rules! keys {
@@ -110,6 +113,17 @@ keys! {
         warmup_steps: u64 = 0;
         /// The same as a share of all steps, rounded up.
         warmup_ratio: f64 = 0.0, if |x| (0.0..=1.0).contains(x), "from 0 to 1";
+        /// NEFTune: noise on the embeddings in training, uniform in ±alpha/√(length·channels) of each sequence. 5 is usual.
+        neftune_noise_alpha: Option<f64> = None, if |x| x.is_none_or(|x| x > 0.0), "more than 0";
+        /// Add the routers' balance loss of a mixture of experts, over all layers as transformers has it; padding does not count, every
+        /// other token does. The mean over a step's micro-batches; `loss` and `eval_loss` leave it out, `aux_loss` is it. The model's own
+        /// config where not given.
+        output_router_logits: Option<bool> = None;
+        /// By which it counts; the model's own config, and then transformers' default for it, where not given. Given, it is added.
+        router_aux_loss_coef: Option<f64> = None, if |x| x.is_none_or(|x| x >= 0.0), "0 or more";
+        /// Full fine-tuning leaves the routers of a mixture of experts as they are. An adapter's run does so anyway, unless its modules
+        /// name them.
+        freeze_router: bool = false;
         /// AdamW's decoupled weight decay; norms and biases have none.
         weight_decay: f64 = 0.0, if |x| *x >= 0.0, "0 or more";
         /// AdamW's β₁.
@@ -134,6 +148,9 @@ keys! {
         /// as far as memory asks for it. `"offload"`, or Unsloth's name for it, `"unsloth"`: what recomputing starts from waits in
         /// the host's memory. TRL's default is `true`.
         gradient_checkpointing: Checkpointing = Checkpointing::Auto;
+        /// The base's frozen blocks wait in the host's memory and come to the device layer by layer; wants a `[lora]` table. Where not
+        /// given, only if the run does not fit otherwise.
+        offload_weights: Option<bool> = None;
         /// Memory of the device that the run may take, as in `"8GiB"` or `"8GB"`; what is free when it starts where not given.
         memory_limit: Option<Bytes> = None;
         /// Where to run: `"cuda"`, `"wgpu"` (Vulkan, Metal, DX12), `"cpu"`, or `"auto"`, the first of them that works.
@@ -145,12 +162,41 @@ keys! {
 
         /// Steps between lines of `metrics.jsonl`.
         logging_steps: u64 = 10, if |n| *n >= 1, "1 or more";
-        /// Steps between evaluations; there is one more at the end. transformers' default is never.
-        eval_steps: u64 = 500, if |n| *n >= 1, "1 or more";
-        /// Steps between checkpoints; there is one more at the end.
-        save_steps: u64 = 500, if |n| *n >= 1, "1 or more";
-        /// Checkpoints kept; older ones go once a newer one is whole. transformers keeps all of them.
+        /// When to evaluate: every `eval_steps` (`"steps"`) or after each epoch (`"epoch"`), and at the end; or never (`"no"`, which is
+        /// transformers' default).
+        eval_strategy | "evaluation_strategy": EvalStrategy = EvalStrategy::Steps;
+        /// Steps between evaluations; below 1: as a share of all steps.
+        eval_steps: Every = Every::Steps(500);
+        /// Evaluate before the first step, too. transformers' default is `false`.
+        eval_on_start: bool = true;
+        /// So many of the evaluation's prompts are answered at each evaluation, greedily; the answers go to `samples.jsonl`. It takes no
+        /// more memory than a step.
+        eval_samples: usize = 0;
+        /// Tokens of such an answer at most.
+        eval_sample_tokens: usize = 64, if |n| *n >= 1, "1 or more";
+        /// When to save a checkpoint: every `save_steps` (`"steps"`), after each epoch (`"epoch"`), after an evaluation that was the best
+        /// so far (`"best"`), or not on the way (`"no"`). There is one more at the end, and one where a run is interrupted.
+        save_strategy: SaveStrategy = SaveStrategy::Steps;
+        /// Steps between checkpoints; below 1: as a share of all steps.
+        save_steps: Every = Every::Steps(500);
+        /// What tells the best checkpoint: `"eval_loss"` or `"eval_perplexity"`.
+        metric_for_best_model: BestMetric = BestMetric::Loss;
+        /// A greater metric is the better one. transformers' default depends on the metric's name.
+        greater_is_better: bool = false;
+        /// The result is that of the best evaluation, and not that of the last step; each evaluation that was the best so far is
+        /// followed by a checkpoint.
+        load_best_model_at_end: bool = false;
+        /// The run ends after so many evaluations in a row that were not better than the best before them.
+        early_stopping_patience: Option<u64> = None, if |n| n.is_none_or(|n| n >= 1), "1 or more";
+        /// Better by more than this.
+        early_stopping_threshold: f64 = 0.0, if |x| *x >= 0.0, "0 or more";
+        /// Checkpoints kept; older ones go once a newer one is whole, but never that of the best evaluation. transformers keeps all of
+        /// them.
         save_total_limit | "save_limit": usize = 2, if |n| *n >= 1, "1 or more";
+        /// Where metrics go beside `metrics.jsonl`: `"tensorboard"`, `"none"`, or a list. transformers' default is `"none"`.
+        report_to: ReportTo = ReportTo(vec![Tracker::TensorBoard]);
+        /// The folder of TensorBoard's event files; `output_dir/tensorboard` where not given.
+        logging_dir: Option<PathBuf> = None;
         /// Of shuffling, splitting and adapter initialisation.
         seed: u64 = 42;
         /// `"auto"`: the newest whole checkpoint of `output_dir`, or step 0 where there is none. Or a checkpoint's folder;
@@ -264,6 +310,10 @@ impl TrainConfig {
                 return Err(source.fail_at(key, format!("`{key}` {what}")));
             }
         }
+        if self.offload_weights == Some(true) && self.lora.is_none() {
+            let what = "`offload_weights` is about a frozen base, and none is: add a [lora] table, or take it out";
+            return Err(source.fail_at("offload_weights", what));
+        }
         if self.load_in_4bit && self.load_in_8bit {
             let what = "`load_in_8bit` and `load_in_4bit` exclude each other: keep one";
             return Err(source.fail_at("load_in_8bit", what));
@@ -276,7 +326,27 @@ impl TrainConfig {
                 source.fail_at("warmup_ratio", "`warmup_ratio` and `warmup_steps` exclude each other: keep one")
             );
         }
+        self.check_evaluation(source)?;
         self.check_kwargs(source)
+    }
+
+    /// What rests on evaluations needs some.
+    fn check_evaluation(&self, source: &Source) -> Result<()> {
+        let needs = [
+            ("load_best_model_at_end", self.load_best_model_at_end),
+            ("early_stopping_patience", self.early_stopping_patience.is_some()),
+            ("save_strategy", self.save_strategy == SaveStrategy::Best),
+            ("eval_samples", self.eval_samples > 0),
+        ];
+        let Some((key, _)) = needs.into_iter().find(|(_, on)| *on) else { return Ok(()) };
+        let what = match self.eval_strategy {
+            EvalStrategy::No => "evaluations, and `eval_strategy` is \"no\": set it to \"steps\" or \"epoch\"",
+            _ if self.eval_dataset.is_empty() && self.eval_split == 0.0 => {
+                "records to evaluate on: give `eval_dataset` or `eval_split`"
+            }
+            _ => return Ok(()),
+        };
+        Err(source.fail_at(key, format!("`{key}` needs {what}")))
     }
 
     fn check_kwargs(&self, source: &Source) -> Result<()> {

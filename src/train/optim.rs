@@ -82,6 +82,8 @@ pub struct Optimizer {
     hyper: Hyper,
     /// The embeddings' and the head's learning rate, in units of the others'; 1 at first.
     pub embedding_rate: f64,
+    /// 1 / what the gradients were multiplied by; 1 at first.
+    pub unscale: f32,
     /// Steps done.
     pub step: u64,
     groups: Vec<Group<Kind>>,
@@ -114,6 +116,7 @@ impl Optimizer {
         Ok(Optimizer {
             hyper,
             embedding_rate: 1.0,
+            unscale: 1.0,
             step: 0,
             groups,
             moments,
@@ -134,7 +137,8 @@ impl Optimizer {
             b.gradnorm_partial(&mut self.partial.view(at, blocks), grad, &GradNorm { P: grad.len() as u32 })?;
             at += blocks;
         }
-        let p = GradNormFinish { P: self.partial.len() as u32, max_norm: self.hyper.max_grad_norm as f32 };
+        let (P, max_norm) = (self.partial.len() as u32, self.hyper.max_grad_norm as f32);
+        let p = GradNormFinish { P, max_norm, unscale: self.unscale };
         b.gradnorm_finish(&mut self.norm, &mut self.scale, &self.partial, &p)?;
         Ok(b.download_f32(&self.norm)?[0])
     }
@@ -145,6 +149,12 @@ impl Optimizer {
         if !norm.is_finite() {
             return Err(Error::Stopped(format!("the gradient norm of step {} is {norm}", self.step + 1)));
         }
+        self.advance(b, lr)?;
+        Ok(norm)
+    }
+
+    /// The weights move by their gradients, as the last `gradient_norm` clips them; then the gradients are 0.
+    pub fn advance(&mut self, b: &dyn Backend, lr: f64) -> Result<()> {
         self.step += 1;
         for (Group { key, value, grad, master }, moments) in self.groups.iter_mut().zip(&mut self.moments) {
             let decay = if key.decay { self.hyper.weight_decay } else { 0.0 };
@@ -163,7 +173,12 @@ impl Optimizer {
             }
             b.fill(grad, 0.0)?;
         }
-        Ok(norm)
+        Ok(())
+    }
+
+    /// Gradients to 0, nothing moves.
+    pub fn clear_gradients(&mut self, b: &dyn Backend) -> Result<()> {
+        self.groups.iter_mut().try_for_each(|group| b.fill(&mut group.grad, 0.0))
     }
 
     /// Weights and moments to a file, exactly; `load` brings them back bit for bit.
@@ -181,8 +196,14 @@ impl Optimizer {
             shape: vec![buf.len()],
         };
         let mut writer = Writer::create(file, parts.iter().map(outline).collect())?;
-        for (_, buf) in &parts {
-            writer.write(&b.download(buf)?)?;
+        for (name, buf) in &parts {
+            let bytes = b.download(buf)?;
+            if buf.dtype() == DType::F32 && !is_finite(&bytes) {
+                return Err(Error::Stopped(format!(
+                    "{name} is not finite any more, so nothing was saved; the checkpoints before are good"
+                )));
+            }
+            writer.write(&bytes)?;
         }
         writer.finish()
     }
@@ -219,6 +240,12 @@ impl Optimizer {
         self.step = step;
         Ok(())
     }
+}
+
+/// All of these f32 values are.
+fn is_finite(bytes: &[u8]) -> bool {
+    let exponent = f32::INFINITY.to_bits();
+    bytes.as_chunks().0.iter().all(|word| u32::from_le_bytes(*word) & exponent != exponent)
 }
 
 fn exact(param: &Param) -> &Buf {

@@ -251,6 +251,13 @@ fn mixtures(out: &mut Vec<(String, Case)>, float: DType) {
             let backward = case(Op::router_backward, &p, float, None).u32s("experts", distinct);
             out.push((format!("router_backward {p:?} {float:?}"), backward));
         }
+        let p = expert_count::ExpertCount { N, E, S };
+        let count = case(Op::expert_count, &p, float, None).u32s("experts", experts.clone());
+        out.push((format!("expert_count {p:?} {float:?}"), count));
+        let p = balance::Balance { N, E };
+        out.push((format!("balance_forward {p:?} {float:?}"), case(Op::balance_forward, &p, float, None)));
+        let p = balance::BalanceBackward { N, E, scale: 0.5 };
+        out.push((format!("balance_backward {p:?} {float:?}"), case(Op::balance_backward, &p, float, None)));
         let p = route::RouteIndex { N, E, S };
         let index = case(Op::route_index, &p, float, None).u32s("experts", experts);
         out.push((format!("route_index {p:?} {float:?}"), index));
@@ -343,7 +350,8 @@ pub fn all() -> Vec<(String, Case)> {
                 .floats("map2", dyn8::dynamic_map(false))
                 .positive(&["absmax1", "absmax2"]));
             add!(gradnorm_partial, gradnorm::GradNorm { P });
-            add!(gradnorm_finish, gradnorm::GradNormFinish { P, max_norm: 0.5 }, |c: Case| c.positive(&["partial"]));
+            add!(gradnorm_finish, gradnorm::GradNormFinish { P, max_norm: 0.5, unscale: 0.25 }, |c: Case| c
+                .positive(&["partial"]));
         }
         for (N, O, pad) in [(1, 8, 0), (3, 34, 2), (70, 2056, 8), (65, 31, 1), (5, 2055, 1)] {
             if float != DType::F32 && (O + pad) % 2 == 1 {
@@ -362,6 +370,9 @@ pub fn all() -> Vec<(String, Case)> {
             let p = dropout::Dropout::new(P, 0.3, 5, 6);
             add!(dropout_forward, p);
             add!(dropout_backward, p);
+        }
+        for (N, C) in [(1, 8), (3, 34), (2, 2056)] {
+            add!(noise_forward, noise::Noise { N, C, seed: 5, stream: 6 });
         }
         for (O, C, R) in [(3, 34, 8), (2, 2056, 24)] {
             let p = dora::DoraNorm { O, C, R, scale: 0.5 };

@@ -30,8 +30,8 @@ macro_rules! files {
     };
 }
 files! {
-    activation, adamw, attention, attention_sink, bias, cast, clamped_swiglu, dora, dropout, dyn8, embedding, expert_bias, fill, gguf,
-    gradnorm, group_router, grouped, int8, latent, layernorm, logprob, matmul, mxfp4, nf4, paged_attention, pages, residual, rmsnorm, rope,
+    activation, adamw, attention, attention_sink, balance, bias, cast, clamped_swiglu, dora, dropout, dyn8, embedding, expert_bias, expert_count, fill, gguf,
+    gradnorm, group_router, grouped, int8, latent, layernorm, logprob, matmul, mxfp4, nf4, noise, paged_attention, pages, residual, rmsnorm, rope,
     route, routed_swiglu, router, rows, sample, swiglu, thin,
 }
 

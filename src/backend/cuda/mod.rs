@@ -27,9 +27,7 @@ pub mod source;
 pub use cudnn::AttentionPath;
 pub use report::{CudaDevice, CudaReport, report};
 
-/// With the workspace of cuBLASLt, and without.
-const RULES: CudaRules = CudaRules { workspace: CudaRules::WORKSPACE as u64 };
-const PLAIN_RULES: CudaRules = CudaRules { workspace: 0 };
+const RULES: CudaRules = CudaRules::FULL;
 
 pub struct Cuda {
     slabs: RefCell<memory::Slabs>,
@@ -117,6 +115,9 @@ impl Backend for Cuda {
         let (major, minor) = self.device.capability;
         format!("{} (compute capability {major}.{minor}, {} MiB)", self.device.name, self.device.total >> 20)
     }
+    fn driver(&self) -> Option<String> {
+        report::driver_version().ok().map(|(major, minor)| format!("CUDA {major}.{minor}"))
+    }
     fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
         self.device.bind()?;
         let slab = self.slabs.borrow_mut().alloc(&self.device, RULES.bytes(len, dtype) as usize)?;
@@ -196,7 +197,8 @@ impl Backend for Cuda {
         Some(free as u64 + self.device.pooled())
     }
     fn rules(&self) -> Rc<dyn Rules> {
-        Rc::new(if self.blas.borrow().is_some() { RULES } else { PLAIN_RULES })
+        let workspace = if self.blas.borrow().is_some() { RULES.workspace } else { 0 };
+        Rc::new(CudaRules { workspace, cudnn: self.cudnn.borrow().may_run(self.device.capability) })
     }
     fn charge(&self, to: Use) -> Use {
         self.slabs.borrow_mut().ledger.charge(to)

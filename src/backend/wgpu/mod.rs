@@ -94,7 +94,8 @@ impl Wgpu {
         };
         let (report, faults) = (opened.report, opened.faults);
         let (matrix_unit, memory, products) = (report.matrix_unit, report.memory, Cell::new(products));
-        let rules = Rc::new(Rules { matrix_unit, limits, memory, products });
+        let discrete = report.kind == "DiscreteGpu";
+        let rules = Rc::new(Rules { matrix_unit, limits, memory, products, discrete });
         Ok(Wgpu { report, faults, device, rules, state: RefCell::new(state) })
     }
 
@@ -328,6 +329,10 @@ impl Backend for Wgpu {
 
     fn device(&self) -> String {
         format!("{} ({}, {})", self.report.name, self.report.api, self.report.driver)
+    }
+
+    fn driver(&self) -> Option<String> {
+        Some(self.report.driver.clone()).filter(|driver| !driver.is_empty())
     }
 
     fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
