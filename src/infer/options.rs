@@ -70,7 +70,7 @@ impl Options {
             return Err(Error::Usage(format!(
                 "the cache of keys and values has {} MiB; a sequence of {longest} tokens wants {} MiB: \
                  give it more (--kv-cache), or take shorter sequences (--max-length)",
-                (pages as u64 - 1) * page >> 20,
+                ((pages as u64 - 1) * page) >> 20,
                 (wanted >> 20) + 1
             )));
         }

@@ -39,7 +39,7 @@ fn threshold<R: Real>(z: &[R], weight: impl Fn(R) -> R, top_k: usize, top_p: R) 
     let mut sorted = z.to_vec();
     sorted.sort_unstable_by(|a, b| b.partial_cmp(a).unwrap_or(std::cmp::Ordering::Equal));
     let lowest = sorted[if top_k > 0 { top_k.min(z.len()) } else { z.len() } - 1];
-    if !(top_p < R::from(1.0)) {
+    if top_p >= R::from(1.0) {
         return lowest;
     }
     let kept: Vec<R> = sorted.into_iter().take_while(|z| *z >= lowest).collect();
@@ -68,7 +68,7 @@ pub fn sample_token<R: Real>(
         let mut chosen = likeliest;
         if T > R::from(0.0) {
             let weight = |z: R| ((z - max) / T).exp();
-            let all = keys[2] == 0 && !(top_p < R::from(1.0));
+            let all = keys[2] == 0 && top_p >= R::from(1.0);
             let lowest = if all { R::from(f32::NEG_INFINITY) } else { threshold(z, weight, keys[2] as usize, top_p) };
             let race = |(i, z): (usize, &R)| {
                 let kept = *z >= lowest && weight(*z) >= min_p;
