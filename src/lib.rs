@@ -2,7 +2,7 @@
 //!
 //! # Layers
 //! Lowest first; a module uses only modules before it, and `tests/tidy.rs` checks that:
-//! `error < dtype < rng < io < data < ops < backend < model < infer < export < train < cli`.
+//! `error < dtype < rng < io < data < ops < backend < model < infer < export < train < serve < cli`.
 //!
 //! | module | what it is about |
 //! |---|---|
@@ -11,7 +11,8 @@
 //! | [`model`] | the decoder as data ([`model::spec`]), its forward and backward by hand, adapters, loading |
 //! | [`data`], [`io`] | text to batches; bytes to named tensors, and models by name ([`io::hub`]) |
 //! | [`train`] | config, schedule, optimizer, the loop, checkpoints that appear whole or not at all |
-//! | [`infer`], [`export`] | generation with a cache; adapters and models as other tools load them |
+//! | [`infer`], [`export`] | many sequences at once on a paged cache; adapters and models as other tools load them |
+//! | [`serve`] | a model behind OpenAI's API |
 //!
 //! # What holds everywhere
 //! - **One op, one row.** A row declares dims, buffers and what happens to them; from it are stamped the op's enum variant, its
@@ -45,5 +46,6 @@ pub mod io;
 pub mod model;
 pub mod ops;
 pub mod rng;
+pub mod serve;
 pub mod train;
 pub use error::{Error, Result};

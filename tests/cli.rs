@@ -34,7 +34,7 @@ fn config(dir: &Path, lines: &str) -> String {
 #[test]
 fn help_and_version() {
     let page = text(&luthier(&["--help"]).stdout);
-    for command in ["train", "generate", "init", "quantize", "inspect", "data", "doctor"] {
+    for command in ["train", "generate", "chat", "serve", "init", "quantize", "inspect", "data", "doctor"] {
         assert!(page.contains(command));
         let output = luthier(&[command, "--help"]);
         assert_eq!(code(&output), 0, "{command}");
@@ -127,6 +127,52 @@ fn init_makes_a_model_that_generates() {
     };
     assert_eq!(generate(&["--temperature", "1", "--seed", "5"]), generate(&["--temperature", "1", "--seed", "5"]));
     assert_ne!(generate(&["--raw", "--temperature", "1"]), generate(&["--raw", "--temperature", "1", "--seed", "9"]));
+}
+
+/// Many prompts at once give each what it gives alone; a conversation keeps its turns.
+#[test]
+fn prompts_together_and_chats() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (prompts, saved) = (at("prompts.jsonl"), at("saved.jsonl"));
+    let lines =
+        "{\"prompt\": \"What is E0117?\"}\n\n{\"messages\": [{\"role\": \"user\", \"content\": \"And E0382?\"}]}\n";
+    std::fs::write(&prompts, lines).unwrap();
+    let base =
+        ["generate", "--model", "assets/base", "--backend", "cpu", "--dtype", "float32", "--max-new-tokens", "9"];
+    let run = |more: &[&str]| says(&[base.as_slice(), more].concat());
+    let json =
+        |text: String| -> Vec<serde_json::Value> { text.lines().map(|l| serde_json::from_str(l).unwrap()).collect() };
+    let mut together = json(run(&["--prompts", &prompts, "--json", "--logprobs", "1"]));
+    together.sort_by_key(|line| line["prompt"].as_u64());
+    for (line, prompt) in together.iter().zip(["What is E0117?", "And E0382?"]) {
+        assert_eq!(format!("{}\n", line["text"].as_str().unwrap()), run(&["--prompt", prompt]));
+        assert!(!line["logprobs"].as_array().unwrap().is_empty() && line["finish_reason"].is_string());
+    }
+    let several = json(run(&["--prompt", "Hello", "--n", "3", "--temperature", "1.5", "--top-k", "50", "--json"]));
+    assert_eq!(several.len(), 3);
+    std::fs::write(&prompts, "{\"text\": 1}\n").unwrap();
+    let file = ["generate", "--model", "assets/base", "--backend", "cpu", "--prompts", &prompts];
+    fails(&file, 65, &["prompts.jsonl: line 1", "`prompt`"]);
+
+    let chat = ["chat", "--model", "assets/base", "--backend", "cpu", "--dtype", "float32", "--max-new-tokens", "9"];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_luthier"))
+        .args(chat)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let script = format!("What is E0117?\n/reset\nWhat is E0117?\nAnd E0382?\n/adapter x\n/save {saved}\n/quit\n");
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), script.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (said, told) = (text(&output.stdout), text(&output.stderr));
+    assert!(code(&output) == 0 && told.contains("no adapter is called \"x\"; there are none"), "{told}");
+    let first = run(&["--prompt", "What is E0117?"]);
+    assert!(said.starts_with(&[first.as_str(), &first].concat()), "{said}");
+    let talk: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&saved).unwrap()).unwrap();
+    let roles: Vec<_> = talk["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["user", "assistant", "user", "assistant"]);
 }
 
 fn says(args: &[&str]) -> String {

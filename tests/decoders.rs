@@ -52,7 +52,7 @@ fn a_cache_changes_nothing() {
     for folder in models() {
         let model = frozen(b, &folder);
         let prompt = [3, 70, 11, 5, 42];
-        let sampling = Sampling { max_new_tokens: 24, temperature: 0.0, seed: 0 };
+        let sampling = Sampling { max_new_tokens: 24, ..Sampling::default() };
         let cached = generate(b, &model, &prompt, &sampling, &[], |_| true).unwrap();
         assert_eq!(cached, greedy(b, &model, &prompt, 24), "{}", name(&folder));
     }
@@ -387,6 +387,6 @@ fn learned_positions_end() {
     let mut session = Session::new(b, &model, 65, 65, Plan::Inference).unwrap();
     let e = session.forward(&model, &Tokens::single(&[1; 65])).unwrap_err().to_string();
     assert!(e.contains("position 64") && e.contains("64 positions"), "{e}");
-    let sampling = Sampling { max_new_tokens: 20, temperature: 0.0, seed: 0 };
+    let sampling = Sampling { max_new_tokens: 20, ..Sampling::default() };
     assert_eq!(generate(b, &model, &[1; 60], &sampling, &[], |_| true).unwrap().len(), 4);
 }

@@ -1,7 +1,7 @@
 //! Every CUDA kernel compiles to a cubin for every architecture that we name, in every mix of storage types that the trainer
 //! uses. No GPU is wanted, NVRTC is: `pip install "nvidia-cuda-nvrtc==13.0.*"`.
 #![cfg(feature = "cuda")]
-use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, GROUPED};
+use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, GROUPED, THIN};
 use luthier::backend::cuda::nvrtc;
 use luthier::backend::cuda::source::Kernel;
 use luthier::dtype::DType;
@@ -62,6 +62,14 @@ fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
             let text =
                 Kernel { op, dtypes: &dtypes, variant: Some(GROUPED) }.source().unwrap_or_else(|e| panic!("{e}"));
             let name = format!("{}_{}", op.spec().name, GROUPED.name);
+            jobs.extend(ARCHES[1..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
+        }
+    }
+    for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "thin") {
+        for float in [DType::Bf16, DType::F16] {
+            let dtypes = dtypes(op.spec(), float, false);
+            let text = Kernel { op, dtypes: &dtypes, variant: Some(THIN) }.source().unwrap_or_else(|e| panic!("{e}"));
+            let name = format!("{}_{}", op.spec().name, THIN.name);
             jobs.extend(ARCHES[1..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
         }
     }

@@ -22,6 +22,7 @@ const FAMILIES: &[&str] = &["gguf"];
 const NO_BACKWARD: &[(&str, &str)] = &[
     ("cast_forward", "its gradient is a cast the other way"),
     ("fill_forward", "it has no input"),
+    ("paged_attention_forward", "it decodes; training has attention_forward"),
     ("noise_forward", "what it adds is no function of what it is added to"),
 ];
 
@@ -287,7 +288,7 @@ const UNUSED: &[(&str, &str)] = &[];
 
 /// Lowest first. A module may name only itself and what stands before it.
 const LAYERS: &[&str] =
-    &["error", "dtype", "rng", "io", "data", "ops", "backend", "model", "infer", "export", "train", "cli"];
+    &["error", "dtype", "rng", "io", "data", "ops", "backend", "model", "infer", "export", "train", "serve", "cli"];
 
 #[test]
 fn modules_point_strictly_down() {

@@ -159,6 +159,9 @@ impl dyn Backend + '_ {
     pub fn upload_u32(&self, to: &mut Buf, values: &[u32]) -> Result<()> {
         self.upload(to, bytemuck::cast_slice(values))
     }
+    pub fn download_u32(&self, from: &Buf) -> Result<Vec<u32>> {
+        Ok(self.download(from)?.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
     pub fn download_f32(&self, from: &Buf) -> Result<Vec<f32>> {
         Ok(from.dtype.decode(&self.download(from)?))
     }

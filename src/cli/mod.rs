@@ -1,5 +1,6 @@
 //! The commands, one file each. This is the only place that prints.
 mod bench;
+mod chat;
 mod data;
 mod doctor;
 mod download;
@@ -8,10 +9,13 @@ mod generate;
 mod init;
 mod inspect;
 mod interrupt;
+mod place;
 mod plan;
 mod progress;
 mod quantize;
 mod runs;
+#[cfg(feature = "serve")]
+mod serve;
 mod train;
 mod tui;
 use clap::{Parser, Subcommand};
@@ -45,6 +49,9 @@ enum Command {
     Train(train::Train),
     Plan(plan::Plan),
     Generate(generate::Generate),
+    Chat(chat::Chat),
+    #[cfg(feature = "serve")]
+    Serve(serve::Serve),
     Init(init::Init),
     Quantize(quantize::Quantize),
     Export(export::Export),
@@ -60,6 +67,9 @@ pub fn run() -> Result<()> {
         Command::Train(args) => args.run(),
         Command::Plan(args) => args.run(),
         Command::Generate(args) => args.run(),
+        Command::Chat(args) => args.run(),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => args.run(),
         Command::Init(args) => args.run(),
         Command::Quantize(args) => args.run(),
         Command::Export(args) => args.run(),

@@ -6,6 +6,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Dtype, Outline, Tensor, Tensors, Writer};
 use crate::model::Model;
+use crate::model::adapters::Detached;
 use crate::model::lora::{LoraConfig, Targets};
 use crate::model::param::Param;
 use std::collections::BTreeSet;
@@ -132,6 +133,12 @@ pub fn load(b: &dyn Backend, model: &mut Model, folder: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The adapter of `folder` for a model that has none now, ready to be exchanged; `base` is the model's folder, for errors.
+pub fn detached(b: &dyn Backend, model: &mut Model, base: &Path, folder: &Path) -> Result<Detached> {
+    let config = read_config(folder)?;
+    model.adopt(b, &config, base, |model| load(b, model, folder))
 }
 
 /// An adapter's folder, opened: what it says, and its tensors by their names in the file.

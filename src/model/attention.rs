@@ -14,6 +14,7 @@ use super::block::same;
 use super::latent::{self, Latent};
 use super::linear::{Linear, LinearScratch, Projections};
 use super::norm::{Norm, NormParams};
+use super::paged::Cache;
 use super::param::Param;
 use super::spec::{QkNorm, RopePairs, Spec};
 use crate::backend::{Backend, Buf, Scope};
@@ -70,14 +71,6 @@ struct Grads {
     dot: Buf,
 }
 
-/// The keys and values a block attends to: those of its own tokens, or a cache that holds them at its end.
-pub struct Cache<'a> {
-    pub k: &'a Buf,
-    pub v: &'a Buf,
-    /// Tokens in the cache, the new ones included.
-    pub T: usize,
-}
-
 impl Saved {
     pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType) -> Result<Saved> {
         let heads = |heads: usize| scope.alloc(N * heads * s.D, dtype);
@@ -125,8 +118,8 @@ impl Scratch {
 }
 
 impl Attention {
-    /// All but the output projection: `saved.att` is made. With a cache, k and v of the new tokens go to its end. `kind` is the
-    /// layer's.
+    /// All but the output projection: `saved.att` is made. With a cache, k and v of the new tokens go to their pages. `kind` is
+    /// the layer's.
     pub fn forward(
         &self,
         b: &dyn Backend,
@@ -140,16 +133,11 @@ impl Attention {
     ) -> Result<()> {
         self.project(b, s, kind, saved, (t, linear), x, inputs)?;
         let (N, Saved { q, k, v, att, lse, .. }) = (inputs.N, saved);
-        let (k, v, T) = match &cache {
-            None => (&*k, &*v, N),
-            Some(c) => {
-                let at = (c.T - N) * s.K * s.D;
-                b.copy(&mut c.k.view(at, k.len()), k)?;
-                b.copy(&mut c.v.view(at, v.len()), v)?;
-                (&c.k.view(0, c.T * s.K * s.D), &c.v.view(0, c.T * s.K * s.D), c.T)
-            }
-        };
-        b.attention_forward(att, lse, q, k, v, &inputs.kinds[kind].span, &params(s, N, T))?;
+        let span = &inputs.kinds[kind].span;
+        match &cache {
+            Some(cache) => cache.attend(b, s, (&mut *att, &mut *lse), [q, k, v], span, N)?,
+            None => b.attention_forward(att, lse, q, k, v, span, &params(s, N, N))?,
+        }
         match &self.sinks {
             Some(sinks) => b.attention_sink_forward(att, lse, &sinks.value, &sink_params(s, N)),
             None => Ok(()),

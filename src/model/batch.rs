@@ -1,9 +1,11 @@
 //! What a forward pass reads: packed tokens and who sees whom, on the device.
+use super::paged::Layout;
 use super::rope::{Reach, Rope};
-use super::spec::{LayerKind, Positions, Spec};
+use super::spec::{Positions, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use std::ops::Range;
 
 /// Packed tokens on the host. All are `N` long but `cu_seqlens`: sequence s is the tokens cu_seqlens[s]..cu_seqlens[s+1].
 #[derive(Clone, Debug, PartialEq)]
@@ -24,45 +26,58 @@ impl Tokens {
         self.cu_seqlens.windows(2).map(|s| s[0]..s[1])
     }
 
-    /// Causal attention within each sequence: the keys query n sees, and the queries that see key j, as [first, end). `past` keys
-    /// of the only sequence come before the tokens.
-    fn visibility(&self, window: Option<usize>, past: u32) -> (Vec<u32>, Vec<u32>) {
+    /// Causal attention within each sequence: the keys query n sees, and the queries that see key j, as [first, end).
+    fn visibility(&self, window: Option<usize>) -> (Vec<u32>, Vec<u32>) {
         let (mut span, mut reach) = (Vec::new(), Vec::new());
         let window = window.map_or(u32::MAX, |w| w as u32);
         for seq in self.sequences() {
             for n in seq.clone() {
-                let key = past + n;
-                span.extend([seq.start.max((key + 1).saturating_sub(window)), key + 1]);
+                span.extend([seq.start.max((n + 1).saturating_sub(window)), n + 1]);
                 reach.extend([n, seq.end.min(n.saturating_add(window))]);
             }
         }
         (span, reach)
     }
 
-    /// The row of the RoPE table for each token, and the rows [N, A] of tokens whose sequence has angles of its own, if
-    /// there are any. In the table, the rows of long sequences begin at `positions`, and so do the tokens' own.
-    fn rope_rows(&self, rope: &Rope, A: usize, positions: usize) -> Result<(Vec<u32>, Vec<f32>)> {
-        let (mut rows, mut own) = (self.positions.clone(), Vec::new());
-        for range in self.sequences() {
-            let first = range.start as usize;
-            let seq = &mut rows[first..range.end as usize];
-            let length = seq.iter().max().map_or(0, |last| *last as usize + 1);
-            if length > positions {
-                return Err(Error::Bug(format!("a sequence of {length} tokens in a session of {positions} positions")));
-            }
-            match rope.reach(length) {
-                Reach::Short => {}
-                Reach::Long => seq.iter_mut().for_each(|row| *row += positions as u32),
-                reach @ Reach::Own(_) => {
-                    own.resize(self.ids.len() * A, 0.0);
-                    let angles = rope.rows(seq.iter().map(|t| *t as usize), A, reach);
-                    own[first * A..][..angles.len()].copy_from_slice(&angles);
-                    (first..).zip(seq).for_each(|(n, row)| *row = (positions + n) as u32);
-                }
+    /// Each sequence, with the length that settles its angles.
+    fn lengths(&self) -> Vec<(Range<usize>, usize)> {
+        let one = |range: Range<u32>| {
+            let range = range.start as usize..range.end as usize;
+            let length = self.positions[range.clone()].iter().max().map_or(0, |last| *last as usize + 1);
+            (range, length)
+        };
+        self.sequences().map(one).collect()
+    }
+}
+
+/// The row of the RoPE table for each token, and the rows [N, A] of tokens whose sequence has angles of its own, if
+/// there are any. In the table, the rows of long sequences begin at `positions`, and so do the tokens' own.
+fn rope_rows(
+    tokens: &[u32],
+    sequences: &[(Range<usize>, usize)],
+    rope: &Rope,
+    A: usize,
+    positions: usize,
+) -> Result<(Vec<u32>, Vec<f32>)> {
+    let (mut rows, mut own) = (tokens.to_vec(), Vec::new());
+    for (range, length) in sequences {
+        let (first, length) = (range.start, *length);
+        let seq = &mut rows[range.clone()];
+        if length > positions {
+            return Err(Error::Bug(format!("a sequence of {length} tokens in a session of {positions} positions")));
+        }
+        match rope.reach(length) {
+            Reach::Short => {}
+            Reach::Long => seq.iter_mut().for_each(|row| *row += positions as u32),
+            reach @ Reach::Own(_) => {
+                own.resize(tokens.len() * A, 0.0);
+                let angles = rope.rows(seq.iter().map(|t| *t as usize), A, reach);
+                own[first * A..][..angles.len()].copy_from_slice(&angles);
+                (first..).zip(seq).for_each(|(n, row)| *row = (positions + n) as u32);
             }
         }
-        Ok((rows, own))
     }
+    Ok((rows, own))
 }
 
 /// [`Tokens`] on the device, reused step after step.
@@ -101,26 +116,41 @@ pub struct RopeInputs {
     pub rows: Buf,
 }
 
+/// The RoPE table of each kind of layer, with room for the rows of `own` tokens whose sequence has angles of its own.
+pub(super) fn rope_tables(scope: &Scope, s: &Spec, positions: usize, own: usize) -> Result<Vec<Option<Buf>>> {
+    let one = |rope: &Rope| {
+        let mut table = rope.table(positions, s.A);
+        if let Reach::Own(_) = rope.reach(positions) {
+            table.resize((positions + own) * s.A, 0.0);
+        }
+        scope.alloc_f32(&table, DType::F32)
+    };
+    s.kinds.iter().map(|kind| kind.rope.as_ref().map(one).transpose()).collect()
+}
+
 impl Inputs {
-    pub fn new(scope: &Scope, s: &Spec, N: usize, positions: usize) -> Result<Inputs> {
+    /// `tables` are those of [`rope_tables`] for so many positions, and as many tokens at least.
+    pub(super) fn new(
+        scope: &Scope,
+        s: &Spec,
+        N: usize,
+        tables: &[Option<Buf>],
+        rope_positions: usize,
+    ) -> Result<Inputs> {
         let u32s = |len| scope.alloc(len, DType::U32);
-        let rope = |rope: &Rope| {
-            let mut table = rope.table(positions, s.A);
-            if let Reach::Own(_) = rope.reach(positions) {
-                table.resize((positions + N) * s.A, 0.0);
-            }
-            Ok(RopeInputs { table: scope.alloc_f32(&table, DType::F32)?, rows: u32s(N)? })
-        };
-        let kind = |kind: &LayerKind| {
-            let rope = kind.rope.as_ref().map(rope).transpose()?;
+        let kind = |table: &Option<Buf>| {
+            let rope = match table {
+                Some(table) => Some(RopeInputs { table: table.view(0, table.len()), rows: u32s(N)? }),
+                None => None,
+            };
             Ok(KindInputs { rope, span: u32s(2 * N)?, reach: u32s(2 * N)? })
         };
-        let kinds = s.kinds.iter().map(kind).collect::<Result<_>>()?;
+        let kinds = tables.iter().map(kind).collect::<Result<_>>()?;
         let learned = match s.positions {
             Positions::Learned => Some(PositionInputs { rows: u32s(N)?, order: u32s(N)? }),
             Positions::Implicit => None,
         };
-        Ok(Inputs { N, ids: u32s(N)?, order: u32s(N)?, positions: learned, kinds, rope_positions: positions })
+        Ok(Inputs { N, ids: u32s(N)?, order: u32s(N)?, positions: learned, kinds, rope_positions })
     }
 
     /// Tells the backend what the span tables that were just set stand for. Not of a prompt of any length: a backend may
@@ -131,31 +161,54 @@ impl Inputs {
         }
     }
 
-    /// `past` keys of the only sequence are in a cache before the tokens.
-    pub fn set(&mut self, b: &dyn Backend, s: &Spec, tokens: &Tokens, past: usize) -> Result<()> {
-        assert_eq!(tokens.ids.len(), self.N, "a batch fills its inputs");
-        b.upload_u32(&mut self.ids, &tokens.ids)?;
+    pub fn set(&mut self, b: &dyn Backend, s: &Spec, tokens: &Tokens) -> Result<()> {
+        self.set_rows(b, s, (&tokens.ids, &tokens.positions), &tokens.lengths())?;
         b.upload_u32(&mut self.order, &crate::ops::embedding::order(&tokens.ids))?;
         if let Some(learned) = &mut self.positions {
-            if let Some(far) = tokens.positions.iter().find(|p| **p as usize >= s.max_positions) {
+            b.upload_u32(&mut learned.order, &crate::ops::embedding::order(&tokens.positions))?;
+        }
+        for (inputs, kind) in self.kinds.iter_mut().zip(&s.kinds) {
+            let (span, reach) = tokens.visibility(kind.window);
+            b.upload_u32(&mut inputs.span, &span)?;
+            b.upload_u32(&mut inputs.reach, &reach)?;
+        }
+        Ok(())
+    }
+
+    /// The same of tokens whose keys lie in pages; for a forward alone.
+    pub(super) fn set_paged(&mut self, b: &dyn Backend, s: &Spec, layout: &Layout) -> Result<()> {
+        self.set_rows(b, s, (&layout.ids, &layout.positions), &layout.sequences)?;
+        for (inputs, kind) in self.kinds.iter_mut().zip(&s.kinds) {
+            b.upload_u32(&mut inputs.span, &layout.span(kind.window))?;
+        }
+        Ok(())
+    }
+
+    /// What is the same for a token, wherever its keys lie: its id, and its rows in the tables of positions.
+    fn set_rows(
+        &mut self,
+        b: &dyn Backend,
+        s: &Spec,
+        (ids, positions): (&[u32], &[u32]),
+        sequences: &[(Range<usize>, usize)],
+    ) -> Result<()> {
+        assert_eq!(ids.len(), self.N, "a batch fills its inputs");
+        b.upload_u32(&mut self.ids, ids)?;
+        if let Some(learned) = &mut self.positions {
+            if let Some(far) = positions.iter().find(|p| **p as usize >= s.max_positions) {
                 let what =
                     format!("a token at position {far}, but the model has learned {} positions", s.max_positions);
                 return Err(Error::Usage(format!("{what}: take shorter sequences")));
             }
-            b.upload_u32(&mut learned.rows, &tokens.positions)?;
-            b.upload_u32(&mut learned.order, &crate::ops::embedding::order(&tokens.positions))?;
+            b.upload_u32(&mut learned.rows, positions)?;
         }
         for (inputs, kind) in self.kinds.iter_mut().zip(&s.kinds) {
-            let (span, reach) = tokens.visibility(kind.window, past as u32);
-            if let (Some(inputs), Some(rope)) = (&mut inputs.rope, &kind.rope) {
-                let (rows, own) = tokens.rope_rows(rope, s.A, self.rope_positions)?;
-                b.upload_u32(&mut inputs.rows, &rows)?;
-                if !own.is_empty() {
-                    b.upload_f32(&mut inputs.table.view(self.rope_positions * s.A, own.len()), &own)?;
-                }
+            let (Some(inputs), Some(rope)) = (&mut inputs.rope, &kind.rope) else { continue };
+            let (rows, own) = rope_rows(positions, sequences, rope, s.A, self.rope_positions)?;
+            b.upload_u32(&mut inputs.rows, &rows)?;
+            if !own.is_empty() {
+                b.upload_f32(&mut inputs.table.view(self.rope_positions * s.A, own.len()), &own)?;
             }
-            b.upload_u32(&mut inputs.span, &span)?;
-            b.upload_u32(&mut inputs.reach, &reach)?;
         }
         Ok(())
     }
@@ -174,7 +227,7 @@ mod tests {
     fn span_and_reach_say_the_same() {
         let tokens = packed();
         for window in [None, Some(1), Some(2), Some(9)] {
-            let (span, reach) = tokens.visibility(window, 0);
+            let (span, reach) = tokens.visibility(window);
             for n in 0..6 {
                 for j in 0..6 {
                     let sees = span[2 * n] as usize <= j && j < span[2 * n + 1] as usize;
@@ -189,23 +242,19 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_is_seen_through_the_window() {
-        let (span, _) = Tokens::single(&[0, 0]).visibility(Some(3), 4);
-        assert_eq!(span, [2, 5, 3, 6]);
-        let (span, _) = Tokens::single(&[0]).visibility(None, 4);
-        assert_eq!(span, [0, 5]);
-    }
-
-    #[test]
     fn the_length_of_each_sequence_picks_its_rows() {
         let scaling = RopeScaling::LongRope { short: vec![1.0], long: vec![2.0], original: 2, attention_factor: 1.0 };
         let rope = |scaling| Rope { theta: 10000.0, scaling };
-        assert_eq!(packed().rope_rows(&rope(scaling), 2, 8).unwrap(), (vec![8, 9, 10, 0, 1, 0], vec![]));
+        let rows = |rope: &Rope, A, positions| {
+            let tokens = packed();
+            rope_rows(&tokens.positions, &tokens.lengths(), rope, A, positions)
+        };
+        assert_eq!(rows(&rope(scaling), 2, 8).unwrap(), (vec![8, 9, 10, 0, 1, 0], vec![]));
         let dynamic = rope(RopeScaling::Dynamic { factor: 2.0, trained: 2 });
-        let (rows, own) = packed().rope_rows(&dynamic, 4, 8).unwrap();
-        assert_eq!(rows, [8, 9, 10, 0, 1, 0]);
+        let (at, own) = rows(&dynamic, 4, 8).unwrap();
+        assert_eq!(at, [8, 9, 10, 0, 1, 0]);
         assert_eq!(own[..12], dynamic.rows(0..3, 4, Reach::Own(3)));
         assert!(own[12..].iter().all(|x| *x == 0.0));
-        assert!(packed().rope_rows(&rope(RopeScaling::Default), 4, 2).is_err());
+        assert!(rows(&rope(RopeScaling::Default), 4, 2).is_err());
     }
 }

@@ -10,7 +10,6 @@
 //! m = mlp(n2)                       [N,C]
 //! y = x2 + scale·(post-norm) m      [N,C]
 //! ```
-pub use super::attention::Cache;
 use super::attention::{self, Attention};
 use super::batch::Inputs;
 use super::experts::Experts;
@@ -18,6 +17,7 @@ use super::linear::{Linear, LinearScratch, Observer};
 use super::mlp::{self, Mlp};
 use super::moe;
 use super::norm::{Norm, NormParams};
+use super::paged::Cache;
 use super::param::Param;
 use super::spec::{MlpKind, ResidualKind, Spec};
 use crate::backend::{Backend, Buf, Scope};
@@ -167,7 +167,7 @@ impl BlockScratch {
 
 impl Block {
     /// All that the backward needs: up to gate and up, and with a post-norm the MLP's output. With a cache, k and v of the new
-    /// tokens go to its end.
+    /// tokens go to their pages.
     pub fn forward_saved(
         &self,
         b: &dyn Backend,

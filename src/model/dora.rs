@@ -90,6 +90,11 @@ impl Dora {
         b.copy(&mut magnitude.value, norm)
     }
 
+    /// What it lies in.
+    pub fn bufs(self) -> [Buf; 2] {
+        [self.magnitude.value, self.norm]
+    }
+
     /// The adapter's weights may change now.
     pub fn touch(&self) {
         self.fresh.set(false);

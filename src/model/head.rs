@@ -83,13 +83,18 @@ impl HeadScratch {
         })
     }
 
+    /// Tokens at a time.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     fn chunks(&self, N: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let rows = self.rows;
         (0..N.div_ceil(rows)).map(move |i| (i * rows, rows.min(N - i * rows)))
     }
 
     /// scale·h·Wᵀ + bias of tokens `first..first + n`; `h` is [N, C].
-    fn logits(&self, b: &dyn Backend, head: Weights, h: &Buf, first: usize, n: usize) -> Result<Buf> {
+    pub fn logits(&self, b: &dyn Backend, head: Weights, h: &Buf, first: usize, n: usize) -> Result<Buf> {
         let (V, C, ld) = (self.V as u32, self.C as u32, self.ld as u32);
         let h = h.view(first * self.C, n * self.C);
         let mut z = self.logits.view(0, n * self.ld);

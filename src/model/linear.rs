@@ -20,6 +20,9 @@ use crate::ops::mxfp4::{self, Mxfp4};
 use crate::ops::nf4::{Nf4, Nf4Double};
 use std::rc::Rc;
 
+mod projections;
+pub use projections::Projections;
+
 pub struct Linear {
     /// The module's name: `model.layers.0.self_attn.q_proj`.
     pub name: String,
@@ -152,16 +155,32 @@ impl LinearScratch {
         N: usize,
         dtype: DType,
     ) -> Result<LinearScratch> {
-        let (mut weight, mut rank) = (0, 0);
+        let linears: Vec<&Linear> = linears.collect();
+        let weight = Self::unpacked(scope, linears.iter().copied(), dtype)?;
+        Self::with(scope, linears.into_iter(), N, dtype, &weight)
+    }
+
+    /// Where the weights of `linears` are unpacked, one after the other.
+    pub fn unpacked<'a>(scope: &Scope, linears: impl Iterator<Item = &'a Linear>, dtype: DType) -> Result<Option<Buf>> {
+        let len = linears.map(|linear| linear.weight.unpacked(linear.O * linear.C)).max().unwrap_or(0);
+        if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) }
+    }
+
+    /// With `weight` to unpack to, which others may use in their turn.
+    pub fn with<'a>(
+        scope: &Scope,
+        linears: impl Iterator<Item = &'a Linear>,
+        N: usize,
+        dtype: DType,
+        weight: &Option<Buf>,
+    ) -> Result<LinearScratch> {
         let linears: Vec<&Linear> = linears.collect();
         let dora = DoraScratch::new(scope, &linears, N, dtype)?;
         let dropout = DropoutScratch::new(scope, &linears, N, dtype)?;
-        for linear in linears {
-            weight = weight.max(linear.weight.unpacked(linear.O * linear.C));
-            rank = rank.max(linear.lora.as_ref().map_or(0, |lora| lora.R));
-        }
+        let rank = linears.iter().filter_map(|linear| linear.lora.as_ref()).map(|lora| lora.R).max().unwrap_or(0);
         let buf = |len: usize| if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) };
-        Ok(LinearScratch { observer: None, weight: buf(weight)?, xa: buf(N * rank)?, p: buf(N * rank)?, dora, dropout })
+        let weight = weight.as_ref().map(|buf| buf.view(0, buf.len()));
+        Ok(LinearScratch { observer: None, weight, xa: buf(N * rank)?, p: buf(N * rank)?, dora, dropout })
     }
 }
 
@@ -257,32 +276,39 @@ impl Linear {
             observer.linear(b, self, inp, N)?;
         }
         let C = self.C;
-        let weight = self.dense(b, scratch)?;
+        let thin = self.is_thin(N);
+        let weight = if thin { None } else { Some(self.dense(b, scratch)?) };
         let mut adapter = None;
         if let Some(lora) = &self.lora {
             let mut xa = part(&scratch.xa, N * lora.R);
             let seen = lora.input(b, scratch, inp, N * C)?;
             b.matmul_nt(&mut xa, &seen, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
-            lora.measure(b, &scratch.dora, &weight, self.O, C)?;
+            if let Some(weight) = &weight {
+                lora.measure(b, &scratch.dora, weight, self.O, C)?;
+            }
             adapter = Some((lora, xa, seen));
         }
         for (out, (first, O)) in outs.iter_mut().zip(self.rows()) {
-            let rows = weight.view(first * C, O * C);
+            let base = |out: &mut Buf, inp: &Buf| match &weight {
+                Some(weight) => b.matmul_nt(out, inp, &weight.view(first * C, O * C), &nt(N, O, C, 1.0)),
+                None => self.forward_thin(b, out, inp, (first, O), N),
+            };
             match &adapter {
                 Some((lora, xa, seen)) => {
                     let detour = lora.detour(scratch, N * C).is_some();
-                    b.matmul_nt(out, if detour { seen } else { inp }, &rows, &nt(N, O, C, 1.0))?;
+                    base(out, if detour { seen } else { inp })?;
                     let adapter_rows = lora.b.value.view(first * lora.R, O * lora.R);
                     b.matmul_nt_add(out, xa, &adapter_rows, &nt(N, O, lora.R, lora.scale))?;
                     if let Some(dora) = &lora.dora {
                         dora.forward(b, out, first, O, N)?;
                     }
-                    if detour {
+                    if let Some(weight) = weight.as_ref().filter(|_| detour) {
+                        let rows = weight.view(first * C, O * C);
                         b.matmul_nt_add(out, inp, &rows, &nt(N, O, C, 1.0))?;
                         b.matmul_nt_add(out, seen, &rows, &nt(N, O, C, -1.0))?;
                     }
                 }
-                None => b.matmul_nt(out, inp, &rows, &nt(N, O, C, 1.0))?,
+                None => base(out, inp)?,
             }
             if let Some(bias) = &self.bias {
                 let p = Bias { N: N as u32, O: O as u32, ld_out: O as u32 };
@@ -440,48 +466,5 @@ impl Lora {
             dora.touch();
         }
         [&mut self.a, &mut self.b].into_iter().chain(self.dora.as_mut().map(|dora| &mut dora.magnitude))
-    }
-}
-
-/// Several projections of one input: a module each, or fused.
-pub struct Projections(pub Vec<Linear>);
-
-impl Projections {
-    /// outs [N, O] of every projection, in order, from inp [N, C].
-    pub fn forward(
-        &self,
-        b: &dyn Backend,
-        scratch: &LinearScratch,
-        outs: &mut [&mut Buf],
-        inp: &Buf,
-        N: usize,
-    ) -> Result<()> {
-        let mut rest = outs;
-        for linear in &self.0 {
-            let (own, others) = rest.split_at_mut(linear.parts.len());
-            linear.forward(b, scratch, own, inp, N)?;
-            rest = others;
-        }
-        Ok(())
-    }
-
-    /// dinp [N, C] = ∂L/∂inp from the gradients of all outputs; adds to the gradients of what is trained.
-    pub fn backward(
-        &mut self,
-        b: &dyn Backend,
-        scratch: &LinearScratch,
-        dinp: &mut Buf,
-        douts: &[&Buf],
-        inp: &Buf,
-        N: usize,
-    ) -> Result<()> {
-        let mut rest = douts;
-        for (i, linear) in self.0.iter_mut().enumerate() {
-            let (own, others) = rest.split_at(linear.parts.len());
-            linear.backward_input(b, scratch, dinp, own, N, i > 0)?;
-            linear.backward_weight(b, scratch, own, inp, N)?;
-            rest = others;
-        }
-        Ok(())
     }
 }

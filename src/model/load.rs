@@ -1,11 +1,10 @@
 //! From a model folder to weights on a device, with what is to be trained made ready.
 use super::attention::{Attention, Qkv};
 use super::block::Block;
-use super::dora::Dora;
 use super::experts::Experts;
 use super::latent::{Latent, Narrow};
 use super::layout::Layout;
-use super::linear::{Linear, Lora, Projections, Weight};
+use super::linear::{Linear, Projections, Weight};
 use super::lora::{LoraConfig, Rules};
 use super::mlp::Mlp;
 use super::norm::NormParams;
@@ -65,7 +64,7 @@ impl LoadOptions {
         }
     }
     /// The first contradiction, if any.
-    fn check(&self, spec: &Spec, stored: Option<Scheme>, folder: &Path) -> Result<()> {
+    pub(super) fn check(&self, spec: &Spec, stored: Option<Scheme>, folder: &Path) -> Result<()> {
         let usage = |what: String| Err(Error::Usage(what));
         let wanted = [(self.load_in_4bit, Scheme::Nf4), (self.load_in_8bit, Scheme::Int8)];
         let wanted: Vec<Scheme> = wanted.into_iter().filter(|(on, _)| *on).map(|(_, scheme)| scheme).collect();
@@ -180,7 +179,7 @@ fn sizes(spec: &Spec) -> impl Iterator<Item = usize> {
 }
 
 /// Whether this module of a layer chooses experts.
-fn is_router(spec: &Spec, module: &str) -> bool {
+pub(super) fn is_router(spec: &Spec, module: &str) -> bool {
     spec.moe.as_ref().is_some_and(|moe| moe.router == module)
 }
 
@@ -435,9 +434,7 @@ impl Loader<'_> {
         {
             let (adapter, options) = ((rules.shape(&linear.name)?, rules), self.options);
             lora::attach(self.b, &mut linear, adapter, options.dtype, options.train, options.seed)?;
-            let rows = layout.of_rows();
-            let dora = |dora: Option<Dora>| dora.map(|dora| dora.laid_out(rows));
-            linear.lora = linear.lora.map(|l| Lora { b: l.b.laid_out(rows), dora: dora(l.dora), ..l });
+            linear.lora = linear.lora.map(|lora| lora.laid_out(layout.of_rows()));
         }
         Ok(linear)
     }

@@ -7,6 +7,7 @@
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
 
+pub mod adapters;
 pub mod arch;
 pub mod attention;
 mod balance;
@@ -29,21 +30,24 @@ pub mod mlp;
 pub mod moe;
 mod neftune;
 pub mod norm;
+pub mod paged;
 pub mod param;
 pub mod plan;
 pub mod quantized;
 pub mod rope;
+pub mod sampler;
 pub mod session;
 pub mod shared;
 pub mod spec;
 pub mod streamed;
 pub mod table;
+mod thin;
 pub mod weights;
 pub use batch::Tokens;
 pub use check::check;
 pub use load::LoadOptions;
 pub use plan::{Keep, Plan};
-pub use session::Session;
+pub use session::{Common, Session};
 pub use streamed::Place;
 pub use weights::Weights;
 

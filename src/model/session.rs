@@ -1,13 +1,14 @@
 //! A model at work on a fixed number of tokens: all buffers are made once, before the first step.
 use super::Model;
 use super::balance::Balance;
-use super::batch::{Inputs, Tokens};
-use super::block::{BlockScratch, Cache};
+use super::batch::{Inputs, Tokens, rope_tables};
+use super::block::BlockScratch;
 use super::head::{HeadScratch, Weights};
 use super::kept::Kept;
 use super::linear::{LinearScratch, Observer};
 use super::neftune::Neftune;
 use super::norm::Norm;
+use super::paged::{Cache, Layout, Part, Pool, Step, Tables};
 use super::param::Param;
 use super::plan::{Keep, Plan};
 use super::spec::Spec;
@@ -24,6 +25,8 @@ pub struct Session<'b> {
     b: &'b dyn Backend,
     /// Owns every buffer here.
     scope: Scope<'b>,
+    /// Owns what other sessions could share, where no other does.
+    _common: Option<Scope<'b>>,
     pub N: usize,
     inputs: Inputs,
     kept: Kept<'b>,
@@ -38,21 +41,55 @@ pub struct Session<'b> {
     head: HeadScratch,
 }
 
+/// What sessions of one model may have in common: RoPE tables for `positions`, and where weights are unpacked.
+pub struct Common<'b> {
+    scope: Scope<'b>,
+    positions: usize,
+    tables: Vec<Option<Buf>>,
+    /// For linear layers, for experts.
+    unpacked: [Option<Buf>; 2],
+}
+
+impl<'b> Common<'b> {
+    /// For sessions of up to `N` tokens at positions below `positions`.
+    pub fn new(b: &'b dyn Backend, model: &Model, N: usize, positions: usize) -> Result<Common<'b>> {
+        let _charge = Charge::to(b, Use::Scratch);
+        let scope = Scope::new(b);
+        let experts = model.experts().map(|e| &e.stack);
+        let unpacked = [
+            LinearScratch::unpacked(&scope, model.linears(), model.dtype)?,
+            LinearScratch::unpacked(&scope, experts, model.dtype)?,
+        ];
+        let tables = rope_tables(&scope, &model.spec, positions, N)?;
+        Ok(Common { positions, tables, unpacked, scope })
+    }
+}
+
 impl<'b> Session<'b> {
     /// Buffers for steps of exactly `N` tokens at positions below `positions`.
     pub fn new(b: &'b dyn Backend, model: &Model, N: usize, positions: usize, plan: Plan) -> Result<Session<'b>> {
+        let mut common = Common::new(b, model, N, positions)?;
+        let mut session = Session::with(&common, model, N, N, plan)?;
+        session._common = Some(std::mem::replace(&mut common.scope, Scope::new(b)));
+        Ok(session)
+    }
+
+    /// For steps of `N` tokens; `common` outlives it. Logits are made of up to `labels` of them at a time.
+    pub fn with(common: &Common<'b>, model: &Model, N: usize, labels: usize, plan: Plan) -> Result<Session<'b>> {
+        let b = common.scope.backend();
         let (s, dtype) = (&model.spec, model.dtype);
         let train = plan != Plan::Inference;
         let _charge = Charge::to(b, Use::Scratch);
         let scope = Scope::new(b);
         let stream = || scope.alloc(N * s.C, dtype);
-        let linear = LinearScratch::new(&scope, model.linears(), N, dtype)?;
+        let [unpacked, unpacked_experts] = &common.unpacked;
+        let linear = LinearScratch::with(&scope, model.linears(), N, dtype, unpacked)?;
         let M = N * s.moe.as_ref().map_or(0, |moe| moe.S);
-        let experts = LinearScratch::new(&scope, model.experts().map(|e| &e.stack), M, dtype)?;
+        let experts = LinearScratch::with(&scope, model.experts().map(|e| &e.stack), M, dtype, unpacked_experts)?;
         Ok(Session {
             b,
             N,
-            inputs: Inputs::new(&scope, s, N, positions)?,
+            inputs: Inputs::new(&scope, s, N, &common.tables, common.positions)?,
             kept: Kept::new(&scope, s, N, dtype, &plan)?,
             scratch: BlockScratch::new(&scope, s, (linear, experts), N, dtype, train, plan.tile(N))?,
             h: stream()?,
@@ -60,7 +97,8 @@ impl<'b> Session<'b> {
             dh: if train { Some((stream()?, stream()?)) } else { None },
             embed: EmbedScratch::new(&scope, &model.embed, s.V, N)?,
             neftune: None,
-            head: HeadScratch::new(&scope, s, head_of(model).table, N, dtype, train)?,
+            head: HeadScratch::new(&scope, s, head_of(model).table, labels, dtype, train)?,
+            _common: None,
             scope,
         })
     }
@@ -108,7 +146,7 @@ impl<'b> Session<'b> {
 
     /// Embedding, blocks, final norm.
     pub fn forward(&mut self, model: &Model, tokens: &Tokens) -> Result<()> {
-        self.inputs.set(self.b, &model.spec, tokens, 0)?;
+        self.inputs.set(self.b, &model.spec, tokens)?;
         if let Some(neftune) = &mut self.neftune {
             neftune.set(self.b, tokens, model.spec.C)?;
         }
@@ -116,16 +154,16 @@ impl<'b> Session<'b> {
         self.run(model, None)
     }
 
-    /// The same for tokens that follow those in `caches` (one per layer, as k and v); `T` counts both.
-    pub fn forward_cached(&mut self, model: &Model, ids: &[u32], caches: &[(Buf, Buf)], T: usize) -> Result<()> {
-        let first = T - ids.len();
-        let mut tokens = Tokens::single(ids);
-        tokens.positions.iter_mut().for_each(|p| *p += first as u32);
-        self.inputs.set(self.b, &model.spec, &tokens, first)?;
-        self.run(model, Some((caches, T)))
+    /// The same for tokens that follow those in the pages of their sequences, up to N in all; those of `parts` with few tokens
+    /// come first. Their own keys and values go to their pages.
+    pub fn forward_paged(&mut self, model: &Model, parts: &[Part], pool: &Pool, tables: &mut Tables) -> Result<()> {
+        let layout = Layout::new(parts, self.N);
+        self.inputs.set_paged(self.b, &model.spec, &layout)?;
+        let step = tables.set(self.b, &model.spec, &layout)?;
+        self.run(model, Some((pool, &step)))
     }
 
-    fn run(&mut self, model: &Model, caches: Option<(&[(Buf, Buf)], usize)>) -> Result<()> {
+    fn run(&mut self, model: &Model, pool: Option<(&Pool, &Step)>) -> Result<()> {
         let (b, s, N) = (self.b, &model.spec, self.N);
         let embedding = embedding_params(s, N, model.dtype);
         let (out, values) = (&mut self.kept.x[0], &mut self.h);
@@ -144,13 +182,21 @@ impl<'b> Session<'b> {
             }
             let Kept { x, saved, .. } = &mut self.kept;
             let [x, out] = x.get_disjoint_mut([l, l + 1]).expect("an input and an output");
-            let cache = caches.map(|(c, T)| Cache { k: &c[l].0, v: &c[l].1, T });
+            let cache = pool.map(|(pool, step)| {
+                let (k, v) = pool.layer(l);
+                Cache { k, v, step }
+            });
             block.forward(b, s, &mut saved[l], &mut self.scratch, out, x, &self.inputs, cache)?;
             block.balance(b, &saved[l], &mut self.scratch)?;
             self.kept.leave(b, l)?;
         }
         let last = &self.kept.x[model.blocks.len()];
         Norm::rows(s, N).forward(b, &mut self.h, &mut self.stats, last, &model.final_norm)
+    }
+
+    /// The final norm's output of the last forward, [N, C].
+    pub(super) fn hidden(&self) -> &Buf {
+        &self.h
     }
 
     /// The logits of tokens `first..first + n` of the last forward, [n, V], on the host.
@@ -212,7 +258,7 @@ pub fn kept_bytes(rules: &Rc<dyn Rules>, s: &Spec, N: usize, dtype: DType, plan:
     Ok((memory.by_use[Use::Activations as usize], memory.host))
 }
 
-fn head_of(model: &Model) -> Weights<'_> {
+pub(super) fn head_of(model: &Model) -> Weights<'_> {
     Weights { table: model.head.as_ref().unwrap_or(&model.embed), bias: model.head_bias.as_ref() }
 }
 

@@ -147,6 +147,10 @@ impl Spec {
         let long = |rope: &Rope, T| rope.reach(T) == Reach::Long;
         T > 0 && self.kinds.iter().filter_map(|kind| kind.rope.as_ref()).any(|rope| long(rope, T) && !long(rope, T - 1))
     }
+    /// Whether the angles of a sequence of T tokens are those of all shorter ones.
+    pub fn rope_is_short(&self, T: usize) -> bool {
+        self.kinds.iter().filter_map(|kind| kind.rope.as_ref()).all(|rope| rope.reach(T) == Reach::Short)
+    }
     /// What follows attention in a layer.
     pub fn mlp(&self, layer: usize) -> MlpKind {
         if self.moe.is_some() && !self.dense_layers.contains(&layer) { MlpKind::Moe } else { MlpKind::Dense }

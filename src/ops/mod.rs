@@ -35,7 +35,8 @@ pub mod muon;
 pub mod mxfp4;
 pub mod nf4;
 pub mod noise;
-
+pub mod paged_attention;
+pub mod pages;
 pub mod residual;
 pub mod rmsnorm;
 pub mod rope;
@@ -43,8 +44,10 @@ pub mod route;
 pub mod routed_swiglu;
 pub mod router;
 pub mod rows;
+pub mod sample;
 pub mod sgd;
 pub mod swiglu;
+pub mod thin;
 
 /// The letters a row may use, the same in Rust, WGSL and CUDA.
 pub const DIMS: &[(&str, &str)] = &[

@@ -79,6 +79,12 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
         dout: read [N, H*D], out: read [N, H*D], lse: read f32 [N, H], q: read [N, H*D; ld_q], k: read [T, K*D; ld_k], v: read [T, K*D; ld_v],
         span: read u32 [N, 2], reach: read u32 [T, 2]; Attention);
 
+    /// pool[slots[n],:] = inp[n,:]; the other slots stay.
+    pages::pages_write{N, T, C}(pool: update [T, C], inp: read [N, C], slots: read u32 [N]; Pages);
+    /// As attention_forward, with key j of query n in slot pages[starts[n] + j/page]·page + j%page of the pools k and v.
+    paged_attention::paged_attention_forward{N, T, H, K, D, P}(out: write [N, H*D], lse: write f32 [N, H], q: read [N, H*D], k: read [T, K*D],
+        v: read [T, K*D], span: read u32 [N, 2], starts: read u32 [N], pages: read u32 [P]; PagedAttention);
+
     /// q[n,h,:] = the A last channels of inp[n,h,:], its U others, zeros: what turns comes first.
     latent::latent_query_forward{N, H, D, A, U}(q: write [N, H*D], inp: read [N, H*(U+A)]; Latent);
     /// dinp = ∂L/∂inp.
@@ -175,6 +181,14 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     logprob::logprob_backward{N, V}(dlogits: write [N, V; ld_dlogits], coef: read f32 [N], lse: read f32 [N], logits: read [N, V; ld_logits],
         labels: read u32 [N]; LogProb);
 
+    /// The next token of each row by its temperature, top_p, min_p (controls), random words and top_k (keys); logp is the token's under softmax(logits).
+    sample::sample_token{N, V}(token: write u32 [N], logp: write f32 [N], logits: read f32 [N, V; ld_logits], controls: read f32 [N, 3],
+        keys: read u32 [N, 3]; SampleToken);
+    /// Places at[e,:] = (row, token): divided (where negative, multiplied) by change[e,0], plus change[e,1].
+    sample::sample_adjust{N, V, P}(logits: update f32 [N, V; ld_logits], at: read u32 [P, 2], change: read f32 [P, 2]; SampleAdjust);
+    /// logits = softcap(logits).
+    sample::sample_softcap{N, V}(logits: update f32 [N, V; ld_logits]; SampleSoftcap);
+
     /// NF4: blocks of 64 values; codes hold two values a byte, the first in the high half.
     nf4::nf4_quantize{P}(codes: write u8 [ceil(P, 2)], absmax: write f32 [ceil(P, 64)], inp: read [P]; Nf4);
     /// out[i] = level[code i]·absmax[i/64].
@@ -187,6 +201,14 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     int8::int8_quantize{O, C}(codes: write u8 [O, C], scb: write f32 [O], inp: read [O, C]; Int8);
     /// out[o,c] = codes[o,c]·scb[o]/127.
     int8::int8_dequantize{O, C}(out: write [O, C], codes: read u8 [O, C], scb: read f32 [O]; Int8);
+
+    /// out[n,o] = Σ_c inp[n,c]·W[first + o,c] of a weight of P values that stays packed as nf4_dequantize reads it.
+    thin::thin_nf4{N, O, C, P}(out: write [N, O], inp: read [N, C], codes: read u8 [ceil(P, 2)], absmax: read f32 [ceil(P, 64)]; Thin);
+    /// The same as nf4_dequantize_double reads it.
+    thin::thin_nf4_double{N, O, C, P}(out: write [N, O], inp: read [N, C], codes: read u8 [ceil(P, 2)], qabsmax: read u8 [ceil(P, 64)],
+        nested: read f32 [ceil(P, 16384)], map: read f32 [256]; ThinDouble);
+    /// The same as int8_dequantize reads it.
+    thin::thin_int8{N, O, C, P}(out: write [N, O], inp: read [N, C], codes: read u8 [P], scb: read f32 [ceil(P, C)]; Thin);
 
     /// out[i] = level[code i]·2^(scales[i/32] − 127): 4-bit floats in blocks of 32, the first of a byte in the low half.
     mxfp4::mxfp4_dequantize{P}(out: write [P], codes: read u8 [ceil(P, 2)], scales: read u8 [ceil(P, 32)]; Mxfp4);

@@ -146,7 +146,7 @@ fn a_session_tells_of_its_sequences_once_a_pass_and_not_of_prompts() {
         assert_eq!(told.iter().filter(|(_, window)| window.is_some()).count(), kinds - 1, "{told:?}");
     }
     let model = Model::load(&b, "tests/golden/llama".as_ref(), &LoadOptions::frozen(F32)).unwrap();
-    let sampling = luthier::infer::Sampling { max_new_tokens: 2, temperature: 0.0, seed: 0 };
+    let sampling = luthier::infer::Sampling { max_new_tokens: 2, ..luthier::infer::Sampling::default() };
     luthier::infer::generate(&b, &model, &[3, 70, 11], &sampling, &[], |_| true).unwrap();
     assert!(b.told.take().is_empty(), "each prompt has another length, and a plan would cost more than it brings");
 }

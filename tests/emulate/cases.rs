@@ -119,6 +119,88 @@ fn attention(
     out.push((name(Op::attention_forward), case(Op::attention_forward, &p, float, variant).u32s("span", span)));
 }
 
+/// Few rows times packed weights, by both kernels.
+fn thin(out: &mut Vec<(String, Case)>, float: DType) {
+    let sizes = [
+        (1, 2, 64, 5, 3),
+        (3, 18, 130, 20, 2),
+        (1, 33, 128, 40, 7),
+        (11, 16, 256, 16, 0),
+        (20, 34, 1152, 34, 0),
+        (64, 20, 384, 20, 0),
+    ];
+    for (N, O, C, all, first) in sizes {
+        let mut variants = vec![None];
+        if float != DType::F32 && C % 128 == 0 {
+            variants.push(Some(THIN));
+        }
+        for variant in variants {
+            let p = thin::Thin { N, O, C, P: all * C, first };
+            let double = thin::ThinDouble { N, O, C, P: all * C, first, offset: 0.25 };
+            let map = luthier::ops::dyn8::dynamic_map(true);
+            let cases = [
+                case(Op::thin_nf4, &p, float, variant).positive(&["absmax"]),
+                case(Op::thin_nf4_double, &double, float, variant).positive(&["nested"]).floats("map", map),
+                case(Op::thin_int8, &p, float, variant).positive(&["scb"]),
+            ];
+            let name = |case: &Case| format!("{} {p:?} {float:?} {:?}", case.op.spec().name, variant.map(|v| v.name));
+            out.extend(cases.into_iter().map(|case| (name(&case), case)));
+        }
+    }
+}
+
+/// What only an engine launches: pages of keys and values, and the next tokens.
+fn decoding(out: &mut Vec<(String, Case)>, float: DType) {
+    let mut add =
+        |op: Op, p: &dyn std::fmt::Debug, case: Case| out.push((format!("{} {p:?} {float:?}", op.spec().name), case));
+    for (N, T, C) in [(1, 1, 2), (5, 64, 16), (17, 100, 66), (3, 48, 1030)] {
+        let p = pages::Pages { N, T, C };
+        let slots = (0..N).map(|n| T - N + n).collect();
+        add(Op::pages_write, &p, case(Op::pages_write, &p, float, None).u32s("slots", slots));
+    }
+    for ([H, K, D], page, softcap) in [
+        ([2, 1, 4], 16, 0.0),
+        ([6, 1, 64], 16, 5.0),
+        ([4, 2, 128], 32, 0.0),
+        ([3, 3, 6], 5, 0.0),
+        ([2, 2, 256], 16, 0.0),
+    ] {
+        let spans = [[0, 1], [0, 77], [40, 101], [0, 0], [3, 130u32]];
+        let each: Vec<u32> = spans.iter().map(|s| s[1].div_ceil(page).max(1)).collect();
+        let starts = each.iter().scan(0, |at, count| Some(std::mem::replace(at, *at + count))).collect();
+        let P: u32 = each.iter().sum();
+        let p = paged_attention::PagedAttention {
+            N: 5,
+            T: (P + 1) * page,
+            H,
+            K,
+            D,
+            P,
+            page,
+            scale: (D as f32).powf(-0.5),
+            softcap,
+        };
+        let case = case(Op::paged_attention_forward, &p, float, None);
+        let case = case.u32s("span", spans.concat()).u32s("starts", starts);
+        add(Op::paged_attention_forward, &p, case.u32s("pages", (0..P).map(|i| P - i).collect()));
+    }
+    if float != DType::F32 {
+        return; // logits are f32
+    }
+    for (V, pad) in [(1, 0), (77, 3), (1025, 63)] {
+        let p = sample::SampleToken { N: 6, V, ld_logits: V + pad };
+        let controls = [0., 1., 0., 1., 1., 0., 0.7, 0.9, 0., 3., 1., 0.2, 1., 1., 0., 2., 0.8, 0.05];
+        let keys = [[1, 2, 0], [3, 4, 0], [5, 6, 0], [7, 8, 0], [9, 10, 5], [11, 12, 40]].concat();
+        let token = case(Op::sample_token, &p, float, None).floats("controls", controls).u32s("keys", keys);
+        add(Op::sample_token, &p, token);
+        let p = sample::SampleAdjust { N: 3, V, P: 3, ld_logits: V + pad };
+        let adjust = case(Op::sample_adjust, &p, float, None).u32s("at", vec![0, 0, 1, V - 1, 2, V / 2]);
+        add(Op::sample_adjust, &p, adjust.floats("change", [1.3, -0.5, 0.8, 2.0, 1.0, 0.0]));
+        let p = sample::SampleSoftcap { N: 3, V, ld_logits: V + pad, softcap: 2.0 };
+        add(Op::sample_softcap, &p, case(Op::sample_softcap, &p, float, None));
+    }
+}
+
 /// Offsets of E groups of M rows, the second of them empty.
 fn offsets(M: u32, E: u32) -> Vec<u32> {
     (0..=E).map(|e| if e == 2 { M / E } else { M * e / E }).collect()
@@ -407,6 +489,8 @@ pub fn all() -> Vec<(String, Case)> {
             add!(matmul_tn, p(I, J));
             add!(matmul_tn_add, p(I, J));
         }
+        decoding(&mut out, float);
+        thin(&mut out, float);
         mixtures(&mut out, float);
         attention(&mut out, &[1], 9, [2, 1, 4], 0, 0.0, float, None);
         attention(&mut out, &[5, 33, 12], 99, [4, 2, 20], 2, 1.5, float, None);

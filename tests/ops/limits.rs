@@ -32,10 +32,10 @@ fn class(op: Op) -> Class {
         | Op::nf4_quantize
         | Op::dyn8_quantize
         | Op::int8_quantize => Class::Exact,
-        Op::route_index | Op::route_gather_forward | Op::mxfp4_dequantize => Class::Exact,
+        Op::pages_write | Op::route_index | Op::route_gather_forward | Op::mxfp4_dequantize => Class::Exact,
         Op::latent_query_forward | Op::latent_kv_forward | Op::latent_output_forward => Class::Exact,
         Op::latent_query_backward | Op::latent_output_backward => Class::Exact,
-        _ if op.spec().file == "grouped" => Class::Product,
+        _ if ["grouped", "thin"].contains(&op.spec().file) => Class::Product,
         Op::router_forward | Op::router_backward => Class::Softmax,
         Op::balance_forward | Op::balance_backward => Class::Softmax,
         Op::group_router_forward | Op::group_router_backward => Class::Softmax,
@@ -46,8 +46,8 @@ fn class(op: Op) -> Class {
         Op::rmsnorm_backward | Op::rmsnorm_backward_weight | Op::layernorm_backward | Op::layernorm_backward_weight => {
             Class::NormBackward
         }
-        Op::logprob_forward | Op::logprob_backward => Class::Softmax,
-        Op::attention_forward => Class::AttentionForward,
+        Op::logprob_forward | Op::logprob_backward | Op::sample_token => Class::Softmax,
+        Op::attention_forward | Op::paged_attention_forward => Class::AttentionForward,
         Op::attention_backward => Class::AttentionBackward,
         _ => Class::Elementwise,
     }

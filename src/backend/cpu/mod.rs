@@ -10,6 +10,7 @@ use std::cell::{RefCell, UnsafeCell};
 
 mod fast;
 mod grouped;
+mod thin;
 
 /// 8-aligned memory that many buffers share.
 type Slab = Box<[UnsafeCell<u64>]>;
@@ -123,6 +124,7 @@ fn by_rows(op: Op) -> bool {
             | Op::layernorm_forward
             | Op::layernorm_backward
             | Op::attention_sink_forward
+            | Op::paged_attention_forward
             | Op::bias_forward
             | Op::rope_forward
             | Op::rope_backward
@@ -222,9 +224,12 @@ impl Backend for Cpu {
                 false => op.reference(whole(), params),
             }
         }
+        // rows copied within a type are rounded already, and the pool they go to is large
+        let copied = op == Op::pages_write && launch.args()[0].map(Buf::dtype) == launch.args()[1].map(Buf::dtype);
         for (slice, buf) in whole().zip(launch.args()) {
             if let (Slice::FloatMut(s), Some(b)) = (slice, buf)
                 && b.dtype != DType::F32
+                && !copied
             {
                 s.par_chunks_mut(1 << 14).for_each(|s| s.iter_mut().for_each(|x| *x = b.dtype.round(*x)));
             }

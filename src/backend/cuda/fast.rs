@@ -37,8 +37,26 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
             }
             Ok(fits)
         }
+        Op::thin_nf4 | Op::thin_nf4_double | Op::thin_int8 => {
+            let fits = thin_fits(cuda, launch, pointers);
+            if fits {
+                cuda.run_kernel(launch, Some(THIN), pointers)?;
+            }
+            Ok(fits)
+        }
         _ => Ok(false),
     }
+}
+
+/// Products of few rows with packed weights on tensor cores.
+pub const THIN: Variant = Variant { name: "mma", text: include_str!("../../../kernels/fast/thin.cu"), constants: &[] };
+
+/// Wants sm_80, a 16-bit type, up to 64 rows of whole steps, and inp and codes that start at multiples of 16 bytes.
+fn thin_fits(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> bool {
+    let [N, _, C] = [0, 1, 2].map(|i| u32::from_ne_bytes([0, 1, 2, 3].map(|k| launch.params()[4 * i + k])));
+    let inp = launch.args()[1].map_or(DType::F32, |buf| buf.dtype());
+    let aligned = pointers[1..3].iter().all(|p| p % 16 == 0);
+    inp.size() == 2 && N <= 64 && C.is_multiple_of(128) && aligned && cuda.device.capability.0 >= 8
 }
 
 /// Products by group on tensor cores.

@@ -36,7 +36,7 @@ pub(crate) fn speak(
     stop: &[u32],
 ) -> Result<Vec<u32>> {
     let _charge = Charge::to(b, Use::Scratch);
-    let sampling = Sampling { max_new_tokens, temperature: 0.0, seed };
+    let sampling = Sampling { max_new_tokens, seed, ..Sampling::default() };
     infer::generate(b, model, prompt, &sampling, stop, |_| true)
 }
 

@@ -1,0 +1,299 @@
+//! What a forward pass reads when its tokens go on where their sequences' keys and values lie in pages of a pool.
+//!
+//! Tokens come in two runs. The first `few` are of sequences with few new tokens each, as in decoding: their queries look
+//! through the page table (`ops/paged_attention.rs`). The keys of the others, prompts mostly, are gathered end to end first,
+//! so that ordinary attention reads them.
+use super::spec::Spec;
+use crate::backend::{Backend, Buf};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::ops::attention::Attention;
+use crate::ops::embedding::Embedding;
+use crate::ops::paged_attention::PagedAttention;
+use crate::ops::pages::Pages;
+use std::ops::Range;
+
+/// Tokens of a page.
+pub const PAGE: usize = 16;
+
+/// Keys and values of every layer, as slots of K·D values; slot 0's page belongs to nobody and takes what is only padding.
+pub struct Pool {
+    /// k and v of each layer.
+    layers: Vec<(Buf, Buf)>,
+    pages: usize,
+}
+
+impl Pool {
+    /// Bytes of a page.
+    pub fn page_bytes(s: &Spec, dtype: DType) -> u64 {
+        (2 * s.layers * PAGE * s.K * s.D * dtype.size()) as u64
+    }
+    pub fn new(b: &dyn Backend, s: &Spec, dtype: DType, pages: usize) -> Result<Pool> {
+        let mut pool = Pool { layers: Vec::new(), pages };
+        let one = || b.alloc(pages * PAGE * s.K * s.D, dtype);
+        for _ in 0..s.layers {
+            let pair = one().and_then(|k| one().map(|v| (k, v)));
+            match pair {
+                Ok(pair) => pool.layers.push(pair),
+                Err(e) => {
+                    pool.free(b);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(pool)
+    }
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+    pub fn free(self, b: &dyn Backend) {
+        self.layers.into_iter().flat_map(|(k, v)| [k, v]).for_each(|buf| b.free(buf));
+    }
+    pub(super) fn layer(&self, l: usize) -> (&Buf, &Buf) {
+        (&self.layers[l].0, &self.layers[l].1)
+    }
+}
+
+/// New tokens of one sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part<'a> {
+    pub ids: &'a [u32],
+    /// Tokens of the sequence before them, which lie in its pages.
+    pub past: usize,
+    /// Tokens of the sequence that are known, which settles the angles of length-dependent RoPE.
+    pub length: usize,
+    /// Pages for `past` and the new ones.
+    pub pages: &'a [u32],
+}
+
+/// A step's tokens on the host, padded to the session's N.
+pub(super) struct Layout {
+    pub ids: Vec<u32>,
+    pub positions: Vec<u32>,
+    pub sequences: Vec<(Range<usize>, usize)>,
+    /// Where each token's key and value go.
+    slots: Vec<u32>,
+    /// Rows that look through the page table: those of the first parts.
+    few: usize,
+    starts: Vec<u32>,
+    pages: Vec<u32>,
+    /// The slots of all keys of the other rows, end to end.
+    keys: Vec<u32>,
+    /// Per row, the sequence's tokens before this row, and its key's place: within the sequence for the few, among `keys` for
+    /// the others. `None` is padding.
+    places: Vec<Option<(usize, usize)>>,
+}
+
+/// New tokens of a sequence up to which they are few.
+const FEW: usize = 4;
+
+impl Layout {
+    /// `parts` with few tokens come first; `Part::few` says which those are.
+    pub fn new(parts: &[Part], N: usize) -> Layout {
+        let few = parts.iter().filter(|part| part.is_few()).map(|part| part.ids.len()).sum();
+        let mut all = Layout {
+            ids: Vec::with_capacity(N),
+            positions: Vec::with_capacity(N),
+            sequences: Vec::with_capacity(parts.len()),
+            slots: Vec::with_capacity(N),
+            few,
+            starts: Vec::new(),
+            pages: Vec::new(),
+            keys: Vec::new(),
+            places: Vec::with_capacity(N),
+        };
+        for part in parts {
+            let slot = |t: usize| part.pages[t / PAGE] * PAGE as u32 + (t % PAGE) as u32;
+            let (first, end) = (all.ids.len(), part.past + part.ids.len());
+            all.ids.extend(part.ids);
+            all.positions.extend((part.past..end).map(|t| t as u32));
+            all.sequences.push((first..all.ids.len(), part.length));
+            all.slots.extend((part.past..end).map(slot));
+            let before = if part.is_few() {
+                let start = all.pages.len() as u32;
+                all.starts.extend(part.ids.iter().map(|_| start));
+                all.pages.extend(&part.pages[..end.div_ceil(PAGE)]);
+                0
+            } else {
+                let before = all.keys.len();
+                all.keys.extend((0..end).map(slot));
+                before
+            };
+            all.places.extend((part.past..end).map(|t| Some((t, before + t))));
+        }
+        // what fills up the session sees nothing, and its keys go to the page that belongs to nobody
+        assert!(all.ids.len() <= N, "{} tokens in a session of {N}", all.ids.len());
+        if all.keys.is_empty() {
+            all.few = N;
+            all.starts.resize(N, 0);
+        }
+        all.ids.resize(N, 0);
+        all.positions.resize(N, 0);
+        all.slots.resize(N, 0);
+        all.places.resize(N, None);
+        all
+    }
+
+    /// The keys each row sees, as [first, end).
+    pub fn span(&self, window: Option<usize>) -> Vec<u32> {
+        let one = |place: &Option<(usize, usize)>| {
+            let Some((t, key)) = place else { return [0, 0] };
+            let seen = window.map_or(t + 1, |w| w.min(t + 1));
+            [(key + 1 - seen) as u32, (key + 1) as u32]
+        };
+        self.places.iter().flat_map(one).collect()
+    }
+}
+
+impl Part<'_> {
+    pub fn is_few(&self) -> bool {
+        self.ids.len() <= FEW
+    }
+}
+
+/// A buffer that grows by doubling.
+pub(super) struct Grown {
+    buf: Option<Buf>,
+    dtype: DType,
+}
+
+impl Grown {
+    pub fn new(dtype: DType) -> Grown {
+        Grown { buf: None, dtype }
+    }
+    /// The first `len` elements; what was there before may be gone.
+    pub fn get(&mut self, b: &dyn Backend, len: usize) -> Result<Buf> {
+        if self.buf.as_ref().is_none_or(|buf| buf.len() < len) {
+            if let Some(old) = self.buf.take() {
+                b.free(old);
+            }
+            self.buf = Some(b.alloc(len.next_power_of_two().max(64), self.dtype)?);
+        }
+        Ok(self.buf.as_ref().expect("made above").view(0, len))
+    }
+    pub fn free(&mut self, b: &dyn Backend) {
+        self.buf.take().into_iter().for_each(|buf| b.free(buf));
+    }
+}
+
+/// What the sessions of an engine share for their steps: page tables, and room for gathered keys and values.
+pub struct Tables {
+    slots: Grown,
+    starts: Grown,
+    pages: Grown,
+    keys: Grown,
+    gathered: [Grown; 2],
+}
+
+impl Tables {
+    pub fn new(dtype: DType) -> Tables {
+        let table = || Grown::new(DType::U32);
+        let gathered = [Grown::new(dtype), Grown::new(dtype)];
+        Tables { slots: table(), starts: table(), pages: table(), keys: table(), gathered }
+    }
+    pub fn free(&mut self, b: &dyn Backend) {
+        let [k, v] = &mut self.gathered;
+        let all = [&mut self.slots, &mut self.starts, &mut self.pages, &mut self.keys, k, v];
+        all.into_iter().for_each(|grown| grown.free(b));
+    }
+    /// A step's tables on the device.
+    pub(super) fn set(&mut self, b: &dyn Backend, s: &Spec, layout: &Layout) -> Result<Step> {
+        let put = |grown: &mut Grown, values: &[u32]| {
+            let mut buf = grown.get(b, values.len().max(1))?;
+            if !values.is_empty() {
+                b.upload_u32(&mut buf, values)?;
+            }
+            Ok(buf)
+        };
+        let keys = layout.keys.len();
+        let [k, v] = &mut self.gathered;
+        Ok(Step {
+            few: layout.few,
+            slots: put(&mut self.slots, &layout.slots)?,
+            starts: put(&mut self.starts, &layout.starts)?,
+            pages: put(&mut self.pages, &layout.pages)?,
+            keys: put(&mut self.keys, &layout.keys)?,
+            gathered: if keys > 0 { Some([k.get(b, keys * s.K * s.D)?, v.get(b, keys * s.K * s.D)?]) } else { None },
+        })
+    }
+}
+
+/// The tables of one step on the device.
+pub struct Step {
+    few: usize,
+    slots: Buf,
+    starts: Buf,
+    pages: Buf,
+    keys: Buf,
+    gathered: Option<[Buf; 2]>,
+}
+
+/// One layer's part of the pool, with the step that reads and writes it.
+pub struct Cache<'a> {
+    pub k: &'a Buf,
+    pub v: &'a Buf,
+    pub step: &'a Step,
+}
+
+impl Cache<'_> {
+    /// Writes k and v [N, K·D] to their slots, then out [N, H·D] = attention of q [N, H·D].
+    pub(super) fn attend(
+        &self,
+        b: &dyn Backend,
+        s: &Spec,
+        (out, lse): (&mut Buf, &mut Buf),
+        [q, k, v]: [&Buf; 3],
+        span: &Buf,
+        N: usize,
+    ) -> Result<()> {
+        let (C, Q, few) = (s.K * s.D, s.H * s.D, self.step.few);
+        let T = self.k.len() / C;
+        let [n, t, c] = [N, T, C].map(|x| x as u32);
+        for (pool, new) in [(self.k, k), (self.v, v)] {
+            b.pages_write(&mut pool.view(0, T * C), new, &self.step.slots, &Pages { N: n, T: t, C: c })?;
+        }
+        let [H, K, D] = [s.H, s.K, s.D].map(|x| x as u32);
+        let (scale, softcap) = (s.attention_scale, s.attention_softcap);
+        if few > 0 {
+            let (P, page) = (self.step.pages.len() as u32, PAGE as u32);
+            let p = PagedAttention { N: few as u32, T: t, H, K, D, P, page, scale, softcap };
+            let (mut out, mut lse, q) = (out.view(0, few * Q), lse.view(0, few * s.H), q.view(0, few * Q));
+            let (span, pages) = (span.view(0, 2 * few), &self.step.pages);
+            b.paged_attention_forward(&mut out, &mut lse, &q, self.k, self.v, &span, &self.step.starts, pages, &p)?;
+        }
+        let Some([k, v]) = &self.step.gathered else { return Ok(()) };
+        let keys = self.step.keys.len() as u32;
+        let gather = Embedding { N: keys, V: t, C: c, scale: 1.0 };
+        for (all, pool) in [(k, self.k), (v, self.v)] {
+            b.embedding_forward(&mut all.view(0, all.len()), &self.step.keys, pool, &gather)?;
+        }
+        let (ld_q, ld_k, ld_v, rest) = (H * D, K * D, K * D, N - few);
+        let p = Attention { N: rest as u32, T: keys, H, K, D, ld_q, ld_k, ld_v, scale, softcap };
+        let (mut out, mut lse) = (out.view(few * Q, rest * Q), lse.view(few * s.H, rest * s.H));
+        b.attention_forward(&mut out, &mut lse, &q.view(few * Q, rest * Q), k, v, &span.view(2 * few, 2 * rest), &p)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_see_their_own_sequence() {
+        let (a, b) = ([5, 6], [7, 8]);
+        let long: Vec<u32> = (0..6).collect();
+        let parts =
+            [Part { ids: &[1], past: 18, length: 19, pages: &a }, Part { ids: &long, past: 15, length: 40, pages: &b }];
+        let layout = Layout::new(&parts, 8);
+        assert_eq!((layout.few, &layout.starts[..], &layout.pages[..]), (1, &[0][..], &a[..]));
+        assert_eq!(layout.slots, [6 * 16 + 2, 7 * 16 + 15, 8 * 16, 129, 130, 131, 132, 0]);
+        assert_eq!(layout.positions, [18, 15, 16, 17, 18, 19, 20, 0]);
+        assert_eq!(layout.sequences, [(0..1, 19), (1..7, 40)]);
+        assert_eq!((layout.keys.len(), layout.keys[14], layout.keys[20]), (21, 126, 132));
+        assert_eq!(layout.span(None), [0, 19, 0, 16, 0, 17, 0, 18, 0, 19, 0, 20, 0, 21, 0, 0]);
+        assert_eq!(layout.span(Some(4))[..4], [15, 19, 12, 16]);
+        // without prompts, padding looks through the page table and sees nothing
+        let layout = Layout::new(&parts[..1], 3);
+        assert_eq!((layout.few, layout.starts.len(), layout.span(None)), (3, 3, vec![0, 19, 0, 0, 0, 0]));
+    }
+}
