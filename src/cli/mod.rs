@@ -8,6 +8,7 @@ mod generate;
 mod init;
 mod inspect;
 mod interrupt;
+mod plan;
 mod progress;
 mod quantize;
 mod train;
@@ -40,6 +41,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Train),
+    Plan(plan::Plan),
     Generate(generate::Generate),
     Init(init::Init),
     Quantize(quantize::Quantize),
@@ -53,6 +55,7 @@ enum Command {
 pub fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Train(args) => args.run(),
+        Command::Plan(args) => args.run(),
         Command::Generate(args) => args.run(),
         Command::Init(args) => args.run(),
         Command::Quantize(args) => args.run(),

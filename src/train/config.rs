@@ -17,7 +17,7 @@ use crate::model::lora::{self, Patterns, Targets};
 use serde::Serialize;
 use source::{Key, Source};
 use std::path::{Path, PathBuf};
-pub use values::{Checkpointing, LoraBias, Method, Optim, Resume, SchedulerType};
+pub use values::{Bytes, Checkpointing, LoraBias, Method, Optim, Resume, SchedulerType};
 
 /// Declares a table of the config: `key | "alias": Type = default, if rule, "what must be";`. No default: must be given.
 macro_rules! keys {
@@ -130,11 +130,18 @@ keys! {
         load_in_4bit: bool = false;
         /// The same in 8 bits with one scale a row, as bitsandbytes stores them; computed as the weights they stand for.
         load_in_8bit: bool = false;
-        /// Recompute the blocks' activations in the backward: saves memory, costs about a forward. `"auto"`: only as far as
-        /// the device's memory asks for it. TRL's default is `true`.
+        /// Recompute the blocks' activations in the backward: saves memory, costs up to a forward. `"auto"`: layer by layer, only
+        /// as far as memory asks for it. `"offload"`, or Unsloth's name for it, `"unsloth"`: what recomputing starts from waits in
+        /// the host's memory. TRL's default is `true`.
         gradient_checkpointing: Checkpointing = Checkpointing::Auto;
+        /// Memory of the device that the run may take, as in `"8GiB"` or `"8GB"`; what is free when it starts where not given.
+        memory_limit: Option<Bytes> = None;
         /// Where to run: `"cuda"`, `"wgpu"` (Vulkan, Metal, DX12), `"cpu"`, or `"auto"`, the first of them that works.
         backend: String = "auto".into(), if |b: &String| pick::NAMES.contains(&b.as_str()), "\"auto\", \"cuda\", \"wgpu\" or \"cpu\"";
+
+        /// The same run gives the same bits again on any backend. `false`: CUDA may sum attention's gradients in any order, which is
+        /// faster.
+        deterministic: bool = false;
 
         /// Steps between lines of `metrics.jsonl`.
         logging_steps: u64 = 10, if |n| *n >= 1, "1 or more";

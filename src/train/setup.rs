@@ -1,13 +1,9 @@
 //! From a config to what a run works with: data, model, buffers.
-use super::config::{Checkpointing, LoraConfig as LoraKeys, Method, Optim, TrainConfig};
+use super::config::{LoraConfig as LoraKeys, Method, Optim, TrainConfig};
 use super::optim::Hyper;
-use crate::backend::Backend;
 use crate::data::{BatchOptions, DataOptions, Packing, Tokenizer};
+use crate::model::LoadOptions;
 use crate::model::lora::LoraConfig;
-use crate::model::{LoadOptions, Model, Plan};
-
-/// Activations may take this much where a device does not say what it has.
-const UNKNOWN_MEMORY: u64 = 4 << 30;
 
 pub fn data_options(config: &TrainConfig) -> DataOptions {
     DataOptions {
@@ -73,17 +69,5 @@ pub(super) fn hyper(config: &TrainConfig) -> Hyper {
         max_grad_norm: config.max_grad_norm,
         eight_bit: config.optim == Optim::AdamW8bit,
         decay_all: false,
-    }
-}
-
-/// Keeps activations where they fit beside what is allocated already, with a tenth of the device to spare.
-pub(super) fn plan(config: &TrainConfig, b: &dyn Backend, model: &Model, N: usize) -> Plan {
-    let memory = b.memory();
-    let room = memory.total.map_or(UNKNOWN_MEMORY, |total| (total - total / 10).saturating_sub(memory.used));
-    match config.gradient_checkpointing {
-        Checkpointing::Always => Plan::Recompute,
-        Checkpointing::Never => Plan::Keep,
-        Checkpointing::Auto if Plan::Keep.bytes(&model.spec, N, model.dtype) <= room => Plan::Keep,
-        Checkpointing::Auto => Plan::Recompute,
     }
 }
