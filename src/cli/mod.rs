@@ -1,5 +1,6 @@
 //! The commands, one file each. This is the only place that prints.
 mod bench;
+mod compare;
 mod data;
 mod doctor;
 mod download;
@@ -46,6 +47,7 @@ enum Command {
     Init(init::Init),
     Quantize(quantize::Quantize),
     Export(export::Export),
+    Compare(compare::Compare),
     Inspect(inspect::Inspect),
     Data(data::Data),
     Bench(bench::Bench),
@@ -60,6 +62,7 @@ pub fn run() -> Result<()> {
         Command::Init(args) => args.run(),
         Command::Quantize(args) => args.run(),
         Command::Export(args) => args.run(),
+        Command::Compare(args) => args.run(),
         Command::Inspect(args) => args.run(),
         Command::Data(args) => args.run(),
         Command::Bench(args) => args.run(),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from llama_cpp import Llama
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 PROMPTS = [f"{start} {what}" for start in ("What is", "Explain", "Why does the compiler report", "How do I fix")
            for what in ("error E0382?", "a borrow of a moved value", "a missing lifetime", "E0117", "an unused variable?")]
@@ -43,13 +43,15 @@ def logits(model, ids):
 
 
 def greedy(model, ids):
+    ids = torch.tensor([ids])
     with torch.no_grad():
-        out = model.generate(torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
-    return out[0, len(ids):].tolist()
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, min_new_tokens=NEW,
+                             do_sample=False, pad_token_id=4)
+    return out[0, ids.shape[1]:].tolist()
 
 
 def llama(file, **more):
-    return Llama(str(file), n_ctx=128, n_threads=1, verbose=False, logits_all=True, **more)
+    return Llama(str(file), n_ctx=96, n_threads=1, verbose=False, logits_all=True, **more)
 
 
 def llama_logits(model, ids):
@@ -121,23 +123,57 @@ def products(binary, base, work):
     check("GGUF adapter, in llama.cpp: KL divergence", sum(got) / len(got), 1e-6)
 
 
+# what the goldens of these families have and llama.cpp has not, taken out; a key's name stands for that key's value
+PLAINER = {
+    "cohere_qk_norm": {"use_qk_norm": False},
+    "ernie4_5": {"use_bias": False},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 9},
+    "gemma2": {"query_pre_attn_scalar": "head_dim"},
+    "gemma3": {"query_pre_attn_scalar": "head_dim"},
+    "olmoe": {"num_key_value_heads": "num_attention_heads"},
+    "phi": {"qk_layernorm": False},
+    "qwen2_moe": {"mlp_only_layers": []},
+    "smollm3": {"use_sliding_window": False, "layer_types": ["full_attention"] * 9, "no_rope_layers": [1, 1, 1, 0] * 3},
+}
+# the window is in the file, and llama.cpp's graph of the Llama family has none
+WINDOWS = {"mistral"}
+
+
+def plainer(folder, out):
+    config = AutoConfig.from_pretrained(folder)
+    for key, value in PLAINER[folder.name].items():
+        value = getattr(config, value) if isinstance(value, str) else value
+        setattr(config, key, value[: config.num_hidden_layers] if isinstance(value, list) else value)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if param.dim() > 1:
+                param.normal_(0, 0.2)
+    model.save_pretrained(out)
+    return out
+
+
 def archs(binary, golden, work):
-    """llama.cpp's own version of each architecture; what it computes otherwise on purpose is left out."""
+    """llama.cpp's own version of each architecture; its cache is float16, so logits agree to 1e-2 of some units."""
+    seen = 0
     for folder in sorted(p for p in golden.iterdir() if (p / "config.json").exists() and (p / "model.safetensors").exists()):
-        out = work / f"{folder.name}.gguf"
-        args = ["--model", str(folder), "--format", "gguf", "--quant", "f32", "--out", str(out)]
-        if subprocess.run([binary, "export", *args], capture_output=True).returncode:
-            print(f"{folder.name}: not written")
+        name, out = folder.name, work / f"{folder.name}.gguf"
+        if name.startswith("bnb_") or name in WINDOWS:
             continue
-        try:
-            file = llama(out)
-        except Exception as e:
-            print(f"{folder.name}: llama.cpp does not load it: {e}")
+        if name in PLAINER:
+            folder = plainer(folder, work / name)
+        args = ["--model", str(folder), "--format", "gguf", "--quant", "f32", "--no-verify", "--out", str(out)]
+        done = subprocess.run([binary, "export", *args], capture_output=True, text=True)
+        if done.returncode:
+            print(f"{name}: not written: {done.stderr.strip().splitlines()[-1][:150]}")
             continue
         ids = [(i * 7 + 3) % 100 for i in range(24)]
         want = logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), ids)
-        got = llama_logits(file, ids)
-        print(f"{folder.name}: logits differ by {float((want - got).abs().max()):.1e}, KL {divergence(want, got):.1e}")
+        check(f"{name}, in llama.cpp: KL divergence", divergence(want, llama_logits(llama(out), ids)), 1e-4)
+        seen += 1
+    print(f"{seen} models agree")
+    if seen < 27:
+        sys.exit("fewer models than are known to be written")
 
 
 if sys.argv[1] == "archs":

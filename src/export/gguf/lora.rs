@@ -27,7 +27,8 @@ struct Side {
 pub fn write(spec: &Spec, adapter: &AdapterFile, folder: &Path, name: &str, out: &Path) -> Result<u64> {
     let config = &adapter.config;
     if config.use_dora || !config.modules_to_save.is_empty() {
-        let what = "llama.cpp's adapters are A and B alone: with DoRA or modules_to_save, merge it into the model (gguf)";
+        let what =
+            "llama.cpp's adapters are A and B alone: with DoRA or modules_to_save, merge it into the model (gguf)";
         return Err(Error::content(adapter.tensors.path(), "", what));
     }
     let Described { architecture, places, .. } = describe(spec)?;

@@ -2,7 +2,7 @@
 use super::merge::Merged;
 use crate::backend::Backend;
 use crate::data::Tokenizer;
-use crate::data::gguf::metadata;
+use crate::data::gguf::{NONE, metadata};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::gguf::{Format, Item, Outline, Pairs, Writer};
@@ -72,8 +72,10 @@ pub fn write(
         ("general.quantization_version".into(), Item::U32(QUANTIZATION_VERSION)),
     ];
     all.extend(pairs);
-    if let Some(tokenizer) = tokenizer {
-        all.extend(metadata(tokenizer, spec.V)?);
+    match tokenizer {
+        Some(tokenizer) => all.extend(metadata(tokenizer, spec.V)?),
+        // llama.cpp wants to be told
+        None => all.push(("tokenizer.ggml.model".into(), Item::Text(NONE.into()))),
     }
     let mut writer = Writer::create(out, &all, extras.chain(own).collect())?;
     for (_, values) in &extra {
