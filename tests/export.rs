@@ -207,7 +207,7 @@ fn products_prove_themselves() {
     let input = Input { model, adapter: Some(&at("adapter")), dtype: None, name: None };
     let quant = |name| Product::Gguf(Quant::parse(name).unwrap());
     let products = [
-        ("adapter", Product::Adapter),
+        ("copy", Product::Adapter),
         ("merged", Product::Merged),
         ("nf4", Product::MergedNf4),
         ("q8.gguf", quant("q8_0")),

@@ -96,7 +96,10 @@ fn plainer() -> Vec<(&'static str, serde_json::Value)> {
         ("olmoe", json!({ "num_key_value_heads": "num_attention_heads" })),
         ("phi", json!({ "qk_layernorm": false })),
         ("qwen2_moe", json!({ "mlp_only_layers": [] })),
-        ("smollm3", json!({ "use_sliding_window": false, "layer_types": null, "no_rope_layers": null })),
+        (
+            "smollm3",
+            json!({ "use_sliding_window": false, "layer_types": null, "no_rope_layers": null, "no_rope_layer_interval": 4 }),
+        ),
     ]
 }
 

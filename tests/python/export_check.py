@@ -51,7 +51,7 @@ def greedy(model, ids):
 
 
 def llama(file, **more):
-    return Llama(str(file), n_ctx=96, n_threads=1, verbose=False, logits_all=True, **more)
+    return Llama(str(file), n_ctx=96, n_threads=1, verbose=False, logits_all=True, type_k=0, type_v=0, **more)
 
 
 def llama_logits(model, ids):
@@ -133,7 +133,8 @@ PLAINER = {
     "olmoe": {"num_key_value_heads": "num_attention_heads"},
     "phi": {"qk_layernorm": False},
     "qwen2_moe": {"mlp_only_layers": []},
-    "smollm3": {"use_sliding_window": False, "layer_types": ["full_attention"] * 9, "no_rope_layers": [1, 1, 1, 0] * 3},
+    "smollm3": {"use_sliding_window": False, "layer_types": ["full_attention"] * 9, "no_rope_layers": [1, 1, 1, 0] * 3,
+                "no_rope_layer_interval": 4},
 }
 # the window is in the file, and llama.cpp's graph of the Llama family has none
 WINDOWS = {"mistral"}
