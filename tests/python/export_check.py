@@ -155,7 +155,7 @@ def plainer(folder, out):
 
 
 def archs(binary, golden, work):
-    """llama.cpp's own version of each architecture; its cache is float16, so logits agree to 1e-2 of some units."""
+    """llama.cpp's own version of each architecture; with a float32 cache."""
     seen = 0
     for folder in sorted(p for p in golden.iterdir() if (p / "config.json").exists() and (p / "model.safetensors").exists()):
         name, out = folder.name, work / f"{folder.name}.gguf"
@@ -170,7 +170,7 @@ def archs(binary, golden, work):
             continue
         ids = [(i * 7 + 3) % 100 for i in range(24)]
         want = logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), ids)
-        check(f"{name}, in llama.cpp: KL divergence", divergence(want, llama_logits(llama(out), ids)), 1e-4)
+        check(f"{name}, in llama.cpp: KL divergence", divergence(want, llama_logits(llama(out), ids)), 1e-5)
         seen += 1
     print(f"{seen} models agree")
     if seen < 27:
