@@ -72,7 +72,8 @@ pub fn verify(b: &dyn Backend, product: Product, input: &Input, at: &Path) -> Re
     let limit = limit(product, stored).max(if exact { 0.0 } else { float_limit(DType::Bf16) });
     let texts: Vec<Vec<u32>> = texts.into_iter().map(|t| t[..t.len().min(spec.max_positions)].to_vec()).collect();
     let found = compare(b, &trained, &made, &texts, if exact { DType::F32 } else { DType::Bf16 })?;
-    if !(found.mean_kl <= limit && found.max_logit.is_finite()) {
+    let good = found.mean_kl <= limit && found.max_logit.is_finite();
+    if !good {
         let (kl, logit, top1) = (found.mean_kl, found.max_logit, found.top1 * 100.0);
         let what = format!(
             "what was written differs from what was trained: mean KL divergence {kl:.2e}, at most {limit:.0e} is expected of \

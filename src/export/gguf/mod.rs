@@ -1,5 +1,5 @@
 //! A model, merged with its adapter, as a GGUF file; see docs/gguf.md.
-use super::merge::Merged;
+use super::merge::{LARGEST_F16, Merged};
 use crate::backend::Backend;
 use crate::data::Tokenizer;
 use crate::data::gguf::{NONE, metadata};
@@ -108,7 +108,7 @@ fn stored(values: &[f32], format: Format) -> Result<Vec<u8>, String> {
             return Ok(blocks::quantize(packed, values));
         }
     };
-    match values.iter().find(|x| dtype == DType::F16 && x.abs() > 65504.0) {
+    match values.iter().find(|x| dtype == DType::F16 && x.abs() > LARGEST_F16) {
         Some(large) => Err(format!("holds {large}, more than float16 can: choose bf16")),
         None => Ok(super::merge::encode(dtype, values)),
     }
