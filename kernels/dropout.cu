@@ -1,13 +1,7 @@
 // Dropout by a hash of seeds and index. Each thread takes 8 values.
 
-// scale where element i is kept, else 0. pcg3d of Jarzynski & Olano 2020.
-INLINE float kept(const Params& p, u32 i) {
-    u32 x = i * 1664525u + 1013904223u, y = p.seed * 1664525u + 1013904223u, z = p.stream * 1664525u + 1013904223u;
-    x += y * z, y += z * x, z += x * y;
-    x ^= x >> 16, y ^= y >> 16, z ^= z >> 16;
-    x += y * z;
-    return x >= p.drop ? p.scale : 0.f;
-}
+// scale where element i is kept, else 0.
+INLINE float kept(const Params& p, u32 i) { return random_bits(i, p.seed, p.stream) >= p.drop ? p.scale : 0.f; }
 
 // op dropout_forward grid(ceil(P, 2048)) block(256)
 extern "C" __global__ void __launch_bounds__(256) dropout_forward(T_out* out, const T_inp* inp, Params p) {

@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(1024) gradnorm_finish(T_norm* norm,
     for (u32 i = threadIdx.x; i < p.P; i += 1024) sum += partial[i];
     sum = block_sum<32>(sum);
     if (threadIdx.x) return;
-    norm[0] = sqrtf(sum);
+    norm[0] = p.unscale * sqrtf(sum);
     float factor = p.max_norm / (norm[0] + 1e-6f);
-    scale[0] = p.max_norm > 0.f && factor < 1.f ? factor : 1.f;
+    scale[0] = p.unscale * (p.max_norm > 0.f && factor < 1.f ? factor : 1.f);
 }

@@ -1,13 +1,5 @@
-// scale where element i is kept, else 0. pcg3d of Jarzynski & Olano 2020.
-fn kept(i: u32) -> f32 {
-  var v = vec3(i, p.seed, p.stream) * 1664525u + 1013904223u;
-  v.x += v.y * v.z;
-  v.y += v.z * v.x;
-  v.z += v.x * v.y;
-  v ^= v >> vec3(16u);
-  v.x += v.y * v.z;
-  return select(0.0, p.scale, v.x >= p.drop);
-}
+// scale where element i is kept, else 0.
+fn kept(i: u32) -> f32 { return select(0.0, p.scale, random(i, p.seed, p.stream) >= p.drop); }
 
 // op dropout_forward grid(ceil(P, 512))
 // A thread makes two values: they may share a word.

@@ -18,9 +18,9 @@ fn gradnorm_partial(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
 fn gradnorm_finish(@builtin(local_invocation_index) t: u32) {
   var sum = 0.0;
   for (var i = t; i < p.P; i += 256u) { sum += ld1_partial(i); }
-  let norm = sqrt(group_sum(t, sum));
+  let norm = p.unscale * sqrt(group_sum(t, sum));
   if (t > 0u) { return; }
   let factor = p.max_norm / (norm + 1e-6);
   st1_norm(0u, norm);
-  if (p.max_norm > 0.0 && factor < 1.0) { st1_scale(0u, factor); } else { st1_scale(0u, 1.0); }
+  st1_scale(0u, p.unscale * select(1.0, factor, p.max_norm > 0.0 && factor < 1.0));
 }

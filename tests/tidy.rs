@@ -19,8 +19,11 @@ const FOLDERS: &[&str] = &["shared", "fast"];
 const FAMILIES: &[&str] = &["gguf"];
 
 /// Forward rows without a backward of their own, and why.
-const NO_BACKWARD: &[(&str, &str)] =
-    &[("cast_forward", "its gradient is a cast the other way"), ("fill_forward", "it has no input")];
+const NO_BACKWARD: &[(&str, &str)] = &[
+    ("cast_forward", "its gradient is a cast the other way"),
+    ("fill_forward", "it has no input"),
+    ("noise_forward", "what it adds is no function of what it is added to"),
+];
 
 fn specs() -> impl Iterator<Item = &'static Spec> {
     Op::ALL.iter().map(|op| op.spec())

@@ -3,6 +3,16 @@
 fn flat(group: vec3<u32>) -> u32 { return group.x + group.y * 65535u; }
 fn ceil_div(a: u32, b: u32) -> u32 { return (a + b - 1u) / b; }
 
+// The first word of pcg3d, Jarzynski & Olano 2020.
+fn random(i: u32, seed: u32, stream: u32) -> u32 {
+  var v = vec3(i, seed, stream) * 1664525u + 1013904223u;
+  v.x += v.y * v.z;
+  v.y += v.z * v.x;
+  v.z += v.x * v.y;
+  v ^= v >> vec3(16u);
+  return v.x + v.y * v.z;
+}
+
 // cap·tanh(x/cap), or x where cap is 0. By hand: tanh of large values is NaN on some drivers, and 1 - exp loses small ones.
 fn softcap(x: f32, cap: f32) -> f32 {
   if (cap == 0.0) { return x; }
@@ -92,6 +102,22 @@ fn group_max(t: u32, x: f32) -> f32 {
     workgroupBarrier();
   }
   return tree[0];
+}
+
+// A rising map of 256 levels, filled by whoever looks values up in it.
+var<workgroup> level_map: array<f32, 256>;
+// The nearest level's index; a tie goes down.
+fn nearest(x: f32) -> u32 {
+  var above = 0u; // levels below x, found bit by bit: 255 at most, and no matter
+  for (var bit = 128u; bit > 0u; bit >>= 1u) { if (level_map[above + bit - 1u] < x) { above += bit; } }
+  above = max(above, 1u);
+  return select(above - 1u, above, x > (level_map[above - 1u] + level_map[above]) * 0.5);
+}
+// The same for what must not change its sign by rounding: the neighbour on its own side of zero where it would.
+fn nearest_signed(x: f32) -> u32 {
+  let code = nearest(x);
+  if ((level_map[code] < 0.0) == (x < 0.0)) { return code; }
+  return select(max(code, 1u) - 1u, code + 1u, x > 0.0);
 }
 
 // 2^e; e in -126 .. 127

@@ -17,6 +17,8 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// [S+1] Where sequences begin, from 0 to N.
     pub cu_seqlens: Vec<u32>,
+    /// [N], whether a token is none of the padding.
+    pub real: Vec<bool>,
     /// Labels that are not IGNORE.
     pub counted: usize,
     /// Tokens that are not padding.
@@ -51,18 +53,19 @@ impl Batch {
             _ => IGNORE,
         }));
         self.tokens += piece.len;
-        self.end_sequence(piece.len);
+        self.end_sequence(piece.len, true);
     }
 
     fn pad(&mut self, len: usize, pad_id: u32) {
         if len > 0 {
             self.ids.extend(std::iter::repeat_n(pad_id, len));
             self.labels.extend(std::iter::repeat_n(IGNORE, len));
-            self.end_sequence(len);
+            self.end_sequence(len, false);
         }
     }
 
-    fn end_sequence(&mut self, len: usize) {
+    fn end_sequence(&mut self, len: usize, real: bool) {
+        self.real.extend(std::iter::repeat_n(real, len));
         self.positions.extend(0..len as u32);
         self.cu_seqlens.push(self.ids.len() as u32);
     }

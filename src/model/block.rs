@@ -16,6 +16,7 @@ use super::batch::Inputs;
 use super::experts::Experts;
 use super::linear::{Linear, LinearScratch, Observer};
 use super::mlp::{self, Mlp};
+use super::moe;
 use super::norm::{Norm, NormParams};
 use super::param::Param;
 use super::spec::{MlpKind, ResidualKind, Spec};
@@ -138,6 +139,11 @@ impl BlockScratch {
         if let Some(experts) = self.mlp.experts() {
             experts.dropout.seed = seed;
         }
+    }
+
+    /// What the mixtures of all layers share, if there are any.
+    pub(super) fn mixtures(&mut self) -> Option<&mut moe::Scratch> {
+        self.mlp.mixtures()
     }
 
     /// For up to `N` tokens; `experts` is for the rows of experts.
@@ -263,6 +269,11 @@ impl Block {
             self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, read(&saved.pre, 1, x2), N)?;
         }
         b.residual_forward(out, x2, c, &branch(s, N))
+    }
+
+    /// After a forward: what its router did, where the routers' balance counts.
+    pub(super) fn balance(&self, b: &dyn Backend, saved: &Saved, t: &mut BlockScratch) -> Result<()> {
+        self.mlp.balance(b, &saved.mlp, &mut t.mlp)
     }
 
     /// dx [N, C] comes in as ∂L/∂out and leaves as ∂L/∂x. `saved` is used up.

@@ -42,6 +42,8 @@ pub struct LoadOptions {
     pub lora: Option<LoraConfig>,
     /// The adapter (with its modules_to_save) is trained, or without one every weight.
     pub train: bool,
+    /// Routers of mixtures stay as they are, even where every weight is trained.
+    pub freeze_router: bool,
     /// Of the adapter's first values.
     pub seed: u64,
     /// Where the blocks' frozen weights are.
@@ -57,6 +59,7 @@ impl LoadOptions {
             load_in_8bit: false,
             lora: None,
             train: false,
+            freeze_router: false,
             seed: 0,
             place: Place::Device,
         }
@@ -414,11 +417,12 @@ impl Loader<'_> {
     }
 
     fn linear(&mut self, layer: usize, module: LinearSpec) -> Result<Linear> {
-        let (full, router) = (self.options.full(), is_router(self.spec, module.module));
+        let router = is_router(self.spec, module.module);
+        let full = self.options.full() && !(router && self.options.freeze_router);
         let (name, O, C) = (self.spec.names.of(layer, module.module), module.O(), module.C);
         let quantize = if router || self.options.saves(&name) { (false, false) } else { self.quantize };
         let layout = self.spec.layout_of(module.module);
-        let weight = self.weight(&format!("{name}.weight"), (&[O, C], layout), quantize)?;
+        let weight = self.weight(&format!("{name}.weight"), (&[O, C], layout), quantize, full)?;
         let bias_name = format!("{name}.bias");
         let bias = match module.bias {
             Bias::Present => Some(self.param_of(&bias_name, &bias_name, (&[O], layout.of_rows()), full)?),
@@ -439,7 +443,13 @@ impl Loader<'_> {
     }
 
     /// As the file has it, or quantized on the device from the file's own precision.
-    fn weight(&mut self, name: &str, (held, layout): (&[usize], Layout), quantize: (bool, bool)) -> Result<Weight> {
+    fn weight(
+        &mut self,
+        name: &str,
+        (held, layout): (&[usize], Layout),
+        quantize: (bool, bool),
+        full: bool,
+    ) -> Result<Weight> {
         let C = held.last().copied().unwrap_or(1);
         let O = held.iter().product::<usize>() / C;
         let turned = layout.turned([O, C]);
@@ -464,7 +474,7 @@ impl Loader<'_> {
                 let inp = self.stage(&[floats], (O, C, layout))?;
                 quantized::quantize_int8(self.b, &inp, O, C).map(Weight::Int8)
             }
-            _ => Ok(Weight::Dense(self.param_of(name, name, (shape, layout), self.options.full())?)),
+            _ => Ok(Weight::Dense(self.param_of(name, name, (shape, layout), full)?)),
         }
     }
 

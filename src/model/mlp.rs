@@ -98,6 +98,9 @@ impl Scratch {
         let moe = moe.map(|moe| moe::Scratch::new(scope, s, moe, experts, N, dtype, train).map(Box::new));
         Ok(Scratch { dense, moe: moe.transpose()? })
     }
+    pub(super) fn mixtures(&mut self) -> Option<&mut moe::Scratch> {
+        self.moe.as_deref_mut()
+    }
     /// What the experts share.
     pub fn experts(&mut self) -> Option<&mut LinearScratch> {
         self.moe.as_mut().map(|moe| &mut moe.linear)
@@ -110,6 +113,15 @@ impl Scratch {
 }
 
 impl Mlp {
+    /// After a forward: what its router did, where the routers' balance counts.
+    pub(super) fn balance(&self, b: &dyn Backend, saved: &Saved, t: &mut Scratch) -> Result<()> {
+        match (self, &saved.moe, &mut t.moe) {
+            (Mlp::Moe(_), Some(saved), Some(t)) => saved.balance(b, t),
+            _ => Ok(()),
+        }
+    }
+
+    /// Up to gate and up: all that the backward needs.
     /// Tokens that it runs at a time, where they are not all.
     fn tile(&self, saved: &Saved) -> Option<usize> {
         if let Mlp::Moe(_) = self { None } else { saved.tile }

@@ -9,6 +9,7 @@ use crate::dtype::DType;
 
 pub mod arch;
 pub mod attention;
+mod balance;
 pub mod batch;
 pub mod block;
 pub mod check;
@@ -26,6 +27,7 @@ pub mod load;
 pub mod lora;
 pub mod mlp;
 pub mod moe;
+mod neftune;
 pub mod norm;
 pub mod param;
 pub mod plan;

@@ -13,6 +13,7 @@
 //! silu(gate)·up, and makes gate and up with one product. Beside the experts there may be an MLP for all tokens; what it gives is
 //! added to out, and its gradient to dn. Everything about the routing stays on the device. Shazeer et al. 2017,
 //! arXiv:1701.06538; Jiang et al. 2024, arXiv:2401.04088.
+use super::balance::Balance;
 use super::block::same;
 use super::experts::{Experts, RowScale, Rows};
 use super::linear::{Linear, LinearScratch, Observer};
@@ -61,6 +62,8 @@ pub struct Scratch {
     /// [M, F]: the hidden state and its gradient.
     f: Buf,
     shared: Option<Box<shared::Scratch>>,
+    /// Only where a run asks for it.
+    pub(super) balance: Option<Balance>,
     /// Only for training.
     grads: Option<Grads>,
 }
@@ -133,6 +136,7 @@ impl Scratch {
             rows: scope.alloc(M * s.C, dtype)?,
             f: scope.alloc(M * moe.F, dtype)?,
             shared: shared.transpose()?,
+            balance: None,
             grads: train.then(grads).transpose()?,
         })
     }
@@ -205,6 +209,11 @@ impl Sizes {
 }
 
 impl Saved {
+    /// Adds what the router did to the balance of all, where that counts.
+    pub(super) fn balance(&self, b: &dyn Backend, t: &mut Scratch) -> Result<()> {
+        t.balance.iter_mut().try_for_each(|balance| balance.add(b, &self.logits, &self.experts))
+    }
+
     /// The rows sorted by expert, as they are or by their routing weights.
     fn sorted(&self, M: usize, scale: RowScale) -> Rows<'_> {
         Rows { M, offsets: &self.offsets, slots: &self.rows, weights: &self.weights, scale }
@@ -277,7 +286,7 @@ impl Moe {
         N: usize,
     ) -> Result<()> {
         let p = Sizes::of(s, N);
-        let Scratch { linear: own, rows: dy, f: h, shared, grads } = t;
+        let Scratch { linear: own, rows: dy, f: h, shared, grads, .. } = t;
         let g = grads.as_mut().expect("the scratch was made for training");
         b.route_gather_forward(dy, dout, &saved.places, &p.gather())?;
         self.down.backward_input(b, own, h, dy, &saved.sorted(p.M(), RowScale::Routed), false)?;
@@ -304,7 +313,7 @@ impl Moe {
     ) -> Result<()> {
         let p = Sizes::of(s, N);
         let Saved { logits, weights, experts, places, gate_up, shared, .. } = saved;
-        let Scratch { linear: own, rows: x, shared: shared_scratch, grads, .. } = t;
+        let Scratch { linear: own, rows: x, shared: shared_scratch, balance, grads, .. } = t;
         let g = grads.as_mut().expect("the scratch was made for training");
         let sorted = saved.sorted(p.M(), RowScale::Plain);
         b.route_gather_forward(x, n2, places, &p.gather())?;
@@ -316,6 +325,9 @@ impl Moe {
         match p.group_router() {
             Some(groups) => b.group_router_backward(&mut g.dlogits, &g.dweights, weights, experts, logits, &groups)?,
             None => b.router_backward(&mut g.dlogits, &g.dweights, weights, experts, logits, &p.router())?,
+        }
+        if let Some(balance) = balance {
+            balance.backward(b, &mut g.dlogits, logits)?;
         }
         if let (Some(mlp), Some(saved), Some(t)) = (&mut self.shared, shared, shared_scratch) {
             mlp.backward(b, saved, (t, linear), dn, n2, N)?;

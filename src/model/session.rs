@@ -1,10 +1,12 @@
 //! A model at work on a fixed number of tokens: all buffers are made once, before the first step.
 use super::Model;
+use super::balance::Balance;
 use super::batch::{Inputs, Tokens};
 use super::block::{BlockScratch, Cache};
 use super::head::{HeadScratch, Weights};
 use super::kept::Kept;
 use super::linear::{LinearScratch, Observer};
+use super::neftune::Neftune;
 use super::norm::Norm;
 use super::param::Param;
 use super::plan::{Keep, Plan};
@@ -21,7 +23,7 @@ use std::rc::Rc;
 pub struct Session<'b> {
     b: &'b dyn Backend,
     /// Owns every buffer here.
-    _scope: Scope<'b>,
+    scope: Scope<'b>,
     pub N: usize,
     inputs: Inputs,
     kept: Kept<'b>,
@@ -31,6 +33,8 @@ pub struct Session<'b> {
     stats: Buf,
     dh: Option<(Buf, Buf)>,
     embed: Option<EmbedScratch>,
+    /// Only where a run asks for it.
+    neftune: Option<Neftune>,
     head: HeadScratch,
 }
 
@@ -55,8 +59,9 @@ impl<'b> Session<'b> {
             stats: scope.alloc(Norm::rows(s, N).stats(), DType::F32)?,
             dh: if train { Some((stream()?, stream()?)) } else { None },
             embed: EmbedScratch::new(&scope, &model.embed, s.V, N)?,
+            neftune: None,
             head: HeadScratch::new(&scope, s, head_of(model).table, N, dtype, train)?,
-            _scope: scope,
+            scope,
         })
     }
 
@@ -69,9 +74,44 @@ impl<'b> Session<'b> {
         self.scratch.set_dropout(seed);
     }
 
+    /// NEFTune's alpha, and the seed of the noise on embeddings from now on; `None`, as at first: there is none.
+    pub fn set_neftune(&mut self, noise: Option<(f64, u32)>) -> Result<()> {
+        if noise.is_some() && self.neftune.is_none() {
+            let _charge = Charge::to(self.b, Use::Scratch);
+            self.neftune = Some(Neftune::new(&self.scope, self.N)?);
+        }
+        if let Some(neftune) = &mut self.neftune {
+            neftune.seed = noise.map(|(_, seed)| seed);
+            neftune.alpha = noise.map_or(neftune.alpha, |(alpha, _)| alpha);
+        }
+        Ok(())
+    }
+
+    /// Before a forward and its backward: the latter adds the gradient of coef·balance loss of the routers, over the tokens that
+    /// count ([N]). For a model that [`Model::has_balance`].
+    pub fn start_balance(&mut self, model: &Model, counts: &[bool], coef: f64) -> Result<()> {
+        let (s, N) = (&model.spec, self.N);
+        if let (Some(moe), Some(scratch)) = (&s.moe, self.scratch.mixtures()) {
+            if scratch.balance.is_none() {
+                let _charge = Charge::to(self.b, Use::Scratch);
+                scratch.balance = Some(Balance::new(&self.scope, moe, (0..s.layers).map(|l| s.mlp(l)), N)?);
+            }
+            scratch.balance.iter_mut().try_for_each(|balance| balance.start(self.b, counts, coef))?;
+        }
+        Ok(())
+    }
+    /// The routers' balance loss of the last forward. Waits.
+    pub fn balance_loss(&mut self) -> Result<Option<f64>> {
+        let balance = self.scratch.mixtures().and_then(|scratch| scratch.balance.as_ref());
+        balance.map(|balance| balance.loss(self.b)).transpose()
+    }
+
     /// Embedding, blocks, final norm.
     pub fn forward(&mut self, model: &Model, tokens: &Tokens) -> Result<()> {
         self.inputs.set(self.b, &model.spec, tokens, 0)?;
+        if let Some(neftune) = &mut self.neftune {
+            neftune.set(self.b, tokens, model.spec.C)?;
+        }
         self.inputs.tell(self.b, &model.spec, tokens);
         self.run(model, None)
     }
@@ -90,6 +130,9 @@ impl<'b> Session<'b> {
         let embedding = embedding_params(s, N, model.dtype);
         let (out, values) = (&mut self.kept.x[0], &mut self.h);
         embed(b, &model.embed, &mut self.embed, (out, values), &self.inputs.ids, &embedding)?;
+        if let Some(neftune) = &self.neftune {
+            neftune.add(b, &mut self.kept.x[0], s.C)?;
+        }
         if let (Some(weight), Some(positions)) = (&model.positions, &self.inputs.positions) {
             b.embedding_forward(&mut self.h, &positions.rows, &weight.value, &positions_params(s, N))?;
             b.residual_backward(&mut self.kept.x[0], &self.h, &Residual { P: (N * s.C) as u32, scale: 1.0 })?;
@@ -103,6 +146,7 @@ impl<'b> Session<'b> {
             let [x, out] = x.get_disjoint_mut([l, l + 1]).expect("an input and an output");
             let cache = caches.map(|(c, T)| Cache { k: &c[l].0, v: &c[l].1, T });
             block.forward(b, s, &mut saved[l], &mut self.scratch, out, x, &self.inputs, cache)?;
+            block.balance(b, &saved[l], &mut self.scratch)?;
             self.kept.leave(b, l)?;
         }
         let last = &self.kept.x[model.blocks.len()];

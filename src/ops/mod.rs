@@ -10,6 +10,7 @@ pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod attention_sink;
+pub mod balance;
 pub mod bias;
 pub mod cast;
 pub mod clamped_swiglu;
@@ -18,6 +19,7 @@ pub mod dropout;
 pub mod dyn8;
 pub mod embedding;
 pub mod expert_bias;
+pub mod expert_count;
 pub mod fill;
 pub mod gguf;
 pub mod gradnorm;
@@ -26,10 +28,13 @@ pub mod grouped;
 pub mod int8;
 pub mod latent;
 pub mod layernorm;
+pub mod lion;
 pub mod logprob;
 pub mod matmul;
+pub mod muon;
 pub mod mxfp4;
 pub mod nf4;
+pub mod noise;
 
 pub mod residual;
 pub mod rmsnorm;
@@ -38,6 +43,7 @@ pub mod route;
 pub mod routed_swiglu;
 pub mod router;
 pub mod rows;
+pub mod sgd;
 pub mod swiglu;
 
 /// The letters a row may use, the same in Rust, WGSL and CUDA.

@@ -63,6 +63,9 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// dinp += scale·dout where the forward kept it.
     dropout::dropout_backward{P}(dinp: add [P], dout: read [P]; Dropout);
 
+    /// x[n,c] += magnitude[n]·(a hash of (index, seed, stream), uniform in [-1, 1)).
+    noise::noise_forward{N, C}(x: update [N, C], magnitude: read f32 [N]; Noise);
+
     /// Rotates the first A channels of each head of x in place by its token's position, in pairs of halves or interleaved; `table` holds cos then sin per position.
     rope::rope_forward{N, H, D, A, T}(x: update [N, H*D; ld_x], table: read f32 [T, A], positions: read u32 [N]; Rope);
     /// The inverse rotation, in place: dx becomes the gradient of the unrotated x.
@@ -116,6 +119,13 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// dlogits = ∂L/∂logits; the choice itself has no gradient.
     group_router::group_router_backward{N, E, S}(dlogits: write [N, E], dweights: read f32 [N, S], weights: read f32 [N, S],
         experts: read u32 [N, S], logits: read [N, E]; GroupRouter);
+
+    /// count[e] += Σ_N mask[n]·(slots of n given to e).
+    expert_count::expert_count{N, E, S}(count: add f32 [E], experts: read u32 [N, S], mask: read f32 [N]; ExpertCount);
+    /// prob[e] += Σ_N mask[n]·softmax(logits[n,:])[e]; lse[n] = log Σ_E exp(logits[n,:]).
+    balance::balance_forward{N, E}(prob: add f32 [E], lse: write f32 [N], logits: read [N, E], mask: read f32 [N]; Balance);
+    /// dlogits[n,:] += scale·mask[n]·∂(Σ_E dprob·p)/∂logits[n,:], p = softmax(logits[n,:]).
+    balance::balance_backward{N, E}(dlogits: add [N, E], dprob: read f32 [E], logits: read [N, E], mask: read f32 [N]; BalanceBackward);
 
     /// The slots n·S + a sorted by expert, stable: slot rows[m] is at place m, slot i at places[i]; expert e has the places offsets[e] <= m < offsets[e+1].
     route::route_index{N, E, S}(rows: write u32 [N*S], places: write u32 [N*S], offsets: write u32 [E+1], experts: read u32 [N, S]; RouteIndex);
@@ -209,9 +219,25 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     adamw::adamw_step_8bit{P}(weight: update f32 [P], m: update u8 [P], v: update u8 [P], absmax1: update f32 [ceil(P, 256)],
         absmax2: update f32 [ceil(P, 256)], grad: read f32 [P], scale: read f32 [1], map1: read f32 [256], map2: read f32 [256]; AdamW);
 
+    /// One step of gradient descent on one tensor: weight −= lr·(grad·scale[0] + decay·weight).
+    sgd::sgd_step{P}(weight: update f32 [P], grad: read f32 [P], scale: read f32 [1]; Sgd);
+    /// The same along a momentum m of those gradients.
+    sgd::sgd_step_momentum{P}(weight: update f32 [P], m: update f32 [P], grad: read f32 [P], scale: read f32 [1]; Sgd);
+    /// One step of Lion on one tensor: weight moves by lr against the sign of a mean of m and grad·scale[0], then m moves.
+    lion::lion_step{P}(weight: update f32 [P], m: update f32 [P], grad: read f32 [P], scale: read f32 [1]; Lion);
+    /// The same with m in 8 bits, in blocks of 256: codes into the signed map in units of absmax.
+    lion::lion_step_8bit{P}(weight: update f32 [P], m: update u8 [P], absmax: update f32 [ceil(P, 256)], grad: read f32 [P], scale: read f32 [1],
+        map: read f32 [256]; Lion);
+    /// m += (1 − momentum)·(grad·scale[0] − m); out = m, or what lies `momentum` of the way from the gradient to m; square[n] = Σ out[n,:]².
+    muon::muon_momentum{N, C}(m: update f32 [N, C], out: write [N, C], square: write f32 [N], grad: read f32 [N, C], scale: read f32 [1]; MuonMomentum);
+    /// E matrices, each divided by its Frobenius norm: x[e,n,:] /= max(√Σ_n square[e,n], eps).
+    muon::muon_normalize{E, N, C}(x: update [E*N, C], square: read f32 [E, N]; MuonNormalize);
+    /// weight = keep·weight − lr·update.
+    muon::muon_step{P}(weight: update f32 [P], update: read [P]; MuonStep);
+
     /// partial[b] = Σ inp² over block b of 4096 values; a tensor's share of the gradient norm.
     gradnorm::gradnorm_partial{P}(partial: write f32 [ceil(P, 4096)], inp: read [P]; GradNorm);
-    /// norm[0] = √Σ partial; scale[0] = min(1, max_norm/(norm + 1e-6)), or 1 when max_norm is 0.
+    /// norm[0] = unscale·√Σ partial; scale[0] = unscale·min(1, max_norm/(norm + 1e-6)), or unscale when max_norm is 0.
     gradnorm::gradnorm_finish{P}(norm: write f32 [1], scale: write f32 [1], partial: read f32 [P]; GradNormFinish);
 
     /// out = inp in out's own storage type.

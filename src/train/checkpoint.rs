@@ -12,7 +12,7 @@ pub const MANIFEST: &str = "manifest.json";
 const FORMAT_VERSION: u32 = 1;
 /// A manifest lists some dozens of files.
 const MANIFEST_BYTES: u64 = 1 << 20;
-const LOCK: &str = ".lock";
+pub(super) const LOCK: &str = ".lock";
 /// After the name of a checkpoint that is being replaced by another of the same step.
 const REPLACED: &str = ".replaced";
 
@@ -39,6 +39,21 @@ pub struct RunDir {
     _lock: File,
 }
 
+/// The checkpoints that stay when one is saved.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// With the one just saved; but the best stays beside it in any case.
+    pub most: usize,
+    /// The step of the best evaluation, if there was one.
+    pub best: Option<u64>,
+}
+
+impl From<usize> for Keep {
+    fn from(most: usize) -> Keep {
+        Keep { most, best: None }
+    }
+}
+
 /// What [`newest`] found.
 #[derive(Debug, Default)]
 pub struct Found {
@@ -61,9 +76,9 @@ impl RunDir {
         &self.path
     }
 
-    /// `write` fills the folder that it is given; when this returns, `checkpoint-{step}` has it on disk, and at most `keep`
-    /// checkpoints are left. On an error the earlier checkpoints are as they were.
-    pub fn save(&self, step: u64, keep: usize, write: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    /// `write` fills the folder that it is given; when this returns, `checkpoint-{step}` has it on disk, and of the others what
+    /// `keep` says. On an error the earlier checkpoints are as they were.
+    pub fn save(&self, step: u64, keep: impl Into<Keep>, write: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let whole = self.path.join(name(step));
         let temporary = disk::temporary(&whole);
         let run = || {
@@ -76,7 +91,7 @@ impl RunDir {
             // A leftover is cleared by the next `open`, and the first error is the one to report.
             let _ = disk::remove_dir(&temporary);
         })?;
-        self.prune(step, keep)?;
+        self.prune(step, keep.into())?;
         Ok(whole)
     }
 
@@ -92,12 +107,13 @@ impl RunDir {
         if replaces { disk::remove_dir(&aside) } else { Ok(()) }
     }
 
-    /// The oldest go first; never the one just saved, which is not the newest by number after a resume from an earlier one.
-    fn prune(&self, saved: u64, keep: usize) -> Result<()> {
+    /// The oldest go first; never the best, nor the one just saved, which is not the newest by number after a resume from an
+    /// earlier one.
+    fn prune(&self, saved: u64, keep: Keep) -> Result<()> {
         let mut others: Vec<_> = listed(&self.path)?.into_iter().filter(|(step, _)| *step != saved).collect();
         others.sort_by_key(|(step, _)| *step);
-        let excess = (others.len() + 1).saturating_sub(keep.max(1));
-        for (_, path) in others.into_iter().take(excess) {
+        let excess = (others.len() + 1).saturating_sub(keep.most.max(1));
+        for (_, path) in others.into_iter().filter(|(step, _)| Some(*step) != keep.best).take(excess) {
             self.remove(&path)?;
         }
         Ok(())
@@ -141,6 +157,11 @@ impl RunDir {
     }
 }
 
+/// The folder of a step's checkpoint.
+pub fn folder(output_dir: &Path, step: u64) -> PathBuf {
+    output_dir.join(name(step))
+}
+
 /// The newest checkpoint whose files agree with its manifest, and the newer ones that don't.
 pub fn newest(output_dir: &Path) -> Result<Found> {
     let mut found = Found::default();
@@ -159,6 +180,13 @@ pub fn newest(output_dir: &Path) -> Result<Found> {
         }
     }
     Ok(found)
+}
+
+/// The folders' names, by their steps.
+pub(super) fn names(output_dir: &Path) -> Result<Vec<String>> {
+    let mut all = listed(output_dir)?;
+    all.sort();
+    Ok(all.into_iter().map(|(step, _)| name(step)).collect())
 }
 
 /// Checks every file of a checkpoint against its manifest, and gives its step.

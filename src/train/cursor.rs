@@ -25,8 +25,30 @@ impl<'d> Cursor<'d> {
         self.plan.len()
     }
 
+    /// The share of the first epoch's computed tokens that are no padding.
+    pub fn fill(&self) -> f64 {
+        self.plan.fill()
+    }
+
     fn steps(&self) -> u64 {
         self.plan.len().div_ceil(self.accumulation).max(1) as u64
+    }
+
+    /// The examples in each micro-batch of the step that [`Cursor::step`] gave last.
+    pub fn examples(&self, step: u64) -> Vec<Vec<usize>> {
+        let micro = |i: usize| {
+            let rows = self.plan.rows.iter().skip(i * self.options.rows).take(self.options.rows);
+            let mut examples: Vec<usize> = rows.flatten().map(|piece| piece.example).collect();
+            examples.dedup();
+            examples
+        };
+        self.micro(step).map(micro).collect()
+    }
+
+    /// Which micro-batches of the epoch are those of a step in it.
+    fn micro(&self, step: u64) -> std::ops::Range<usize> {
+        let within = (step - self.first_step) as usize;
+        within * self.accumulation..self.plan.len().min((within + 1) * self.accumulation)
     }
 
     /// The micro-batches of step `step` (from 0; never going back), and the epochs done after it.
@@ -37,9 +59,8 @@ impl<'d> Cursor<'d> {
             self.plan = EpochPlan::new(&self.lengths, &self.options, self.epoch);
         }
         let within = (step - self.first_step) as usize;
-        let micro = within * self.accumulation..self.plan.len().min((within + 1) * self.accumulation);
         let epochs = self.epoch as f64 + (within + 1) as f64 / self.steps() as f64;
-        (micro.map(|i| self.plan.batch(i, self.examples)).collect(), epochs)
+        (self.micro(step).map(|i| self.plan.batch(i, self.examples)).collect(), epochs)
     }
 }
 
@@ -57,6 +78,13 @@ mod tests {
         let mut through = new();
         let all: Vec<_> = (0..12).map(|s| through.step(s)).collect();
         assert_eq!(new().step(11), all[11]);
+        for (batch, examples) in all[11].0.iter().zip(through.examples(11)) {
+            let ids: Vec<u32> = examples.iter().flat_map(|i| example(*i).ids).collect();
+            assert_eq!(
+                batch.ids.iter().filter(|id| **id != 0).collect::<Vec<_>>(),
+                ids.iter().filter(|id| **id != 0).collect::<Vec<_>>()
+            );
+        }
         assert!(all[11].1 > 1.0, "the second epoch was reached");
         let seen: usize = all.iter().filter(|(_, e)| *e <= 1.0).flat_map(|(b, _)| b).map(|b| b.tokens).sum();
         assert_eq!(seen, examples.iter().map(Example::len).sum::<usize>(), "an epoch sees every token once");

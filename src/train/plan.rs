@@ -6,7 +6,7 @@ use super::config::{Checkpointing, TrainConfig};
 use super::method::cross_entropy;
 use super::metrics::Reporter;
 use super::optim::Optimizer;
-use super::{adapter, run, setup};
+use super::{adapter, router, run, setup};
 use crate::backend::dry::{Dry, Rules};
 use crate::backend::{Backend, Memory, Use};
 use crate::error::{Error, Result};
@@ -62,7 +62,7 @@ pub struct Rehearsal<'a> {
     /// The base model's folder; of shapes alone, its config.
     pub base: &'a Path,
     pub lora: Option<LoraConfig>,
-    /// Tokens that the model is asked to go on from, before and after; `None`: it is not.
+    /// Tokens that the model is asked to go on from, at most; `None`: it is not.
     pub prompt: Option<usize>,
 }
 
@@ -104,7 +104,7 @@ pub fn gib(bytes: u64) -> String {
 pub fn plan(config: &TrainConfig, rules: Rc<dyn Rules>, budget: Budget, reporter: &mut dyn Reporter) -> Result<Layout> {
     let base = run::base_folder(config, reporter)?;
     let prompt = match Weights::are_in(&base)? {
-        true => run::prompt(&run::read_data(config, &base)?.1).map(|ids| ids.len()),
+        true => run::longest_prompt(config, &run::read_data(config, &base)?.1),
         false => Some(config.max_length),
     };
     let lora = match &config.adapter {
@@ -141,6 +141,10 @@ impl Rehearsal<'_> {
         };
         let labels = vec![0; N];
         session.set_dropout(Some(0));
+        session.set_neftune(config.neftune_noise_alpha.map(|alpha| (alpha, 0)))?;
+        if let Some(coef) = router::coef(config, self.base, &model)? {
+            session.start_balance(&model, &vec![true; N], coef)?;
+        }
         session.forward(&model, &tokens)?;
         session.backward(&mut model, &labels, &cross_entropy::coef(&labels, N))?;
         session.backward_logprobs()?;
@@ -148,9 +152,10 @@ impl Rehearsal<'_> {
         optimizer.step(b, 0.0)?;
         session.forward(&model, &tokens)?;
         session.logprobs(&model, &labels)?;
-        // it speaks before the first step, too, but then has not taken more than now
+        // it speaks before the first step, too, but then has not taken more than now; and in the session's place
+        drop(session);
         if let (Some(tokens), Place::Device) = (self.prompt, place) {
-            run::speak(b, &model, &vec![0; tokens], 0, &[])?;
+            run::speak(b, &model, &vec![0; tokens], (config.eval_sample_tokens, 0), &[])?;
         }
         Ok(Shown { memory: b.memory(), spec: model.spec })
     }

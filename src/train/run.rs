@@ -1,36 +1,36 @@
 //! The one loop: batches in, gradients, a step, metrics, evaluation, checkpoints, a result.
-use super::checkpoint::RunDir;
-use super::config::{Resume, TrainConfig};
+use super::best::Best;
+use super::checkpoint::{self, RunDir};
+use super::config::{EvalStrategy, Resume, SaveStrategy, TrainConfig};
 use super::cursor::Cursor;
-use super::method::cross_entropy;
-use super::metrics::{EvalMetrics, MetricsFile, Reporter, StepMetrics};
-use super::optim::Optimizer;
+use super::loss_scale::LossScale;
+use super::metrics::Reporter;
+use super::optim::{Optimizer, Share};
 use super::plan::{Budget, Rehearsal, gib};
+use super::record::{Record, info::RunInfo};
+use super::report::words::grouped;
 use super::schedule::Schedule;
 use super::state::{self, State};
-use super::{adapter, disk, setup};
-use crate::backend::{Backend, Charge, Use};
-use crate::data::{self, Batch, BatchOptions, Dataset, Tokenizer};
+use super::{adapter, disk, router, setup, space};
+use crate::backend::Backend;
+use crate::data::{self, Dataset, Tokenizer};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::export::peft;
-use crate::infer::{self, Sampling};
 use crate::io::hub;
 use crate::model::spec::{Positions, Spec};
-use crate::model::{self, Model, Place, Session, Tokens};
-use crate::rng::Rng;
+use crate::model::{self, Model, Place, Plan, Session};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Tokens of the sample that shows the model before and after.
-const SAMPLE_TOKENS: usize = 64;
+mod evaluate;
+mod samples;
+mod step;
+mod stopped;
+pub(super) use samples::{longest_prompt, speak};
 
 /// Runs a config to its end, from wherever an earlier run of it got to. Returns the last evaluation's loss.
 pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
-    if config.dtype == DType::F16 {
-        let what = "training in float16 needs loss scaling, which is not there yet: set dtype to bfloat16 (any backend has it) or float32";
-        return Err(Error::Usage(what.into()));
-    }
     b.set_deterministic(config.deterministic);
     let base = base_folder(config, reporter)?;
     let ((spec, tokenizer), data) = read_data(config, &base)?;
@@ -54,21 +54,24 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         dataset: data.report.fingerprint.clone(),
         course: state::course(config)?,
         model: adapter::fingerprint(state::base(&base, &spec)?, &own),
+        loss_scale: (config.dtype == DType::F16).then(LossScale::default),
+        best: Best::default(),
     };
     let resume = state::find(config, reporter)?;
     if let Some((folder, found)) = &resume {
         state::check_same(folder, found, &fresh)?;
-        if found.global_step >= total && state::is_published(&config.output_dir, found) {
+        let over = found.global_step >= total || found.best.is_over(config);
+        if over && state::is_published(&config.output_dir, found) {
             reporter.message(&format!(
                 "finished already: {} steps are done, {} holds the result",
-                total,
+                found.global_step,
                 config.output_dir.display()
             ));
             return Ok(None);
         }
     }
     let lora = own.as_ref().map(|own| own.lora.clone()).or(config.lora.as_ref().map(setup::lora));
-    let prompt = prompt(&data).map(|prompt| prompt.len());
+    let prompt = longest_prompt(config, &data);
     let layout =
         Rehearsal { config, base: &base, lora: lora.clone(), prompt }.layout(b.rules(), Budget::of(b, config))?;
     if !layout.fits() {
@@ -83,15 +86,19 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         }
     }
     let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
-    optimizer.embedding_rate = config.embedding_learning_rate.map_or(1.0, |rate| rate / config.learning_rate);
     let mut state = fresh;
+    let from = resume.as_ref().map(|(folder, _)| folder.display().to_string());
     if let Some((folder, found)) = resume {
-        state::load(b, &mut model, &mut optimizer, &folder, found.global_step)?;
+        state::load(b, &mut model, &mut optimizer, &folder, &found)?;
         reporter.message(&format!("resumed after step {} from {}", found.global_step, folder.display()));
         state = found;
     }
     let N = config.per_device_train_batch_size * config.max_length;
-    let session = Session::new(b, &model, N, config.max_length, layout.plan.clone())?;
+    let aux_coef = router::coef(config, &base, &model)?;
+    let session = Some(Session::new(b, &model, N, config.max_length, layout.plan.clone())?);
+    if let Some(warning) = space::check(config, &model)? {
+        reporter.message(&warning);
+    }
     // only now is it certain that the run starts, so only now may what it replaces go
     for old in run_dir.remove_after(state.global_step)? {
         reporter.message(&format!(
@@ -101,9 +108,11 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         ));
     }
     state::unpublish(run_dir.path())?;
-    let metrics = MetricsFile::open(&config.output_dir, state.global_step)?;
+    let info = RunInfo { total_steps: total, ..RunInfo::new(config, b, &model, &data, cursor.fill()) };
+    let record = Record::open(config, info, state.global_step, from)?;
     disk::publish(&config.output_dir.join("config.toml"), |file| disk::write(file, config.to_toml()?.as_bytes()))?;
     report_parameters(&model, reporter);
+    report_rates(&optimizer, reporter);
     let (plan, peak) = (&layout.plan, gib(layout.memory.peak));
     let host = if layout.memory.host_peak > 0 {
         format!(", {} on the host", gib(layout.memory.host_peak))
@@ -130,7 +139,9 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         model,
         optimizer,
         session,
-        metrics,
+        plan: layout.plan,
+        record,
+        aux_coef,
         schedule,
         state,
         clock,
@@ -170,14 +181,15 @@ fn report_parameters(model: &Model, reporter: &mut dyn Reporter) {
     reporter.message(&format!("of these: {}", parts.collect::<Vec<_>>().join(", ")));
 }
 
-/// Digits in groups of three: 1,234,567.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let comma = |(i, digit): (usize, char)| {
-        let comma = i > 0 && (digits.len() - i).is_multiple_of(3);
-        comma.then_some(',').into_iter().chain([digit])
-    };
-    digits.chars().enumerate().flat_map(comma).collect()
+/// Where there is more than one: each learning rate, and for how many parameters.
+fn report_rates(optimizer: &Optimizer, reporter: &mut dyn Reporter) {
+    if optimizer.shares().count() < 2 {
+        return;
+    }
+    for Share { rule, rate, count } in optimizer.shares() {
+        let what = if *rate == 0.0 { "frozen".to_string() } else { format!("learning rate {rate:e}") };
+        reporter.message(&format!("{what}: {} parameters ({rule})", grouped(*count as u64)));
+    }
 }
 
 fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {
@@ -211,8 +223,12 @@ struct Run<'a> {
     run_dir: RunDir,
     model: Model,
     optimizer: Optimizer,
-    session: Session<'a>,
-    metrics: MetricsFile,
+    /// `None` while something else has its memory.
+    session: Option<Session<'a>>,
+    plan: Plan,
+    record: Record,
+    /// Of the routers' balance loss, where it counts.
+    aux_coef: Option<f64>,
     schedule: Schedule,
     state: State,
     clock: Clock,
@@ -220,98 +236,75 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn run(mut self, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
-        self.sample(reporter)?;
-        let mut eval = if self.state.global_step == 0 { self.evaluate(reporter)? } else { None };
+        let ended = self.steps(reporter);
+        let recorded = self.record.end(&ended);
+        // what went wrong first is what is told
+        ended.and_then(|eval| recorded.map(|()| eval))
+    }
+
+    fn steps(&mut self, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
+        self.compare(reporter)?;
+        let mut eval = None;
+        if self.state.global_step == 0 && self.config.eval_on_start {
+            eval = self.evaluate(reporter)?;
+        }
         self.clock.since = Instant::now();
         let mut saved = self.state.global_step;
-        while self.state.global_step < self.total {
-            self.step(reporter)?;
-            let (step, last) = (self.state.global_step, self.state.global_step == self.total);
-            if step.is_multiple_of(self.config.eval_steps) || last {
+        while !self.is_over() {
+            let ends_epoch = self.step(reporter)?;
+            let mut improved = false;
+            if self.evaluates_now(ends_epoch) {
                 eval = self.evaluate(reporter)?;
+                improved = eval.as_ref().is_some_and(|eval| self.state.best.see(self.config, eval));
             }
-            let interrupted = reporter.is_interrupted() && !last;
-            if step.is_multiple_of(self.config.save_steps) || last || interrupted {
+            let interrupted = reporter.is_interrupted() && !self.is_over();
+            let wanted = reporter.wants_checkpoint();
+            if self.saves_now(ends_epoch, improved) || interrupted || wanted {
                 self.save(reporter)?;
-                saved = step;
+                saved = self.state.global_step;
             }
             if interrupted {
-                let how = match self.config.resume_from_checkpoint {
-                    Resume::Auto => "run the same command to go on",
-                    _ => "to go on, run the same command with resume_from_checkpoint=auto",
-                };
-                return Err(Error::Interrupted(format!("interrupted after step {step}; {how}")));
+                return Err(self.interrupted());
             }
         }
-        if saved != self.total {
+        if saved != self.state.global_step {
             self.save(reporter)?;
         }
+        self.take_best(reporter)?;
         state::publish(self.b, &self.model, self.config, &self.base, &self.state, self.run_dir.path())?;
         reporter.saved(self.run_dir.path());
-        self.sample(reporter)?;
-        Ok(eval)
+        self.compare(reporter)?;
+        Ok(eval.map(|eval| eval.eval_loss))
     }
 
-    /// Forward and backward of each micro-batch, then the optimizer.
-    fn step(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
-        let (batches, epoch) = self.cursor.step(self.state.global_step);
-        let counted: usize = batches.iter().map(|batch| batch.counted).sum();
-        let mut loss = 0.0;
-        for (micro, batch) in batches.into_iter().enumerate() {
-            self.session.set_dropout(Some(self.dropout_seed(micro)));
-            let coef = cross_entropy::coef(&batch.labels, counted);
-            let Batch { ids, labels, positions, cu_seqlens, tokens, .. } = batch;
-            self.session.forward(&self.model, &Tokens { ids, positions, cu_seqlens })?;
-            self.session.backward(&mut self.model, &labels, &coef)?;
-            loss += cross_entropy::loss(&self.session.backward_logprobs()?, counted);
-            self.state.num_input_tokens_seen += tokens as u64;
-            self.clock.tokens += tokens as u64;
+    fn is_over(&self) -> bool {
+        self.state.global_step >= self.total || self.state.best.is_over(self.config)
+    }
+
+    fn evaluates_now(&self, ends_epoch: bool) -> bool {
+        let (step, every) = (self.state.global_step, self.config.eval_steps.steps(self.total));
+        match self.config.eval_strategy {
+            EvalStrategy::No => false,
+            EvalStrategy::Steps => step.is_multiple_of(every) || step == self.total,
+            EvalStrategy::Epoch => ends_epoch || step == self.total,
         }
-        self.session.set_dropout(None);
-        if !loss.is_finite() {
-            return Err(self.stopped(format!("the loss is {loss}")));
-        }
-        let learning_rate = self.schedule.lr(self.state.global_step);
-        let grad_norm = self.optimizer.step(self.b, learning_rate).map_err(|e| match e {
-            Error::Stopped(what) => self.stopped(what),
-            e => e,
-        })? as f64;
-        self.state.global_step += 1;
-        self.clock.epoch = epoch;
-        let step = self.state.global_step;
-        let metrics = StepMetrics {
-            step,
-            epoch,
-            loss,
-            grad_norm,
-            learning_rate,
-            num_input_tokens_seen: self.state.num_input_tokens_seen,
-            tokens_per_second: self.clock.tokens as f64 / self.clock.since.elapsed().as_secs_f64().max(1e-9),
-            memory: self.b.memory().peak,
+    }
+
+    /// `improved`: there was an evaluation, and it was the best so far.
+    fn saves_now(&self, ends_epoch: bool, improved: bool) -> bool {
+        let every = self.config.save_steps.steps(self.total);
+        let due = match self.config.save_strategy {
+            SaveStrategy::No => false,
+            SaveStrategy::Steps => self.state.global_step.is_multiple_of(every),
+            SaveStrategy::Epoch => ends_epoch,
+            SaveStrategy::Best => improved,
         };
-        reporter.step(&metrics);
-        if step.is_multiple_of(self.config.logging_steps) || step == self.total {
-            self.metrics.step(&metrics)?;
-            (self.clock.since, self.clock.tokens) = (Instant::now(), 0);
-        }
-        Ok(())
-    }
-
-    /// The same for the same step, whenever it is run.
-    fn dropout_seed(&self, micro: usize) -> u32 {
-        Rng::named(self.config.seed, &format!("dropout {} {micro}", self.state.global_step)).bits() as u32
-    }
-
-    /// Nothing was changed by the step that failed; the last checkpoint is good.
-    fn stopped(&self, what: String) -> Error {
-        let step = self.state.global_step + 1;
-        let hint = "lower the learning rate or set max_grad_norm; the checkpoints in output_dir are from before";
-        Error::Stopped(format!("step {step}: {what}: training stopped before the weights were touched; {hint}"))
+        due || self.is_over() || improved && self.config.load_best_model_at_end
     }
 
     fn save(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
         let started = Instant::now();
-        self.metrics.sync()?;
+        self.record.sync()?;
         let folder =
             state::save(self.b, &self.run_dir, &self.model, &self.optimizer, self.config, &self.base, &self.state)?;
         reporter.saved(&folder);
@@ -319,49 +312,32 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The mean loss of the held-out examples, in the training session's own buffers: no memory more than a step's.
-    fn evaluate(&mut self, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
-        if self.data.eval.is_empty() {
-            return Ok(None);
-        }
-        let started = Instant::now();
-        let options = BatchOptions { shuffle: false, ..setup::batch_options(self.config, self.tokenizer, false) };
-        let (mut loss, mut counted) = (0.0, 0);
-        for batch in data::batches(&self.data.eval, &options, 0) {
-            let Batch { ids, labels, positions, cu_seqlens, .. } = batch;
-            self.session.forward(&self.model, &Tokens { ids, positions, cu_seqlens })?;
-            loss += cross_entropy::loss(&self.session.logprobs(&self.model, &labels)?, 1);
-            counted += batch.counted;
-        }
-        let eval_loss = loss / counted.max(1) as f64;
-        let (step, epoch) = (self.state.global_step, self.clock.epoch);
-        let eval = EvalMetrics { step, epoch, eval_loss, eval_runtime: started.elapsed().as_secs_f64() };
-        self.metrics.eval(&eval)?;
-        reporter.eval(&eval);
-        self.clock.since += started.elapsed();
-        Ok(Some(eval_loss))
+    fn interrupted(&self) -> Error {
+        let how = match self.config.resume_from_checkpoint {
+            Resume::Auto => "run the same command to go on",
+            _ => "to go on, run the same command with resume_from_checkpoint=auto",
+        };
+        Error::Interrupted(format!("interrupted after step {}; {how}", self.state.global_step))
     }
 
-    /// What the model says to the first held-out record (or the first of all), greedily.
-    fn sample(&self, reporter: &mut dyn Reporter) -> Result<()> {
-        let Some(prompt) = prompt(self.data).filter(|_| self.model.streamed.is_none()) else { return Ok(()) };
-        let ids = speak(self.b, &self.model, &prompt, self.config.seed, self.tokenizer.eos_ids())?;
-        reporter.sample(&self.tokenizer.decode(&prompt, true)?, &self.tokenizer.decode(&ids, true)?);
+    /// Where the best weights are wanted, and were those of an earlier step: these.
+    fn take_best(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
+        let Best { metric, global_step, .. } = self.state.best;
+        let (step, last) = (global_step.unwrap_or(self.state.global_step), self.state.global_step);
+        let of_best = || {
+            format!("step {step} with {} = {:.4}", self.config.metric_for_best_model.name(), metric.unwrap_or(f64::NAN))
+        };
+        if last < self.total {
+            reporter.message(&format!("stopped early at step {last}; the best evaluation was that of {}", of_best()));
+        }
+        if step == last || !self.config.load_best_model_at_end {
+            return Ok(());
+        }
+        let folder = checkpoint::folder(self.run_dir.path(), step);
+        checkpoint::verify(&folder)?;
+        let found = state::read(&folder)?;
+        state::load(self.b, &mut self.model, &mut self.optimizer, &folder, &found)?;
+        reporter.message(&format!("the result is that of {}", of_best()));
         Ok(())
     }
-}
-
-/// What the model says to a prompt, greedily, for a person to see.
-pub(super) fn speak(b: &dyn Backend, model: &Model, prompt: &[u32], seed: u64, stop: &[u32]) -> Result<Vec<u32>> {
-    let _charge = Charge::to(b, Use::Scratch);
-    let sampling = Sampling { max_new_tokens: SAMPLE_TOKENS, temperature: 0.0, seed };
-    infer::generate(b, model, prompt, &sampling, stop, |_| true)
-}
-
-/// The tokens before the first trained one: a chat's question, or a text's first words.
-pub(super) fn prompt(data: &Dataset) -> Option<Vec<u32>> {
-    let example = data.eval.first().or(data.train.first())?;
-    let question = example.trained.iter().position(|t| *t).unwrap_or(0);
-    let words = if question > 1 { question } else { example.len().min(16) };
-    Some(example.ids[..words].to_vec())
 }

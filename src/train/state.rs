@@ -1,9 +1,11 @@
 //! What a checkpoint holds beside the adapter or model: enough to go on bit by bit.
-use super::checkpoint::{self, RunDir};
+use super::best::Best;
+use super::checkpoint::{self, Keep, RunDir};
 use super::config::{Resume, TrainConfig};
-use super::disk;
+use super::loss_scale::LossScale;
 use super::metrics::{self, Reporter};
 use super::optim::Optimizer;
+use super::{disk, space};
 use crate::backend::Backend;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
@@ -27,6 +29,18 @@ pub(super) struct State {
     pub course: String,
     /// Of the base model's config and weights, and those of the adapter that the run went on from.
     pub model: String,
+    /// In float16.
+    #[serde(default)]
+    pub loss_scale: Option<LossScale>,
+    #[serde(default)]
+    pub best: Best,
+}
+
+impl State {
+    /// Steps that the optimizer and the schedule have seen.
+    pub fn steps_taken(&self) -> u64 {
+        self.global_step - self.loss_scale.as_ref().map_or(0, |scale| scale.skipped_steps)
+    }
 }
 
 /// A hash of everything in the config that changes losses; paths, logging and where to run do not.
@@ -44,6 +58,16 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "eval_steps",
         "save_steps",
         "save_total_limit",
+        "report_to",
+        "logging_dir",
+        "eval_strategy",
+        "eval_on_start",
+        "eval_samples",
+        "eval_sample_tokens",
+        "save_strategy",
+        "load_best_model_at_end",
+        "early_stopping_patience",
+        "early_stopping_threshold",
         "resume_from_checkpoint",
         "gradient_checkpointing",
         "memory_limit",
@@ -51,6 +75,8 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         // may be changed on the way, after a loss that ran off for one
         "learning_rate",
         "embedding_learning_rate",
+        "loraplus_lr_ratio",
+        "loraplus_lr_embedding",
         "lr_scheduler_type",
         "lr_scheduler_kwargs",
         "warmup_steps",
@@ -60,6 +86,8 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
     ];
     if let Some(keys) = value.as_object_mut() {
         silent.iter().for_each(|key| drop(keys.remove(*key)));
+        // where states lie changes nothing
+        keys.insert("optim".into(), config.optim.resident().name().into());
     }
     Ok(blake3::hash(value.to_string().as_bytes()).to_hex().to_string())
 }
@@ -150,12 +178,14 @@ pub(super) fn save(
     base: &Path,
     state: &State,
 ) -> Result<PathBuf> {
-    run.save(state.global_step, config.save_total_limit, |dir| {
+    let keep = Keep { most: config.save_total_limit, best: state.best.global_step };
+    run.save(state.global_step, keep, |dir| {
         write_result(b, model, config, base, dir)?;
         optimizer.save(b, model, &dir.join(OPTIMIZER))?;
         let text = serde_json::to_vec_pretty(state).map_err(|e| Error::Bug(e.to_string()))?;
         std::fs::write(dir.join(STATE), text).map_err(Error::write(dir.join(STATE)))
     })
+    .map_err(|e| disk::explained(e, space::checkpoint_bytes(config, model)))
 }
 
 /// The checkpoint to go on from, if the config asks for one and there is one.
@@ -179,7 +209,7 @@ pub(super) fn find(config: &TrainConfig, reporter: &mut dyn Reporter) -> Result<
     folder.map(|folder| read(&folder).map(|state| (folder, state))).transpose()
 }
 
-fn read(folder: &Path) -> Result<State> {
+pub(super) fn read(folder: &Path) -> Result<State> {
     let file = folder.join(STATE);
     let text = std::fs::read(&file).map_err(Error::read(&file))?;
     serde_json::from_slice(&text).map_err(|e| Error::content(&file, format!("line {}", e.line()), e))
@@ -191,9 +221,9 @@ pub(super) fn load(
     model: &mut Model,
     optimizer: &mut Optimizer,
     folder: &Path,
-    step: u64,
+    state: &State,
 ) -> Result<()> {
-    optimizer.load(b, model, &folder.join(OPTIMIZER), step)
+    optimizer.load(b, model, &folder.join(OPTIMIZER), state.steps_taken())
 }
 
 /// A checkpoint of other data or other settings would not go on, it would go wrong.

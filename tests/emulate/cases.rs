@@ -169,6 +169,13 @@ fn mixtures(out: &mut Vec<(String, Case)>, float: DType) {
             let backward = case(Op::router_backward, &p, float, None).u32s("experts", distinct);
             out.push((format!("router_backward {p:?} {float:?}"), backward));
         }
+        let p = expert_count::ExpertCount { N, E, S };
+        let count = case(Op::expert_count, &p, float, None).u32s("experts", experts.clone());
+        out.push((format!("expert_count {p:?} {float:?}"), count));
+        let p = balance::Balance { N, E };
+        out.push((format!("balance_forward {p:?} {float:?}"), case(Op::balance_forward, &p, float, None)));
+        let p = balance::BalanceBackward { N, E, scale: 0.5 };
+        out.push((format!("balance_backward {p:?} {float:?}"), case(Op::balance_backward, &p, float, None)));
         let p = route::RouteIndex { N, E, S };
         let index = case(Op::route_index, &p, float, None).u32s("experts", experts);
         out.push((format!("route_index {p:?} {float:?}"), index));
@@ -260,8 +267,18 @@ pub fn all() -> Vec<(String, Case)> {
                 .floats("map1", dyn8::dynamic_map(true))
                 .floats("map2", dyn8::dynamic_map(false))
                 .positive(&["absmax1", "absmax2"]));
+            let p = lion::Lion::new(P as usize, 1e-2, (0.9, 0.99), 0.1);
+            add!(lion_step, p);
+            add!(lion_step_8bit, p, |c: Case| c.floats("map", dyn8::dynamic_map(true)).positive(&["absmax"]));
+            for nesterov in [0, 1] {
+                let p = sgd::Sgd { P, lr: 1e-2, decay: 0.1, momentum: 0.9, rest: 0.8, nesterov };
+                add!(sgd_step, p);
+                add!(sgd_step_momentum, p);
+            }
+            add!(muon_step, muon::MuonStep { P, keep: 0.99, lr: 0.02 });
             add!(gradnorm_partial, gradnorm::GradNorm { P });
-            add!(gradnorm_finish, gradnorm::GradNormFinish { P, max_norm: 0.5 }, |c: Case| c.positive(&["partial"]));
+            add!(gradnorm_finish, gradnorm::GradNormFinish { P, max_norm: 0.5, unscale: 0.25 }, |c: Case| c
+                .positive(&["partial"]));
         }
         for (N, O, pad) in [(1, 8, 0), (3, 34, 2), (70, 2056, 8), (65, 31, 1), (5, 2055, 1)] {
             if float != DType::F32 && (O + pad) % 2 == 1 {
@@ -281,6 +298,9 @@ pub fn all() -> Vec<(String, Case)> {
             add!(dropout_forward, p);
             add!(dropout_backward, p);
         }
+        for (N, C) in [(1, 8), (3, 34), (2, 2056)] {
+            add!(noise_forward, noise::Noise { N, C, seed: 5, stream: 6 });
+        }
         for (O, C, R) in [(3, 34, 8), (2, 2056, 24)] {
             let p = dora::DoraNorm { O, C, R, scale: 0.5 };
             add!(dora_norm, p, |c: Case| c.positive(&["wa", "b", "gram"]));
@@ -295,6 +315,11 @@ pub fn all() -> Vec<(String, Case)> {
                 add!(activation_forward, p);
                 add!(activation_backward, p);
             }
+        }
+        for (E, N, C) in [(1, 1, 8), (2, 9, 128), (3, 3, 34), (1, 17, 1024), (2, 3, 1032), (1, 2, 4098), (2, 2050, 2)] {
+            let p = muon::MuonMomentum { N: E * N, C, momentum: 0.95, rest: 0.05, nesterov: C % 4 / 2 };
+            add!(muon_momentum, p);
+            add!(muon_normalize, muon::MuonNormalize { E, N, C, eps: 1e-7 }, |c: Case| c.positive(&["square"]));
         }
         for (N, C) in [(1, 8), (9, 128), (3, 34), (17, 1024), (3, 1032), (2, 4096), (2, 8192), (2, 10_248), (3, 2050)] {
             let p = rmsnorm::RmsNorm { N, C, eps: 1e-5, shift: 0.5 };

@@ -37,6 +37,7 @@ fn class(op: Op) -> Class {
         Op::latent_query_backward | Op::latent_output_backward => Class::Exact,
         _ if op.spec().file == "grouped" => Class::Product,
         Op::router_forward | Op::router_backward => Class::Softmax,
+        Op::balance_forward | Op::balance_backward => Class::Softmax,
         Op::group_router_forward | Op::group_router_backward => Class::Softmax,
         Op::matmul_nt | Op::matmul_nn | Op::matmul_tn | Op::matmul_nt_add | Op::matmul_nn_add | Op::matmul_tn_add => {
             Class::Product

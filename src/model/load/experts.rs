@@ -76,7 +76,7 @@ impl<'a> Loader<'a> {
         let (O, C) = (linear.O(), linear.C);
         let names = self.spec.expert_names(layer, linear.module);
         let (name, E) = (self.spec.names.of(layer, linear.module), names.len());
-        let weight = self.weight(&name, (&[E, C, O], Order::Rows), self.quantize)?;
+        let weight = self.weight(&name, (&[E, C, O], Order::Rows), self.quantize, self.options.full())?;
         let bias_name = format!("{name}_bias");
         let bias = match linear.bias {
             Bias::Present => Some(self.param(&bias_name, &bias_name, &[E, O], self.options.full())?),
