@@ -3,12 +3,16 @@
 #![allow(clippy::neg_cmp_op_on_partial_ord, reason = "`!(err <= tol)`, so that NaN fails")]
 use luthier::backend::{Backend, cpu::Cpu};
 use luthier::dtype::DType;
+use luthier::export::compare::{Side, compare};
+use luthier::export::gguf::Quant;
 use luthier::export::peft;
 use luthier::export::product::{self, Input, Product};
+use luthier::export::verify::{limit, verify};
 use luthier::io::safetensors::Tensors;
 use luthier::model::lora::LoraConfig;
 use luthier::model::{LoadOptions, Model, Plan, Session, Tokens, Weights, arch};
 use std::path::{Path, PathBuf};
+#[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 use support::*;
 
@@ -191,4 +195,105 @@ fn what_does_not_fit_is_refused_and_leaves_nothing() {
     assert_eq!(e.exit_code(), 65, "{e}");
     assert_eq!(fails(&llama.join("model"), None, Product::Adapter).exit_code(), 2);
     assert_eq!(fails(&golden_root().join("gpt2"), None, Product::MergedNf4).exit_code(), 2);
+}
+
+/// What was written is what was trained, by the numbers; and something else is not.
+#[test]
+fn products_prove_themselves() {
+    let (b, dir) = (&cpu() as &dyn Backend, tempfile::tempdir().unwrap());
+    let model = Path::new("assets/base");
+    let at = |what: &str| dir.path().join(what);
+    adapter(b, model, LoraConfig { r: 2, lora_alpha: 1.0, ..LoraConfig::default() }, &at("adapter"));
+    let input = Input { model, adapter: Some(&at("adapter")), dtype: None, name: None };
+    let quant = |name| Product::Gguf(Quant::parse(name).unwrap());
+    let products = [
+        ("copy", Product::Adapter),
+        ("merged", Product::Merged),
+        ("nf4", Product::MergedNf4),
+        ("q8.gguf", quant("q8_0")),
+        ("q4", quant("q4_k_m")),
+    ];
+    for (name, product) in products {
+        let mut found = None;
+        product::export(b, product, &input, &at(name), |at| {
+            found = verify(b, product, &input, at)?;
+            Ok(())
+        })
+        .unwrap_or_else(|e| panic!("{name}: {e}"));
+        let found = found.unwrap();
+        println!("{name}: {found:?}");
+        assert!(
+            found.tokens > 50 && found.mean_kl <= limit(product, DType::Bf16) && found.top1 > 0.5,
+            "{name}: {found:?}"
+        );
+    }
+    // the base alone is not what was trained
+    let e = product::export(b, Product::Merged, &Input { adapter: None, ..input }, &at("base"), |at| {
+        verify(b, Product::Merged, &input, at).map(|_| ())
+    });
+    let e = e.unwrap_err();
+    assert!(e.exit_code() == 65 && e.to_string().contains("KL divergence"), "{e}");
+    assert!(!at("base").exists());
+    let side = |model, adapter| Side { model, adapter };
+    let texts = [vec![5, 6, 7, 8, 9]];
+    let (merged, own) = (at("merged"), at("adapter"));
+    let same = compare(b, &side(&merged, None), &side(&merged, None), &texts, DType::F32).unwrap();
+    assert!(
+        same.mean_kl < 1e-9 && same.max_logit == 0.0 && same.top1 == 1.0 && same.greedy.0 == same.greedy.1,
+        "{same:?}"
+    );
+    let other = compare(b, &side(model, Some(&own)), &side(model, None), &texts, DType::F32).unwrap();
+    assert!(other.mean_kl > 1e-4 && other.loss[0] != other.loss[1], "{other:?}");
+}
+
+/// PEFT, transformers and llama.cpp on our products, where they are installed; `LUTHIER_PYTHON` names the interpreter.
+#[test]
+fn other_programs_agree() {
+    let python = std::env::var("LUTHIER_PYTHON").unwrap_or_else(|_| "python3".into());
+    let run = |args: &[&str]| std::process::Command::new(&python).args(args).env("OMP_NUM_THREADS", "2").output();
+    if !run(&["-c", "import torch, transformers, peft, llama_cpp"]).is_ok_and(|done| done.status.success()) {
+        println!("NOT CHECKED: {python} has not all of torch, transformers, peft, llama_cpp");
+        return;
+    }
+    let (dir, binary, script) =
+        (tempfile::tempdir().unwrap(), env!("CARGO_BIN_EXE_luthier"), "tests/python/export_check.py");
+    let at = |name: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    for args in [
+        vec![script, binary, "assets/base", &at("products")],
+        vec![script, "archs", binary, "tests/golden", &at("archs")],
+    ] {
+        let done = run(&args).unwrap();
+        let (said, errors) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        println!("{said}");
+        assert!(done.status.success(), "{args:?}: {said}\n{errors}");
+    }
+}
+
+/// The commands: a product with its numbers, nothing written over, and two models compared.
+#[test]
+fn on_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let done = std::process::Command::new(env!("CARGO_BIN_EXE_luthier")).args(args).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (done.status.code().unwrap(), text(&done.stdout), text(&done.stderr))
+    };
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (gguf, text) = (at("base.gguf"), at("text.txt"));
+    let export = ["export", "--model", "assets/base", "--format", "gguf", "--quant", "Q8_0", "--out", &gguf];
+    let (code, out, err) = run(&export);
+    assert!(code == 0 && out.contains("mean KL divergence") && out.contains("base.gguf: "), "{out}{err}");
+    let (code, _, err) = run(&export);
+    assert!(code == 2 && err.contains("is there already"), "{code} {err}");
+    let words: String = (0..400).map(|i| format!("the borrow checker said {i} times that x moved. ")).collect();
+    std::fs::write(&text, words).unwrap();
+    let compare = ["compare", "assets/base", &gguf, "--data", &text, "--max-tokens", "96", "--backend", "cpu"];
+    let (code, out, err) = run(&compare);
+    assert!(code == 0 && out.contains("tokens compared           96\n"), "{out}{err}");
+    let (code, _, err) = run(&["export", "--model", "assets/base", "--format", "adapter", "--out", &at("a")]);
+    assert!(code == 2 && err.contains("--adapter"), "{code} {err}");
 }

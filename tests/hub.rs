@@ -293,3 +293,53 @@ fn base() -> Repo {
     let read = |path: PathBuf| (path.file_name().unwrap().to_str().unwrap().to_string(), std::fs::read(&path).unwrap());
     Repo { files: files.map(read).collect(), ..llama() }
 }
+
+/// Of the numbers 0 to 999 in 32 bits, by `sha256sum`.
+const SHA: &str = "550625f47dc1b7d1d5bda267bc6e2baeeb0e700033b325e5d53ccd66267dd74e";
+
+/// A folder goes up as one commit: large files apart, in one request or in parts, and only once; what fails by itself is tried
+/// again.
+#[test]
+fn a_folder_is_pushed() {
+    let (server, cache) = (Server::start([]), tempfile::tempdir().unwrap());
+    let hub = Hub { token: Some("writer".into()), ..hub(&server, &cache) };
+    let folder = cache.path().join("folder");
+    std::fs::create_dir(&folder).unwrap();
+    let weights: Vec<u8> = (0..1000u32).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(folder.join("model.safetensors"), &weights).unwrap();
+    std::fs::write(folder.join("README.md"), "# mine").unwrap();
+    std::fs::write(folder.join(".hidden"), "stays").unwrap();
+    let push = |hub: &Hub| hub.push("org/mine", true, &folder, "first", &mut |_| true);
+    server.state.lock().unwrap().busy = 1;
+    assert_eq!(push(&hub).unwrap(), "https://hub/commit/1");
+    {
+        let state = server.state.lock().unwrap();
+        let lines: Vec<serde_json::Value> =
+            state.commits[0].lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let value = |i: usize, key: &str| lines[i]["value"][key].clone();
+        assert_eq!((lines.len(), value(0, "summary")), (3, "first".into()));
+        assert_eq!((value(1, "path"), value(1, "content")), ("README.md".into(), "IyBtaW5l".into()));
+        assert_eq!((value(2, "path"), value(2, "size")), ("model.safetensors".into(), 4000.into()));
+        let oid = value(2, "oid").as_str().unwrap().to_string();
+        assert_eq!(oid, SHA);
+        assert_eq!((oid.len(), state.uploads.get(&oid)), (64, Some(&weights)));
+    }
+    // the same again sends no weights, and a repository that is there is fine
+    server.log();
+    push(&hub).unwrap();
+    assert!(!server.log().iter().any(|line| line.starts_with("PUT")));
+    // in parts, the last one shorter
+    let mut state = server.state.lock().unwrap();
+    state.uploads.clear();
+    state.part = Some(1536);
+    drop(state);
+    push(&hub).unwrap();
+    assert_eq!(server.log().iter().filter(|line| line.starts_with("PUT")).count(), 3);
+    let uploads = server.state.lock().unwrap().uploads.clone();
+    assert_eq!(uploads.values().collect::<Vec<_>>(), [&weights]);
+    // who may not write is told so, before anything is sent
+    for token in [None, Some("reader".to_string())] {
+        let e = push(&Hub { token, ..hub.clone() }).unwrap_err();
+        assert!(e.exit_code() == 2 && e.to_string().contains("HF_TOKEN"), "{e}");
+    }
+}

@@ -1,6 +1,7 @@
 //! The commands, one file each. This is the only place that prints.
 mod bench;
 mod chat;
+mod compare;
 mod data;
 mod doctor;
 mod download;
@@ -55,6 +56,7 @@ enum Command {
     Init(init::Init),
     Quantize(quantize::Quantize),
     Export(export::Export),
+    Compare(compare::Compare),
     Inspect(inspect::Inspect),
     Data(data::Data),
     Bench(bench::Bench),
@@ -73,6 +75,7 @@ pub fn run() -> Result<()> {
         Command::Init(args) => args.run(),
         Command::Quantize(args) => args.run(),
         Command::Export(args) => args.run(),
+        Command::Compare(args) => args.run(),
         Command::Inspect(args) => args.run(),
         Command::Data(args) => args.run(),
         Command::Bench(args) => args.run(),

@@ -46,6 +46,15 @@ pub(super) fn template(gguf: &Gguf) -> Option<TemplateText> {
     Some(TemplateText { file: gguf.path().to_path_buf(), text: text.into() })
 }
 
+/// What stands for no tokenizer.
+pub const NONE: &str = "none";
+
+/// Whether there is a tokenizer in the file.
+pub fn has_tokenizer(gguf: &Gguf) -> bool {
+    let model = gguf.get(&format!("{KEY}.model"));
+    model.is_some_and(|model| !matches!(model.as_text(), Some(NONE | "no_vocab")))
+}
+
 /// The files that a Hugging Face folder has beside the weights, from a GGUF file: name and content.
 pub fn companions(gguf: &Gguf) -> Result<Vec<(&'static str, Value)>> {
     let Parts { json, names, template, generation, .. } = parts(gguf)?;

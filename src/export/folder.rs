@@ -1,5 +1,5 @@
 //! The files beside the weights: tokenizer, chat template, generation config.
-use crate::data::gguf::companions;
+use crate::data::gguf::{companions, has_tokenizer};
 use crate::data::{Template, Tokenizer};
 use crate::error::{Error, Result};
 use crate::io::gguf::{self, Gguf};
@@ -18,7 +18,7 @@ pub fn copy_companions(model: &Path, out: &Path) -> Result<()> {
     }
     let gguf = Gguf::open(&file)?;
     // a model may come without a tokenizer
-    let made = if gguf.get("tokenizer.ggml.model").is_some() { companions(&gguf)? } else { Vec::new() };
+    let made = if has_tokenizer(&gguf) { companions(&gguf)? } else { Vec::new() };
     made.iter().try_for_each(|(name, json)| write_json(&out.join(name), json))
 }
 

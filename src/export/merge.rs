@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 const AT_ONCE: usize = 1 << 26;
 /// Values that one thread encodes at a time.
 const CHUNK: usize = 1 << 16;
+pub(super) const LARGEST_F16: f32 = 65504.0;
 
 /// What may have an adapter: a linear module, its sizes, and how its file orders it.
 #[derive(Clone, Copy, Debug)]
@@ -138,11 +139,18 @@ impl Merged {
 
     /// A weight's bytes in `dtype`; what the adapter left alone and is stored so already, as it is.
     pub fn bytes(&self, b: &dyn Backend, weight: &WeightSpec, dtype: DType) -> Result<Vec<u8>> {
-        Ok(match self.find(b, weight)? {
-            Found::Stored(Stored::Float(floats)) if floats.dtype == dtype => floats.bytes.into_owned(),
-            Found::Stored(stored) => encode(dtype, &stored.to_f32()),
-            Found::New(values) => encode(dtype, &values),
-        })
+        let values = match self.find(b, weight)? {
+            Found::Stored(Stored::Float(floats)) if floats.dtype == dtype => return Ok(floats.bytes.into_owned()),
+            Found::Stored(stored) => stored.to_f32(),
+            Found::New(values) => values,
+        };
+        match values.iter().find(|x| !x.is_finite() || dtype == DType::F16 && x.abs() > LARGEST_F16) {
+            None => Ok(encode(dtype, &values)),
+            Some(bad) => {
+                let what = format!("would hold {bad}, which is no weight in {}: choose another dtype", dtype.name());
+                Err(Error::content(&self.folder, &weight.name, what))
+            }
+        }
     }
 
     fn find(&self, b: &dyn Backend, weight: &WeightSpec) -> Result<Found<'_>> {

@@ -1,5 +1,7 @@
 //! What was trained, as folders that other tools load.
 pub mod bnb;
+pub mod card;
+pub mod compare;
 pub mod dynamic;
 pub mod folder;
 pub mod full;
@@ -10,3 +12,4 @@ pub mod peft;
 pub mod product;
 pub mod publish;
 pub mod quantize;
+pub mod verify;

@@ -12,6 +12,7 @@ mod cache;
 mod client;
 mod fetch;
 mod name;
+mod upload;
 use client::{Client, Fault};
 use name::Name;
 
@@ -84,6 +85,11 @@ pub fn split(path: &str) -> (&str, Option<&str>) {
         }
         _ => (path, None),
     }
+}
+
+/// Whether this is a name on the Hub, without a revision, and no folder here.
+pub fn is_name(text: &str) -> bool {
+    !text.contains('@') && !Path::new(text).exists() && Name::parse(text.as_ref()).is_ok()
 }
 
 /// Where models come from, and where they are kept.

@@ -4,6 +4,7 @@ use super::quantized::{self, INT8_PARTS, MXFP4_PARTS, NF4_PARTS, Scheme};
 use super::spec::{Head, Spec};
 use super::weights::Weights;
 use crate::data::Tokenizer;
+use crate::data::gguf::has_tokenizer;
 use crate::error::{Error, Result};
 use crate::io::gguf::{self, Gguf};
 use std::collections::BTreeSet;
@@ -33,7 +34,7 @@ pub fn check(folder: &Path) -> Result<Checked> {
     let tensors = listed(Weights::open(folder, spec.as_ref()), &mut mismatches)?;
     let has_tokenizer = match gguf::find(folder)? {
         Some(file) => {
-            let inside = || Gguf::open(&file).is_ok_and(|gguf| gguf.get("tokenizer.ggml.model").is_some());
+            let inside = || Gguf::open(&file).is_ok_and(|gguf| has_tokenizer(&gguf));
             file.with_file_name("tokenizer.json").exists() || inside()
         }
         None => ["tokenizer.json", "tokenizer.model"].iter().any(|name| folder.join(name).exists()),

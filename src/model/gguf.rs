@@ -17,6 +17,7 @@ use std::path::Path;
 mod config;
 mod describe;
 mod families;
+mod limits;
 mod names;
 mod particular;
 mod same;

@@ -1,7 +1,7 @@
 //! A Hub of one's own: what the real one answers to HEAD and GET of `/ORG/NAME/resolve/REVISION/FILE`. Weights are redirected
 //! to another host, as there.
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
@@ -24,6 +24,14 @@ pub struct State {
     pub cuts: Vec<usize>,
     /// GETs of weights ignore `Range`.
     pub whole: bool,
+    /// What was uploaded apart from commits: bytes by SHA-256, or by that and a part's number.
+    pub uploads: BTreeMap<String, Vec<u8>>,
+    /// Bodies of commits.
+    pub commits: Vec<String>,
+    /// Large files come in parts of so many bytes.
+    pub part: Option<usize>,
+    /// So many requests that are no GET fail first.
+    pub busy: usize,
 }
 
 pub struct Server {
@@ -59,6 +67,8 @@ fn listen(state: Arc<Mutex<State>>, cdn: &str) -> String {
 }
 
 struct Request {
+    method: String,
+    body: Vec<u8>,
     head: bool,
     path: String,
     token: Option<String>,
@@ -66,21 +76,25 @@ struct Request {
 }
 
 fn read(stream: &TcpStream, log: &mut Vec<String>) -> std::io::Result<Request> {
-    let mut lines = BufReader::new(stream).lines();
-    let first = lines.next().unwrap_or(Ok(String::new()))?;
+    let mut reader = BufReader::new(stream);
+    let mut first = String::new();
+    reader.read_line(&mut first)?;
     let mut headers = BTreeMap::new();
-    for line in lines {
+    for line in reader.by_ref().lines() {
         let line = line?;
         let Some((name, value)) = line.split_once(": ") else { break };
         headers.insert(name.to_lowercase(), value.to_string());
     }
+    let mut body = vec![0; headers.get("content-length").and_then(|n| n.parse().ok()).unwrap_or(0)];
+    reader.read_exact(&mut body)?;
     let token = headers.get("authorization").and_then(|v| v.strip_prefix("Bearer ")).map(str::to_string);
     let range = headers.get("range").cloned().unwrap_or_default();
     let path = first.split(' ').nth(1).unwrap_or_default().to_string();
     let auth = if token.is_some() { " token" } else { "" };
     log.push(format!("{} {path}{auth} {range}", first.split(' ').next().unwrap_or_default()).trim().to_string());
     let from = range.strip_prefix("bytes=").and_then(|r| r.trim_end_matches('-').parse().ok()).unwrap_or(0);
-    Ok(Request { head: first.starts_with("HEAD"), path, token, from })
+    let method = first.split(' ').next().unwrap_or_default().to_string();
+    Ok(Request { method, body, head: first.starts_with("HEAD"), path, token, from })
 }
 
 fn answer(mut stream: TcpStream, state: &Mutex<State>, cdn: &str) -> std::io::Result<()> {
@@ -93,6 +107,10 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, cdn: &str) -> std::io::Re
     let refuse = |stream: &mut TcpStream, status: &str, code: &str| {
         send(stream, status, &format!("X-Error-Code: {code}\r\nContent-Length: 0\r\n"), b"")
     };
+    if !["GET", "HEAD"].contains(&request.method.as_str()) {
+        let (status, headers, body) = upload(&mut state, &request, cdn);
+        return send(&mut stream, status, &format!("{headers}Content-Length: {}\r\n", body.len()), body.as_bytes());
+    }
     let parts: Vec<&str> = request.path.trim_start_matches('/').splitn(5, '/').collect();
     let [org, name, kind, revision, file] = parts[..] else { return refuse(&mut stream, "404 Not Found", "") };
     let found = state.repos.get(&format!("{org}/{name}")).cloned();
@@ -123,4 +141,69 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, cdn: &str) -> std::io::Re
     }
     headers += &format!("ETag: W/\"{}\"\r\nContent-Length: {length}\r\n", &etag[..40]);
     send(&mut stream, "200 OK", &headers, if request.head { b"" } else { bytes })
+}
+
+/// What the Hub answers to requests of an upload, and what the place does where large files go: status, headers, body.
+fn upload(state: &mut State, request: &Request, cdn: &str) -> (&'static str, String, String) {
+    if state.busy > 0 {
+        state.busy -= 1;
+        return ("503 Service Unavailable", String::new(), String::new());
+    }
+    let ok = |body: serde_json::Value| ("200 OK", String::new(), body.to_string());
+    let json = || serde_json::from_slice::<serde_json::Value>(&request.body).unwrap();
+    let path = request.path.as_str();
+    if let Some(key) = path.strip_prefix("/upload/") {
+        // these addresses are permission enough, and a token has no business here
+        assert!(request.token.is_none(), "{path} was shown the token");
+        state.uploads.insert(key.into(), request.body.clone());
+        return ("200 OK", "ETag: \"of-a-part\"\r\n".into(), String::new());
+    }
+    if let Some(oid) = path.strip_prefix("/complete/") {
+        let parts = json()["parts"].as_array().unwrap().len();
+        let whole = (1..=parts).flat_map(|i| state.uploads.remove(&format!("{oid}/{i}")).unwrap()).collect();
+        state.uploads.insert(oid.into(), whole);
+        return ok(serde_json::json!({}));
+    }
+    if request.token.as_deref() != Some("writer") {
+        return ("403 Forbidden", String::new(), String::new());
+    }
+    if path == "/api/repos/create" {
+        let repo = format!("{}/{}", json()["organization"].as_str().unwrap(), json()["name"].as_str().unwrap());
+        return match state.repos.insert(repo, Repo::default()) {
+            None => ok(serde_json::json!({})),
+            Some(_) => ("409 Conflict", String::new(), String::new()),
+        };
+    }
+    if path.ends_with("/preupload/main") {
+        let mode = |file: &serde_json::Value| {
+            let large = file["path"].as_str().unwrap().ends_with(".safetensors");
+            serde_json::json!({ "path": file["path"], "uploadMode": if large { "lfs" } else { "regular" } })
+        };
+        let files: Vec<_> = json()["files"].as_array().unwrap().iter().map(mode).collect();
+        return ok(serde_json::json!({ "files": files }));
+    }
+    if path.ends_with(".git/info/lfs/objects/batch") {
+        let place = |object: &serde_json::Value| {
+            let (oid, size) = (object["oid"].as_str().unwrap(), object["size"].as_u64().unwrap() as usize);
+            if state.uploads.contains_key(oid) {
+                return serde_json::json!({ "oid": oid, "size": size });
+            }
+            let upload = match state.part {
+                None => serde_json::json!({ "href": format!("{cdn}/upload/{oid}") }),
+                Some(chunk) => {
+                    let mut header = serde_json::json!({ "chunk_size": chunk.to_string() });
+                    for i in 1..=size.div_ceil(chunk) {
+                        header[i.to_string()] = format!("{cdn}/upload/{oid}/{i}").into();
+                    }
+                    serde_json::json!({ "href": format!("{cdn}/complete/{oid}"), "header": header })
+                }
+            };
+            serde_json::json!({ "oid": oid, "size": size, "actions": { "upload": upload } })
+        };
+        let objects: Vec<_> = json()["objects"].as_array().unwrap().iter().map(place).collect();
+        return ok(serde_json::json!({ "objects": objects }));
+    }
+    assert!(path.ends_with("/commit/main"), "{path}");
+    state.commits.push(String::from_utf8(request.body.clone()).unwrap());
+    ok(serde_json::json!({ "commitUrl": "https://hub/commit/1" }))
 }

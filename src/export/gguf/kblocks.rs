@@ -13,15 +13,18 @@ use half::f16;
 /// Parts whose largest value is below it are zeros.
 const TINY: f32 = 1e-15;
 
-/// The nearest whole number; of two the even one.
-fn nearest(x: f32) -> i32 {
-    x.round_ties_even() as i32
+/// 1.5·2²³: added and taken off it leaves a whole number.
+const WHOLE: f32 = 12_582_912.0;
+
+/// The nearest whole number; of two the even one. Without a call, so that loops over it vectorize.
+fn nearest(x: f32) -> f32 {
+    x.clamp(-4e6, 4e6) + WHOLE - WHOLE
 }
 
 /// What a part of 32 is searched with.
 struct Search {
     /// The largest code.
-    most: i32,
+    most: f32,
     /// The first scale tried is that of so many codes more than `most`; each next of 0.1 more.
     first: f32,
     steps: i32,
@@ -32,13 +35,13 @@ struct Line {
     scale: f32,
     min: f32,
     /// q, as whole numbers.
-    codes: Vec<f32>,
+    codes: [f32; 32],
 }
 
 /// Scale, minimum and codes of one part.
-fn line(x: &[f32], search: &Search) -> Line {
+fn line(x: &[f32; 32], search: &Search) -> Line {
     let mean = (x.iter().fold(0.0f32, |sum, v| sum + v * v) / x.len() as f32).sqrt();
-    let w: Vec<f32> = x.iter().map(|v| mean + v.abs()).collect();
+    let w = x.map(|v| mean + v.abs());
     let (mut min, mut max) = (x[0], x[0]);
     let (mut sum_w, mut sum_x) = (w[0], w[0] * x[0]);
     for (v, w) in x.iter().zip(&w).skip(1) {
@@ -49,13 +52,11 @@ fn line(x: &[f32], search: &Search) -> Line {
     }
     min = if min > 0.0 { 0.0 } else { min };
     if max == min {
-        return Line { scale: 0.0, min: -min, codes: vec![0.0; x.len()] };
+        return Line { scale: 0.0, min: -min, codes: [0.0; 32] };
     }
-    let most = search.most as f32;
-    let codes_of = |iscale: f32, min: f32| -> Vec<f32> {
-        x.iter().map(|v| nearest(iscale * (v - min)).clamp(0, search.most) as f32).collect()
-    };
-    let error = |scale: f32, min: f32, q: &[f32]| {
+    let most = search.most;
+    let codes_of = |iscale: f32, min: f32| x.map(|v| nearest(iscale * (v - min)).clamp(0.0, most));
+    let error = |scale: f32, min: f32, q: &[f32; 32]| {
         let terms = x.iter().zip(&w).zip(q);
         terms.fold(0.0f32, |sum, ((v, w), q)| {
             let diff = scale * q + min - v;
@@ -76,7 +77,7 @@ fn line(x: &[f32], search: &Search) -> Line {
             sum_xl += w * q * v;
         }
         let det = sum_w * sum_l2 - sum_l * sum_l;
-        if !(det > 0.0) {
+        if det.is_nan() || det <= 0.0 {
             continue;
         }
         let mut s = (sum_w * sum_xl - sum_x * sum_l) / det;
@@ -94,7 +95,7 @@ fn line(x: &[f32], search: &Search) -> Line {
 
 /// d, e, the 12 bytes of 6-bit scales and minima, and 256 codes.
 fn parts(x: &[f32; 256], search: &Search) -> ([u8; 16], [u8; 256]) {
-    let lines: Vec<Line> = x.chunks(32).map(|part| line(part, search)).collect();
+    let lines: Vec<Line> = x.as_chunks::<32>().0.iter().map(|part| line(part, search)).collect();
     let largest = |of: fn(&Line) -> f32| lines.iter().map(of).fold(0.0f32, |m, v| if v > m { v } else { m });
     let (scale, min) = (largest(|l| l.scale), largest(|l| l.min));
     let inverse = |x: f32| if x > 0.0 { 63.0 / x } else { 0.0 };
@@ -109,7 +110,7 @@ fn parts(x: &[f32; 256], search: &Search) -> ([u8; 16], [u8; 256]) {
         let (step, low) = (d.to_f32() * f32::from(scale), e.to_f32() * f32::from(min));
         for i in 0..32 {
             // without a scale codes stand for nothing, and stay as they are
-            let again = || nearest((x[s * 32 + i] + low) / step).clamp(0, search.most) as u8;
+            let again = || nearest((x[s * 32 + i] + low) / step).clamp(0.0, search.most) as u8;
             codes[s * 32 + i] = if step == 0.0 { line.codes[i] as u8 } else { again() };
         }
     }
@@ -136,29 +137,29 @@ fn put_nibbles(codes: &[u8; 256], out: &mut Vec<u8>) {
 }
 
 pub(super) fn q4_k(x: &[f32; 256], out: &mut Vec<u8>) {
-    let (head, codes) = parts(x, &Search { most: 15, first: -1.0, steps: 20 });
+    let (head, codes) = parts(x, &Search { most: 15.0, first: -1.0, steps: 20 });
     out.extend(head);
     put_nibbles(&codes, out);
 }
 
 pub(super) fn q5_k(x: &[f32; 256], out: &mut Vec<u8>) {
-    let (head, codes) = parts(x, &Search { most: 31, first: -0.5, steps: 15 });
+    let (head, codes) = parts(x, &Search { most: 31.0, first: -0.5, steps: 15 });
     out.extend(head);
     out.extend((0..32).map(|i| (0..8).fold(0, |bits, part| bits | codes[part * 32 + i] >> 4 << part)));
     put_nibbles(&codes, out);
 }
 
 /// Scale and codes (around 0) of a part of 16.
-fn scale(x: &[f32]) -> (f32, [i32; 16]) {
+fn scale(x: &[f32; 16]) -> (f32, [f32; 16]) {
     let far = x.iter().fold(0.0f32, |far, v| if v.abs() > far.abs() { *v } else { far });
     if far.abs() < TINY {
-        return (0.0, [-32; 16]);
+        return (0.0, [-32.0; 16]);
     }
     let at = |iscale: f32| {
-        let (mut sum_lx, mut sum_l2, mut q) = (0.0f32, 0.0f32, [0; 16]);
-        for (v, q) in x.iter().zip(&mut q) {
-            *q = nearest(iscale * v).clamp(-32, 31);
-            let (w, l) = (v * v, *q as f32);
+        let (mut sum_lx, mut sum_l2) = (0.0f32, 0.0f32);
+        let q = x.map(|v| nearest(iscale * v).clamp(-32.0, 31.0));
+        for (v, l) in x.iter().zip(&q) {
+            let w = v * v;
             sum_lx += w * v * l;
             sum_l2 += w * l * l;
         }
@@ -178,19 +179,19 @@ fn scale(x: &[f32]) -> (f32, [i32; 16]) {
 }
 
 pub(super) fn q6_k(x: &[f32; 256], out: &mut Vec<u8>) {
-    let parts: Vec<(f32, [i32; 16])> = x.chunks(16).map(scale).collect();
+    let parts: Vec<(f32, [f32; 16])> = x.as_chunks::<16>().0.iter().map(scale).collect();
     let far = parts.iter().fold(0.0f32, |far, (s, _)| if s.abs() > far.abs() { *s } else { far });
     if far.abs() < TINY {
         return out.extend([0; 210]);
     }
     let iscale = -128.0 / far;
     let d = f16::from_f32(1.0 / iscale);
-    let scales: Vec<i8> = parts.iter().map(|(s, _)| nearest(iscale * s).min(127) as i8).collect();
+    let scales: Vec<i8> = parts.iter().map(|(s, _)| nearest(iscale * s).min(127.0) as i8).collect();
     let mut codes = [0u8; 256];
     for (i, code) in codes.iter_mut().enumerate() {
         let step = d.to_f32() * f32::from(scales[i / 16]);
-        let q = if step == 0.0 { parts[i / 16].1[i % 16] } else { nearest(x[i] / step).clamp(-32, 31) };
-        *code = (q + 32) as u8;
+        let q = if step == 0.0 { parts[i / 16].1[i % 16] } else { nearest(x[i] / step).clamp(-32.0, 31.0) };
+        *code = (q + 32.0) as u8;
     }
     for four in codes.chunks(128) {
         out.extend((0..64).map(|i| four[i] & 15 | (four[i + 64] & 15) << 4));

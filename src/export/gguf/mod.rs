@@ -1,8 +1,8 @@
 //! A model, merged with its adapter, as a GGUF file; see docs/gguf.md.
-use super::merge::Merged;
+use super::merge::{LARGEST_F16, Merged};
 use crate::backend::Backend;
 use crate::data::Tokenizer;
-use crate::data::gguf::metadata;
+use crate::data::gguf::{NONE, metadata};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::gguf::{Format, Item, Outline, Pairs, Writer};
@@ -72,8 +72,10 @@ pub fn write(
         ("general.quantization_version".into(), Item::U32(QUANTIZATION_VERSION)),
     ];
     all.extend(pairs);
-    if let Some(tokenizer) = tokenizer {
-        all.extend(metadata(tokenizer, spec.V)?);
+    match tokenizer {
+        Some(tokenizer) => all.extend(metadata(tokenizer, spec.V)?),
+        // llama.cpp wants to be told
+        None => all.push(("tokenizer.ggml.model".into(), Item::Text(NONE.into()))),
     }
     let mut writer = Writer::create(out, &all, extras.chain(own).collect())?;
     for (_, values) in &extra {
@@ -106,7 +108,7 @@ fn stored(values: &[f32], format: Format) -> Result<Vec<u8>, String> {
             return Ok(blocks::quantize(packed, values));
         }
     };
-    match values.iter().find(|x| dtype == DType::F16 && x.abs() > 65504.0) {
+    match values.iter().find(|x| dtype == DType::F16 && x.abs() > LARGEST_F16) {
         Some(large) => Err(format!("holds {large}, more than float16 can: choose bf16")),
         None => Ok(super::merge::encode(dtype, values)),
     }

@@ -8,6 +8,8 @@ use ureq::{Agent, Body};
 /// A body that takes longer is asked for again, from where it got to.
 const BODY_SECONDS: u64 = 300;
 const MAX_REDIRECTS: usize = 10;
+/// Between attempts at an upload.
+const RETRY_SECONDS: [f64; 4] = [0.5, 2.0, 8.0, 30.0];
 
 pub(super) struct Client {
     agent: Agent,
@@ -154,4 +156,64 @@ impl Client {
         };
         Ok((start, response.into_body().into_reader()))
     }
+
+    /// The JSON that answers a POST of JSON.
+    pub fn post_json(&self, url: &str, body: &serde_json::Value) -> Result<serde_json::Value, Fault> {
+        self.post(url, "application/json", "application/json", body.to_string().as_bytes())
+    }
+
+    /// The JSON that answers a POST; `null` where the answer is empty. The token goes to the Hub alone.
+    pub fn post(&self, url: &str, content: &str, accept: &str, body: &[u8]) -> Result<serde_json::Value, Fault> {
+        self.again(|| {
+            let mut request = self.agent.post(url).header("Content-Type", content).header("Accept", accept);
+            if let Some(token) = self.token.as_ref().filter(|_| origin(url) == origin(&self.endpoint)) {
+                request = request.header("Authorization", format!("Bearer {token}"));
+            }
+            let response = accepted(request.send(body))?;
+            let text = response.into_body().read_to_string().map_err(|e| Fault::Unreachable(e.to_string()))?;
+            if text.trim().is_empty() {
+                return Ok(serde_json::Value::Null);
+            }
+            serde_json::from_str(&text).map_err(|e| Fault::strange(format!("an answer that is no JSON: {e}")))
+        })
+    }
+
+    /// Sends `len` bytes to an address that carries its own permission. The answer's etag.
+    pub fn put<R: io::Read>(
+        &self,
+        url: &str,
+        len: u64,
+        open: &dyn Fn() -> io::Result<R>,
+    ) -> Result<Option<String>, Fault> {
+        self.again(|| {
+            let mut bytes = open().map_err(|e| Fault::Strange(e.to_string()))?;
+            let request = self.agent.put(url).header("Content-Length", len.to_string());
+            let response = accepted(request.send(ureq::SendBody::from_reader(&mut bytes)))?;
+            Ok(text(response.headers(), "etag").map(str::to_string))
+        })
+    }
+
+    /// What passes by itself is tried again.
+    fn again<T>(&self, ask: impl Fn() -> Result<T, Fault>) -> Result<T, Fault> {
+        for pause in RETRY_SECONDS {
+            match ask() {
+                Err(Fault::Unreachable(_) | Fault::Refused { status: 429 | 500..=599, .. }) => {
+                    std::thread::sleep(Duration::from_secs_f64(pause));
+                }
+                answer => return answer,
+            }
+        }
+        ask()
+    }
+}
+
+/// The response of a request that was answered well.
+fn accepted(answer: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, Fault> {
+    let response = answer.map_err(|e| Fault::Unreachable(e.to_string()))?;
+    let status = response.status().as_u16();
+    if (200..300).contains(&status) {
+        return Ok(response);
+    }
+    let code = text(response.headers(), "x-error-message").or(text(response.headers(), "x-error-code"));
+    Err(Fault::Refused { status, code: code.unwrap_or_default().to_string() })
 }

@@ -1,6 +1,7 @@
 //! A model's spec as the metadata of a GGUF file: the reverse of `config`.
 use super::config::{LONG, SHORT};
 use super::families::{FAMILIES, Family};
+use super::limits;
 use super::names::{Place, places};
 use crate::error::{Error, Result};
 use crate::io::gguf::{Item, Pairs};
@@ -26,6 +27,9 @@ pub fn describe(spec: &Spec) -> Result<Described> {
     };
     if family.pairs == RopePairs::Halves && spec.rope_pairs == RopePairs::Interleaved {
         return refuse(spec, "its channels are turned in other pairs");
+    }
+    if let Some(why) = limits::broken(spec, family) {
+        return refuse(spec, why);
     }
     let mut pairs = Keys { architecture: family.architecture, pairs: Vec::new() };
     sizes(spec, family, &mut pairs);
@@ -101,13 +105,8 @@ fn windows(spec: &Spec, keys: &mut Keys) {
 }
 
 fn scales(spec: &Spec, family: &Family, keys: &mut Keys) {
-    let usual = 1.0 / (spec.D as f64).sqrt();
-    let gemma = family.architecture.starts_with("gemma");
-    let granite = family.architecture == "granite";
-    if granite || gemma && (f64::from(spec.attention_scale) / usual - 1.0).abs() > 1e-6 {
+    if family.architecture == "granite" {
         keys.real("attention.scale", spec.attention_scale.into());
-    }
-    if granite {
         keys.real("embedding_scale", spec.embed_scale.into());
         keys.real("residual_scale", spec.residual_scale.into());
         // llama.cpp divides by it

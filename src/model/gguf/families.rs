@@ -1,5 +1,6 @@
 //! What llama.cpp calls the families of models, and what each needs: one table, read from files to configs and from specs to files.
-use super::super::spec::{RopePairs, RouterWeights, Spec};
+use super::super::spec::RopePairs::{self, Halves, Interleaved};
+use super::super::spec::{RouterWeights, Spec};
 
 /// An architecture of llama.cpp.
 pub(super) struct Family {
@@ -32,8 +33,6 @@ const fn layer_norms(family: Family, key: &'static str) -> Family {
 const fn plain_router(family: Family) -> Family {
     Family { router: RouterWeights::Plain, ..family }
 }
-
-use RopePairs::{Halves, Interleaved};
 
 pub(super) const FAMILIES: &[Family] = &[
     layer_norms(family("cohere2", &["cohere2"], Interleaved), "layer_norm_eps"),

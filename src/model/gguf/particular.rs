@@ -135,11 +135,7 @@ pub(super) fn read(
             put("use_parallel_residual", json!(!there("blk.0.ffn_norm.weight")));
         }
         "gemma2" | "gemma3" => {
-            // no key says so: the 27B models alone divide by the channels a head, not by the head's size
-            let scalar = match (m.architecture, layers) {
-                ("gemma2", 46) | ("gemma3", 62) => hidden as f64 / heads as f64,
-                _ => head_dim as f64,
-            };
+            let scalar = gemma_scalar(m.architecture, layers, hidden, heads, head_dim);
             let scale = m.real("attention.scale")?.filter(|x| *x > 0.0);
             put("query_pre_attn_scalar", json!(scale.map_or(scalar, |x| 1.0 / (x * x))));
             let older = if m.architecture == "gemma2" { 4096 } else { 1024 };
@@ -168,4 +164,13 @@ fn layer_types(m: &Metadata) -> Option<Value> {
     let slides = m.get("attention.sliding_window_pattern").and_then(Meta::as_array)?;
     let name = |slides: &Meta| if slides == &Meta::Bool(true) { "sliding_attention" } else { "full_attention" };
     Some(json!(slides.iter().map(name).collect::<Vec<_>>()))
+}
+
+/// `query_pre_attn_scalar`, of which no key says anything: the 27B models alone divide by the channels a head, not by the
+/// head's size.
+pub(super) fn gemma_scalar(architecture: &str, layers: u64, hidden: u64, heads: u64, head_dim: u64) -> f64 {
+    match (architecture, layers) {
+        ("gemma2", 46) | ("gemma3", 62) => hidden as f64 / heads as f64,
+        _ => head_dim as f64,
+    }
 }
