@@ -6,7 +6,7 @@ use super::experts::Experts;
 use super::latent::{Latent, Narrow};
 use super::layout::Layout;
 use super::linear::{Linear, Lora, Projections, Weight};
-use super::lora::{LoraConfig, Rules};
+use super::lora::{Init, LoraConfig, Rules, pissa};
 use super::mlp::Mlp;
 use super::norm::NormParams;
 use super::param::Param;
@@ -403,24 +403,38 @@ impl Loader<'_> {
         let (name, O, C) = (self.spec.names.of(layer, module.module), module.O(), module.C);
         let quantize = if router || self.options.saves(&name) { (false, false) } else { self.quantize };
         let layout = self.spec.layout_of(module.module);
-        let weight = self.weight(&format!("{name}.weight"), (&[O, C], layout), quantize, full)?;
+        let adapted = match &self.rules {
+            Some(rules) => !(router && rules.all_linear()) && rules.targets(&name)?,
+            None => false,
+        };
+        // what becomes of the weight is quantized
+        let first = if adapted && self.pissa().is_some() { (false, false) } else { quantize };
+        let weight = self.weight(&format!("{name}.weight"), (&[O, C], layout), first, full)?;
         let bias_name = format!("{name}.bias");
         let bias = match module.bias {
             Bias::Present => Some(self.param_of(&bias_name, &bias_name, (&[O], layout.of_rows()), full)?),
             Bias::Absent => None,
         };
         let mut linear = Linear { name, O, parts: module.parts, C, weight, bias, lora: None };
-        if let Some(rules) = &self.rules
-            && !(router && rules.all_linear())
-            && rules.targets(&linear.name)?
-        {
+        if let Some(rules) = self.rules.as_ref().filter(|_| adapted) {
             let (adapter, options) = ((rules.shape(&linear.name)?, rules), self.options);
             lora::attach(self.b, &mut linear, adapter, options.dtype, options.train, options.seed)?;
             let rows = layout.of_rows();
             let dora = |dora: Option<Dora>| dora.map(|dora| dora.laid_out(rows));
             linear.lora = linear.lora.map(|l| Lora { b: l.b.laid_out(rows), dora: dora(l.dora), ..l });
+            if let Some(niter) = self.pissa() {
+                pissa::start(self.b, &mut linear, niter, (options.seed, quantize), self.tensors.path())?;
+            }
         }
         Ok(linear)
+    }
+
+    /// A new adapter starts as the principal part of its weights, found by so many iterations.
+    fn pissa(&self) -> Option<Option<usize>> {
+        match self.rules.as_ref()?.init() {
+            Init::Pissa { niter } if self.options.train => Some(niter),
+            _ => None,
+        }
     }
 
     /// As the file has it, or quantized on the device from the file's own precision.

@@ -54,6 +54,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         model: adapter::fingerprint(state::base(&base, &spec)?, &own),
         loss_scale: (config.dtype == DType::F16).then(LossScale::default),
         best: Best::default(),
+        start: None,
     };
     let resume = state::find(config, reporter)?;
     if let Some((folder, found)) = &resume {
@@ -85,8 +86,9 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     }
     let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
     optimizer.embedding_rate = config.embedding_learning_rate.map_or(1.0, |rate| rate / config.learning_rate);
-    let mut state = fresh;
+    let mut state = State { start: state::start(&model), ..fresh };
     if let Some((folder, found)) = resume {
+        state::check_start(&folder, &found, &state)?;
         state::load(b, &mut model, &mut optimizer, &folder, &found)?;
         reporter.message(&format!("resumed after step {} from {}", found.global_step, folder.display()));
         state = found;
