@@ -15,6 +15,7 @@ use super::spec::{
     Bias, ExpertFiles, Gating, Head, LinearSpec, MlpKind, NarrowSpec, NormKind, NormSpec, Positions, QkNorm, Sinks,
     Spec, WeightLayout,
 };
+use super::streamed::{Place, Streamed};
 use super::table::Table;
 use super::weights::Weights;
 use super::{Model, arch, check, lora};
@@ -45,13 +46,23 @@ pub struct LoadOptions {
     pub freeze_router: bool,
     /// Of the adapter's first values.
     pub seed: u64,
+    /// Where the blocks' frozen weights are.
+    pub place: Place,
 }
 
 impl LoadOptions {
     /// For reading a model as it is.
     pub fn frozen(dtype: DType) -> LoadOptions {
-        let (load_in_4bit, load_in_8bit, train, freeze_router) = (false, false, false, false);
-        LoadOptions { dtype, load_in_4bit, load_in_8bit, lora: None, train, freeze_router, seed: 0 }
+        LoadOptions {
+            dtype,
+            load_in_4bit: false,
+            load_in_8bit: false,
+            lora: None,
+            train: false,
+            freeze_router: false,
+            seed: 0,
+            place: Place::Device,
+        }
     }
     /// The first contradiction, if any.
     fn check(&self, spec: &Spec, stored: Option<Scheme>, folder: &Path) -> Result<()> {
@@ -226,7 +237,15 @@ impl Loader<'_> {
             }
             Positions::Implicit => None,
         };
-        let blocks = (0..spec.layers).map(|l| self.block(l)).collect::<Result<Vec<_>>>()?;
+        let mut streamed = (self.options.place == Place::Host).then(Streamed::default);
+        let mut blocks = Vec::new();
+        for l in 0..spec.layers {
+            let mut block = self.block(l)?;
+            if let Some(streamed) = &mut streamed {
+                streamed.take(self.b, &mut block)?;
+            }
+            blocks.push(block);
+        }
         let bias = spec.norm == NormKind::Layer(Bias::Present);
         let final_norm = self.norm(&[spec.names.final_norm.to_string()], &[spec.C], bias)?;
         // As PEFT: a module to save is a copy of its own, which unties a tied head.
@@ -246,7 +265,7 @@ impl Loader<'_> {
         }
         let lora = self.options.lora.clone();
         let (dtype, embed, head) = (self.options.dtype, embed_table, head_table);
-        Ok(Model { spec, dtype, embed, positions, blocks, final_norm, head, head_bias, lora })
+        Ok(Model { spec, dtype, embed, positions, blocks, final_norm, head, head_bias, lora, streamed })
     }
 
     /// Of a weight, where anybody wants them.

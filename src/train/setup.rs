@@ -2,8 +2,8 @@
 use super::config::{LoraConfig as LoraKeys, Method, Optim, TrainConfig};
 use super::optim::Hyper;
 use crate::data::{BatchOptions, DataOptions, Packing, Tokenizer};
-use crate::model::LoadOptions;
 use crate::model::lora::LoraConfig;
+use crate::model::{LoadOptions, Place};
 
 pub fn data_options(config: &TrainConfig) -> DataOptions {
     DataOptions {
@@ -49,7 +49,7 @@ pub(super) fn lora(keys: &LoraKeys) -> LoraConfig {
 }
 
 /// `lora`: the adapter's config.
-pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>) -> LoadOptions {
+pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>, place: Place) -> LoadOptions {
     let seed = config.lora.as_ref().and_then(|lora| lora.seed).unwrap_or(config.seed);
     LoadOptions {
         dtype: config.dtype,
@@ -59,6 +59,7 @@ pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>) -> Lo
         train: true,
         freeze_router: config.freeze_router,
         seed,
+        place,
     }
 }
 
