@@ -8,25 +8,6 @@ INLINE float update(Moments s, const Params& p) {
     return p.lr * s.m * p.correct1 / (sqrtf(s.v * p.correct2) + p.eps);
 }
 
-// Codes i..i+8, zeros beyond P.
-INLINE uint2 fetch_codes(const u8* codes, u64 i, u64 P) {
-    if (((u64)codes & 7) == 0 && i + 8 <= P) return *(const uint2*)(codes + i);
-    u32 word[2] = {};
-#pragma unroll
-    for (int k = 0; k < 8; k++)
-        if (i + k < P) word[k / 4] |= (u32)codes[i + k] << k % 4 * 8;
-    return make_uint2(word[0], word[1]);
-}
-INLINE void stash_codes(u8* codes, u64 i, u64 P, const u32 (&word)[2]) {
-    if (((u64)codes & 7) == 0 && i + 8 <= P) {
-        *(uint2*)(codes + i) = make_uint2(word[0], word[1]);
-        return;
-    }
-#pragma unroll
-    for (int k = 0; k < 8; k++)
-        if (i + k < P) codes[i + k] = (u8)(word[k / 4] >> k % 4 * 8);
-}
-
 // op adamw_step grid(ceil(P, 2048)) block(256)
 extern "C" __global__ void __launch_bounds__(256) adamw_step(T_weight* weight, T_m* m, T_v* v, const T_grad* grad, const T_scale* scale, Params p) {
     u64 i = (blockIdx.x * 256ull + threadIdx.x) * 8, P = p.P;
@@ -42,8 +23,7 @@ extern "C" __global__ void __launch_bounds__(256) adamw_step(T_weight* weight, T
     stash(weight, i, P, fast, w), stash(m, i, P, fast, x), stash(v, i, P, fast, y);
 }
 
-// A warp has one block of 256 values, 8 to a lane. bitsandbytes' order: update, then decay; a first moment that rounding
-// would send across zero takes the neighbouring level on its own side.
+// A warp has one block of 256 values, 8 to a lane. bitsandbytes' order: update, then decay.
 // op adamw_step_8bit grid(ceil(P, 2048)) block(256)
 extern "C" __global__ void __launch_bounds__(256) adamw_step_8bit(T_weight* weight, T_m* m, T_v* v, T_absmax1* absmax1, T_absmax2* absmax2, const T_grad* grad, const T_scale* scale, const T_map1* map1, const T_map2* map2, Params p) {
     __shared__ float levels1[256], levels2[256];
@@ -71,10 +51,7 @@ extern "C" __global__ void __launch_bounds__(256) adamw_step_8bit(T_weight* weig
     u32 new1[2] = {}, new2[2] = {};
 #pragma unroll
     for (int k = 0; k < 8; k++) {
-        float x = s[k].m / fmaxf(max1, TINY);
-        u32 code = nearest_level(levels1, x);
-        if ((levels1[code] < 0.f) != (x < 0.f)) code = x > 0.f ? code + 1 : max(code, 1u) - 1;
-        new1[k / 4] |= code << k % 4 * 8;
+        new1[k / 4] |= nearest_signed(levels1, s[k].m / fmaxf(max1, TINY)) << k % 4 * 8;
         new2[k / 4] |= nearest_level(levels2, s[k].v / fmaxf(max2, TINY)) << k % 4 * 8;
     }
     stash_codes(m, i, P, new1), stash_codes(v, i, P, new2);

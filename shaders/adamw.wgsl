@@ -14,7 +14,6 @@ fn adamw_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
 
 // op adamw_step_8bit grid(ceil(P, 256))
 // A workgroup a block of 256; the new codes meet in workgroup memory, because four share a word.
-var<workgroup> map1: array<f32, 256>;
 var<workgroup> map2: array<f32, 256>;
 var<workgroup> codes1: array<u32, 256>;
 var<workgroup> codes2: array<u32, 256>;
@@ -24,14 +23,14 @@ fn adamw_step_8bit(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
   let block = flat(group);
   let i = block * 256u + t;
   if (block * 256u >= p.P) { return; }
-  map1[t] = ld1_map1(t);
+  level_map[t] = ld1_map1(t);
   map2[t] = ld1_map2(t);
   workgroupBarrier();
   var m = 0.0;
   var v = 0.0;
   if (i < p.P) {
     let g = ld1_grad(i) * ld1_scale(0u);
-    m = p.beta1 * (map1[ld_m(i)] * ld1_absmax1(block)) + p.rest1 * g;
+    m = p.beta1 * (level_map[ld_m(i)] * ld1_absmax1(block)) + p.rest1 * g;
     v = p.beta2 * (map2[ld_v(i)] * ld1_absmax2(block)) + p.rest2 * g * g;
     let update = p.lr * m * p.correct1 / (sqrt(v * p.correct2) + p.eps);
     st1_weight(i, (ld1_weight(i) - update) * (1.0 - p.lr * p.decay));
@@ -42,28 +41,15 @@ fn adamw_step_8bit(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
     st1_absmax1(block, top1);
     st1_absmax2(block, top2);
   }
-  codes1[t] = nearest1(m / max(top1, 1.17549435e-38));
-  codes2[t] = nearest2(v / max(top2, 1.17549435e-38));
+  codes1[t] = nearest_signed(m / max(top1, 1.17549435e-38));
+  workgroupBarrier();
+  level_map[t] = map2[t];
+  workgroupBarrier();
+  codes2[t] = nearest(v / max(top2, 1.17549435e-38));
   workgroupBarrier();
   let byte = block * 256u + t * 4u;
   if (t >= 64u || byte >= p.P) { return; }
   let at = t * 4u;
   stw_m(byte / 4u, codes1[at] | (codes1[at + 1u] << 8u) | (codes1[at + 2u] << 16u) | (codes1[at + 3u] << 24u), p.P - byte);
   stw_v(byte / 4u, codes2[at] | (codes2[at + 1u] << 8u) | (codes2[at + 2u] << 16u) | (codes2[at + 3u] << 24u), p.P - byte);
-}
-
-// The nearest level's index, a tie down; but a first moment never changes its sign by rounding.
-fn nearest1(x: f32) -> u32 {
-  var above = 0u;
-  for (var bit = 128u; bit > 0u; bit >>= 1u) { if (map1[above + bit - 1u] < x) { above += bit; } }
-  above = max(above, 1u);
-  let code = select(above - 1u, above, x > (map1[above - 1u] + map1[above]) * 0.5);
-  if ((map1[code] < 0.0) == (x < 0.0)) { return code; }
-  return select(max(code, 1u) - 1u, code + 1u, x > 0.0);
-}
-fn nearest2(x: f32) -> u32 {
-  var above = 0u;
-  for (var bit = 128u; bit > 0u; bit >>= 1u) { if (map2[above + bit - 1u] < x) { above += bit; } }
-  above = max(above, 1u);
-  return select(above - 1u, above, x > (map2[above - 1u] + map2[above]) * 0.5);
 }

@@ -10,7 +10,7 @@ use luthier::export::peft;
 use luthier::io::safetensors::{Dtype, Outline, Writer};
 use luthier::model::lora::{LoraConfig, Targets};
 use luthier::model::{LoadOptions, Model, Plan, Session};
-use luthier::train::optim::{Hyper, Optimizer};
+use luthier::train::optim::{Hyper, Optimizer, Rates};
 use std::path::{Path, PathBuf};
 mod support;
 use support::*;
@@ -48,15 +48,7 @@ fn logits(b: &dyn Backend, model: &Model, golden: &Path) -> Result<Vec<f32>, Err
 }
 
 fn adam() -> Hyper {
-    Hyper {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.0,
-        max_grad_norm: 0.0,
-        eight_bit: false,
-        decay_all: false,
-    }
+    Hyper { max_grad_norm: 0.0, ..Hyper::default() }
 }
 
 /// The adapter as it came, three steps of training, and the result saved and loaded again.
@@ -299,8 +291,8 @@ fn embeddings_and_head_have_a_learning_rate_of_their_own() {
     let mut model = load(b, base, &base.join("dora_save"), true).unwrap();
     let (tokens, labels) = packed(&open(&base.join("dora_save/golden.safetensors")), "input_ids", "labels");
     let mut session = Session::new(b, &model, tokens.ids.len(), tokens.ids.len(), Plan::Keep).unwrap();
-    let mut optimizer = Optimizer::new(b, &mut model, adam()).unwrap();
-    optimizer.embedding_rate = 0.25;
+    let rates = Rates { embedding: Some(0.25), ..Rates::default() };
+    let mut optimizer = Optimizer::new(b, &mut model, Hyper { rates, ..adam() }).unwrap();
     let before: Vec<Vec<f32>> = model.trained().map(|p| p.get(b).unwrap()).collect();
     session.forward(&model, &tokens).unwrap();
     session.backward(&mut model, &labels, &mean_loss(&[], &labels).1).unwrap();

@@ -3,7 +3,7 @@ use luthier::Error;
 use luthier::data::Source;
 use luthier::dtype::DType;
 use luthier::model::lora::{Patterns, Targets};
-use luthier::train::config::{self, Checkpointing, Optim, Resume, SchedulerType, TrainConfig};
+use luthier::train::config::{self, AdjustLr, Checkpointing, Optim, Resume, SchedulerType, TrainConfig};
 use std::path::PathBuf;
 
 const LEAST: &str = "model_name_or_path = \"m\"\ndataset = \"d.jsonl\"\noutput_dir = \"o\"\n";
@@ -101,6 +101,7 @@ fn the_resolved_config_reads_back_to_itself() {
         "[lora]\nrank_pattern = { 'q.*' = 3, down_proj = 2 }\nalpha_pattern = { x = 1.5 }\ntarget_modules = '.*_proj'",
         "[lora]\nexclude_modules = ['q_proj']\nlayers_to_transform = 1\nlayers_pattern = 'layers'\nuse_dora = true",
         "resume_from_checkpoint = 'o/checkpoint-3'\ngradient_checkpointing = false\nlora_target_modules = ['q_proj']",
+        "optim = 'muon'\nlearning_rates = { b = 1e-3, 'a.*' = 0.0 }\nloraplus_lr_ratio = 2.0\n[optim_args]\nmomentum = 0.8\n[lora]",
         "assistant_only_loss = 'last'\neval_dataset = ['a', {path = 'b', split = 'test', merged_prompt = '{x}'}]\n[lora]",
         "assistant_only_loss = false\neval_dataset = {path = 'b', weight = 0.5, roles = {bot = 'assistant'}, \
         columns = {messages = 'chat', role = 'who'}, conversation_extension = 3}\n[lora]",
@@ -134,6 +135,19 @@ fn what_the_lora_table_leaves_out_is_the_adapters() {
     let lowered = config("[lora]\nlora_alpha = 2");
     assert_eq!((lowered.r, lowered.lora_alpha, lowered.target_modules), (4, 2.0, same.target_modules));
     assert_eq!(with("adapter = 'no/such/folder'", &[]).unwrap_err().exit_code(), 74);
+}
+
+#[test]
+fn optimizers_have_settings() {
+    let c = ok("optim = 'sgd'\n[optim_args]\nmomentum = 0.9\nnesterov = true");
+    assert_eq!((c.optim, c.optim_args.momentum, c.optim_args.nesterov), (Optim::Sgd, Some(0.9), Some(true)));
+    assert_eq!(ok("optim = 'sgd'\noptim_args = 'momentum=0.9, nesterov=True'"), c);
+    assert_eq!(with("optim = 'sgd'", &["optim_args=momentum=0.9,nesterov=True"]).unwrap(), c);
+    assert_eq!(ok("optim = 'lion'").optim, Optim::Lion);
+    let c = ok("optim = 'muon'\noptim_args = { adjust_lr_fn = 'match_rms_adamw', ns_steps = 4 }");
+    assert_eq!((c.optim_args.adjust_lr_fn, c.optim_args.ns_steps), (Some(AdjustLr::MatchRmsAdamw), Some(4)));
+    let c = ok("[learning_rates]\n'layers.0..*' = 1e-5\nq_proj = 0");
+    assert_eq!(c.learning_rates, Patterns(vec![("layers.0..*".into(), 1e-5), ("q_proj".into(), 0.0)]));
 }
 
 #[test]
@@ -171,8 +185,24 @@ fn mistakes_are_named_with_their_line() {
         ("learning_rate = 'fast'", &["must be a finite number, got \"fast\""]),
         ("learning_rate = inf", &["must be a finite number, got inf"]),
         ("learning_rate = -1e-4", &["must be more than 0, got -0.0001"]),
-        ("optim = 'sgd'", &["must be \"adamw\", ", "\"adamw_8bit\"", "got \"sgd\""]),
-        ("optim = 'paged_adamw_8bit'", &["must be \"adamw\"", "got \"paged_adamw_8bit\""]),
+        ("optim = 'adafactor'", &["must be \"adamw\", ", "\"adamw_8bit\"", "got \"adafactor\""]),
+        ("[optim_args]\nmomentum = 0.9", &["line 5: `momentum` is not a setting of optim \"adamw\""]),
+        ("optim = 'sgd'\noptim_args = 'ns_steps=3'", &["line 5: `ns_steps` is not a setting of optim \"sgd\""]),
+        (
+            "optim = 'sgd'\n[optim_args]\nmomentum = 1",
+            &["line 6: `optim_args.momentum` must be at least 0 and less than 1"],
+        ),
+        ("optim = 'sgd'\n[optim_args]\nnesterov = true", &["line 6: `nesterov` wants a `momentum` above 0"]),
+        ("optim = 'muon'\n[optim_args]\nadjust_lr_fn = 'x'", &["line 6", "\"original\", \"match_rms_adamw\" or "]),
+        ("optim_args = 'momentum'", &["line 4: `optim_args` must be a table, got \"momentum\""]),
+        ("loraplus_lr_ratio = 4", &["line 4: `loraplus_lr_ratio` is about adapters"]),
+        ("loraplus_lr_embedding = 1e-6\n[lora]", &["line 4: `loraplus_lr_embedding` goes with `loraplus_lr_ratio`"]),
+        (
+            "loraplus_lr_ratio = 4\nloraplus_lr_embedding = 1e-6\nembedding_learning_rate = 1e-5\n[lora]",
+            &["line 5: `loraplus_lr_embedding` and `embedding_learning_rate` exclude each other"],
+        ),
+        ("[learning_rates]\nq_proj = -1", &["`learning_rates` must be of rates that are 0 or more, got a table"]),
+        ("[learning_rates]\nq_proj = 'x'", &["`learning_rates` must be a table of regular expressions, each with"]),
         ("method = 'rlhf'", &["must be \"sft\", \"pretrain\""]),
         ("dtype = 'int8'", &["must be \"bfloat16\", \"float16\" or \"float32\", got \"int8\""]),
         ("backend = 'rocm'", &["must be \"auto\", \"cuda\", \"wgpu\" or \"cpu\""]),

@@ -67,6 +67,15 @@ impl Bench {
         let (got, _, said) = self.run(&[&["train", &config, &out], more].concat());
         assert!(got == code && said.contains(part), "exit code {got}, wanted {code}: {said}\nwanted {part}");
     }
+    /// Goes on from the third step of the run in `from`.
+    fn resume(&self, from: &str, out: &str, more: &[&str]) {
+        let (from, to) = (self.at(from).join("checkpoint-3"), self.at(out).join("checkpoint-3"));
+        std::fs::create_dir_all(&to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap().map(|e| e.unwrap()) {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+        has(&self.train("lora.toml", out, more), &["resumed after step 3"]);
+    }
     fn weights(&self, out: &str) -> Vec<u8> {
         std::fs::read(self.at(out).join("adapter_model.safetensors")).unwrap()
     }
@@ -158,15 +167,63 @@ fn dropout_is_the_same_when_a_run_resumes() {
     bench.train("lora.toml", "straight", &dropout);
     bench.train("lora.toml", "plain", &[]);
     assert_ne!(bench.weights("straight"), bench.weights("plain"));
-    let (from, to) = (bench.at("straight/checkpoint-3"), bench.at("resumed/checkpoint-3"));
-    std::fs::create_dir_all(&to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(|e| e.unwrap()) {
-        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
-    has(&bench.train("lora.toml", "resumed", &dropout), &["resumed after step 3"]);
+    bench.resume("straight", "resumed", &dropout);
     assert_eq!(bench.weights("resumed"), bench.weights("straight"));
     let config = std::fs::read_to_string(bench.at("straight/adapter_config.json")).unwrap();
     has(&config, &["\"lora_dropout\": 0.3"]);
+}
+
+/// Of rank 128, so that states are in 8 bits where they may be.
+#[test]
+fn every_optimizer_resumes_bit_by_bit() {
+    let bench = Bench::new();
+    let mut seen = Vec::new();
+    for (i, more) in [
+        &["optim=adamw"][..],
+        &["optim=adamw_8bit", "loraplus_lr_ratio=4"],
+        &["optim=lion_32bit", "learning_rate=1e-3"],
+        &["optim=paged_lion_8bit", "learning_rate=1e-3"],
+        &["optim=sgd"],
+        &["optim=sgd", "optim_args=momentum=0.9,dampening=0.1"],
+        &["optim=muon", "dtype=bfloat16", "learning_rates={q_proj=1e-3}"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let more = [more, &["lora.r=128", "lora.target_modules=['q_proj', 'down_proj']", "warmup_steps=2"]].concat();
+        let (straight, resumed) = (format!("straight-{i}"), format!("resumed-{i}"));
+        bench.train("lora.toml", &straight, &more);
+        bench.resume(&straight, &resumed, &more);
+        assert!(bench.weights(&resumed) == bench.weights(&straight), "{more:?}");
+        assert!(!seen.contains(&bench.weights(&straight)), "{more:?} is as one before it");
+        seen.push(bench.weights(&straight));
+        // where states lie is not part of what a run is
+        if i == 3 {
+            bench.resume(&straight, "unpaged", &[&["optim=lion_8bit"], &more[1..]].concat());
+            assert!(bench.weights("unpaged") == bench.weights(&straight), "paged or not");
+        }
+    }
+}
+
+#[test]
+fn modules_have_rates_of_their_own() {
+    let bench = Bench::new();
+    let rates = r"learning_rates={'layers\.0\..*' = 0, 'down_proj.lora_A' = 1e-4}";
+    let said = bench.train("lora.toml", "rates", &[rates, "loraplus_lr_ratio=2"]);
+    has(
+        &said,
+        &[
+            "trainable params: 2,176 ||",
+            r"frozen: 2,176 parameters (`layers\.0\..*` of learning_rates)",
+            "learning rate 1e-4: 256 parameters (`down_proj.lora_A` of learning_rates)",
+            "learning rate 2e-2: 1,152 parameters (loraplus_lr_ratio = 2)",
+            "learning rate 1e-2: 768 parameters (learning_rate)",
+        ],
+    );
+    let part = "learning_rates: `nothing` matches nothing that is trained";
+    bench.fails("lora.toml", "new", &["learning_rates={nothing=1}"], 65, part);
+    bench.fails("lora.toml", "new", &["learning_rates={'.*'=0}"], 65, "every rate is 0");
+    bench.fails("lora.toml", "new", &["learning_rates={'('=0}"], 65, "is no regular expression");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Twenty steps of training against PEFT + torch.AdamW in float32, on every backend.
+//! Twenty steps of training against PEFT + torch.AdamW in float32, on every backend; other optimizers against torch's and
+//! bitsandbytes' (`tests/golden/make_optimizers.py`).
 //!
 //! `LUTHIER_GOLDEN=DIR cargo test --release --test train -- --nocapture` checks each folder of DIR that holds `trajectory.json`.
 #![allow(non_snake_case, reason = "dims are named as in the ops")]
@@ -9,7 +10,7 @@ use luthier::error::Error;
 use luthier::export::peft;
 use luthier::model::{LoadOptions, Model, Plan, Session};
 use luthier::train::config::{SchedulerKwargs, SchedulerType};
-use luthier::train::optim::{Hyper, Optimizer};
+use luthier::train::optim::{Decay, Home, Hyper, Optimizer, Precision, Rule};
 use luthier::train::schedule::Schedule;
 use std::path::Path;
 mod support;
@@ -37,6 +38,20 @@ impl Trajectory {
             .iter()
             .map(|x| x.as_f64().unwrap())
             .collect()
+    }
+    /// The optimizer, as our config says it.
+    fn hyper(&self) -> Hyper {
+        let keys = self.0["config"].as_object().cloned().unwrap_or_default();
+        let keys = keys.iter().map(|(key, value)| {
+            let table = if key == "optim" || key.starts_with("loraplus") { "" } else { "optim_args." };
+            format!("{table}{key}={value}")
+        });
+        let optim = (!self.0["config"]["optim"].is_string()).then(|| "optim=adamw".to_string());
+        let rest = [("learning_rate", "lr"), ("weight_decay", "weight_decay"), ("max_grad_norm", "clip")];
+        let rest = rest.map(|(key, name)| format!("{key}={}", self.number(name)));
+        let all: Vec<String> = keys.chain(optim).chain(rest).chain(["lora.r=8".into()]).collect();
+        let config = luthier::train::config::load("examples/quickstart.toml".as_ref(), &all);
+        Hyper { decay: Decay::All, ..luthier::train::hyper(&config.unwrap_or_else(|e| panic!("{e}"))) }
     }
 }
 
@@ -73,32 +88,25 @@ fn file_name(name: &str, adapter: bool) -> String {
 fn run(b: &dyn Backend, folder: &Path) -> Result<String, Error> {
     let text = std::fs::read_to_string(folder.join("trajectory.json")).expect("trajectory.json");
     let t = Trajectory(serde_json::from_str(&text).expect("JSON"));
-    let start = folder.join("adapter_start");
+    // another optimizer's trajectory starts where an AdamW's does
+    let other = t.0["start"].as_str().map(|name| golden_root().join(name));
+    let begin = other.as_deref().unwrap_or(folder);
+    let start = begin.join("adapter_start");
     let adapter = start.exists();
     let lora = if adapter { Some(peft::read_config(&start)?) } else { None };
     let options = LoadOptions { train: true, lora, ..LoadOptions::frozen(DType::F32) };
-    let mut model = Model::load(b, &folder.join("base"), &options)?;
+    let mut model = Model::load(b, &begin.join("base"), &options)?;
     if adapter {
         peft::load(b, &mut model, &start)?;
     }
-    let betas = t.list("betas");
-    let hyper = Hyper {
-        beta1: betas[0],
-        beta2: betas[1],
-        eps: t.number("eps"),
-        weight_decay: t.number("weight_decay"),
-        max_grad_norm: t.number("clip"),
-        eight_bit: false,
-        decay_all: true,
-    };
-    let mut optimizer = Optimizer::new(b, &mut model, hyper)?;
+    let mut optimizer = Optimizer::new(b, &mut model, t.hyper())?;
     let (steps, warmup) = (t.number("steps") as u64, t.number("warmup") as u64);
     let name = t.0["schedule"].as_str().expect("schedule");
     let kind = *SchedulerType::ALL.iter().find(|k| k.name() == name).expect("a known schedule");
     let schedule =
         Schedule { kind, kwargs: SchedulerKwargs::default(), learning_rate: t.number("lr"), warmup, total: steps };
     let (losses, norms, lrs) = (t.list("losses"), t.list("grad_norms"), t.list("lrs"));
-    let batches = open(&folder.join("batches.safetensors"));
+    let batches = open(&begin.join("batches.safetensors"));
     let batch = [packed(&batches, "ids0", "labels0"), packed(&batches, "ids1", "labels1")];
     let N = batch[0].0.ids.len();
     let mut session = Session::new(b, &model, N, N, Plan::Recompute)?;
@@ -109,7 +117,7 @@ fn run(b: &dyn Backend, folder: &Path) -> Result<String, Error> {
         session.forward(&model, tokens)?;
         session.backward(&mut model, labels, &coef)?;
         grow(&mut worst.loss, (mean_loss(&session.backward_logprobs()?, labels).0 - losses[step]).abs());
-        if step == 0 && adapter {
+        if step == 0 && adapter && other.is_none() {
             let norm = optimizer.gradient_norm(b)? as f64;
             let factor = (t.number("clip") / (norm + 1e-6)).min(1.0) as f32;
             let clipped = open(&folder.join("clipped_grads_step0.safetensors"));
@@ -123,9 +131,10 @@ fn run(b: &dyn Backend, folder: &Path) -> Result<String, Error> {
         let norm = optimizer.step(b, lr)? as f64;
         grow(&mut worst.norm, (norm - norms[step]).abs() / norms[step]);
     }
-    let end = open(&match adapter {
-        true => folder.join("adapter_end/adapter_model.safetensors"),
-        false => folder.join("end/model.safetensors"),
+    let end = open(&match (&other, adapter) {
+        (Some(_), _) => folder.join("end.safetensors"),
+        (None, true) => folder.join("adapter_end/adapter_model.safetensors"),
+        (None, false) => folder.join("end/model.safetensors"),
     });
     for param in model.trained() {
         grow(&mut worst.weights, nmse(&param.get(b)?, &floats(&end, &file_name(&param.name, adapter))));
@@ -139,6 +148,47 @@ fn run(b: &dyn Backend, folder: &Path) -> Result<String, Error> {
     );
     let ok = loss <= LOSS && norm <= NORM && lr <= RATE && gradient <= GRADIENT && weights <= WEIGHTS && got == want;
     if ok { Ok(report) } else { Err(Error::Bug(format!("{report} (wanted {want} trainable)"))) }
+}
+
+/// Weights and states after three steps, as a checkpoint has them.
+fn three_steps(b: &dyn Backend, hyper: Hyper) -> Vec<u8> {
+    let folder = golden_root().join("train_full");
+    let options = LoadOptions { train: true, ..LoadOptions::frozen(DType::Bf16) };
+    let mut model = Model::load(b, &folder.join("base"), &options).unwrap();
+    let mut optimizer = Optimizer::new(b, &mut model, hyper).unwrap();
+    let (tokens, labels) = packed(&open(&folder.join("batches.safetensors")), "ids0", "labels0");
+    let N = tokens.ids.len();
+    let mut session = Session::new(b, &model, N, N, Plan::Recompute).unwrap();
+    for _ in 0..3 {
+        session.forward(&model, &tokens).unwrap();
+        session.backward(&mut model, &labels, &mean_loss(&[], &labels).1).unwrap();
+        optimizer.step(b, 1e-3).unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("optimizer.safetensors");
+    optimizer.save(b, &model, &file).unwrap();
+    // and comes back as it was
+    optimizer.load(b, &mut model, &file, 3).unwrap();
+    let again = dir.path().join("again.safetensors");
+    optimizer.save(b, &model, &again).unwrap();
+    let bytes = std::fs::read(file).unwrap();
+    assert!(std::fs::read(again).unwrap() == bytes, "{}: loaded and saved again", b.name());
+    bytes
+}
+
+/// Pages of 4096 values: groups have many, and the last of a tensor is shorter.
+#[test]
+fn states_on_the_host_change_nothing() {
+    for b in backends() {
+        for rule in [Rule::AdamW, Rule::Lion] {
+            for precision in [Precision::F32, Precision::Bits8] {
+                let run = |home| three_steps(&*b, Hyper { rule, precision, home, ..Hyper::default() });
+                let want = run(Home::Device);
+                assert!(run(Home::Host { page: 4096 }) == want, "{rule:?} {precision:?} on {}", b.name());
+                assert!(run(Home::HOST) == want, "{rule:?} {precision:?} on {}", b.name());
+            }
+        }
+    }
 }
 
 #[test]

@@ -165,3 +165,28 @@ INLINE u32 nearest_level(const float* map, float x) {
     below = min(below, 254u);
     return x > (map[below] + map[below + 1]) * 0.5f ? below + 1 : below;
 }
+// The same for what must not change its sign by rounding: the neighbour on its own side of zero where it would.
+INLINE u32 nearest_signed(const float* map, float x) {
+    u32 code = nearest_level(map, x);
+    if ((map[code] < 0.f) != (x < 0.f)) code = x > 0.f ? code + 1 : max(code, 1u) - 1;
+    return code;
+}
+
+// Codes i..i+8, zeros beyond P.
+INLINE uint2 fetch_codes(const u8* codes, u64 i, u64 P) {
+    if (((u64)codes & 7) == 0 && i + 8 <= P) return *(const uint2*)(codes + i);
+    u32 word[2] = {};
+#pragma unroll
+    for (int k = 0; k < 8; k++)
+        if (i + k < P) word[k / 4] |= (u32)codes[i + k] << k % 4 * 8;
+    return make_uint2(word[0], word[1]);
+}
+INLINE void stash_codes(u8* codes, u64 i, u64 P, const u32 (&word)[2]) {
+    if (((u64)codes & 7) == 0 && i + 8 <= P) {
+        *(uint2*)(codes + i) = make_uint2(word[0], word[1]);
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < 8; k++)
+        if (i + k < P) codes[i + k] = (u8)(word[k / 4] >> k % 4 * 8);
+}

@@ -104,6 +104,22 @@ fn group_max(t: u32, x: f32) -> f32 {
   return tree[0];
 }
 
+// A rising map of 256 levels, filled by whoever looks values up in it.
+var<workgroup> level_map: array<f32, 256>;
+// The nearest level's index; a tie goes down.
+fn nearest(x: f32) -> u32 {
+  var above = 0u; // levels below x, found bit by bit: 255 at most, and no matter
+  for (var bit = 128u; bit > 0u; bit >>= 1u) { if (level_map[above + bit - 1u] < x) { above += bit; } }
+  above = max(above, 1u);
+  return select(above - 1u, above, x > (level_map[above - 1u] + level_map[above]) * 0.5);
+}
+// The same for what must not change its sign by rounding: the neighbour on its own side of zero where it would.
+fn nearest_signed(x: f32) -> u32 {
+  let code = nearest(x);
+  if ((level_map[code] < 0.0) == (x < 0.0)) { return code; }
+  return select(max(code, 1u) - 1u, code + 1u, x > 0.0);
+}
+
 // 2^e; e in -126 .. 127
 fn pow2(e: i32) -> f32 { return bitcast<f32>(u32(e + 127) << 23u); }
 // v·2^e, in two halves, because 2^e may lie outside f32 where the product does not

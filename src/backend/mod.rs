@@ -86,6 +86,10 @@ macro_rules! declare {
             fn name(&self) -> &'static str;
             /// The device, for people.
             fn device(&self) -> String;
+            /// The version of its driver, where it has one.
+            fn driver(&self) -> Option<String> {
+                None
+            }
             /// `len` elements of zeros.
             fn alloc(&self, len: usize, dtype: DType) -> Result<Buf>;
             /// Gives back what `alloc` returned, as a whole; calls already queued may still use it.

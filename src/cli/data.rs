@@ -170,7 +170,7 @@ fn sample(example: &Example, index: usize, tokenizer: &Tokenizer, paint: &Paint)
 }
 
 /// Text of a file, made safe for a terminal.
-fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -11,7 +11,9 @@ mod interrupt;
 mod plan;
 mod progress;
 mod quantize;
+mod runs;
 mod train;
+mod tui;
 use clap::{Parser, Subcommand};
 
 /// A line on standard error; one that nobody reads any more must not end a run.
@@ -49,6 +51,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Data(data::Data),
     Bench(bench::Bench),
+    Runs(runs::Runs),
     Doctor(doctor::Doctor),
 }
 
@@ -63,6 +66,7 @@ pub fn run() -> Result<()> {
         Command::Inspect(args) => args.run(),
         Command::Data(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::Runs(args) => args.run(),
         Command::Doctor(args) => args.run(),
     }
 }

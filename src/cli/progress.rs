@@ -3,6 +3,7 @@ use super::{download::Download, interrupt};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use luthier::io::hub::Event;
 use luthier::train::metrics::{EvalMetrics, Reporter, StepMetrics};
+use luthier::train::report::words::duration;
 use std::io::{IsTerminal, stderr};
 use std::path::Path;
 use std::time::Instant;
@@ -18,8 +19,18 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// A bar on a terminal.
     pub fn new(every: u64) -> Progress {
-        let bar = stderr().is_terminal().then(|| {
+        Progress::with_bar(every, stderr().is_terminal())
+    }
+
+    /// Lines, wherever they go.
+    pub fn plain(every: u64) -> Progress {
+        Progress::with_bar(every, false)
+    }
+
+    fn with_bar(every: u64, bar: bool) -> Progress {
+        let bar = bar.then(|| {
             let style = ProgressStyle::with_template("{pos}/{len} {wide_bar} {msg}");
             ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr())
                 .with_style(style.expect("the template is a constant"))
@@ -111,25 +122,9 @@ fn figures(m: &StepMetrics, left: f64) -> String {
     )
 }
 
-/// `41s`, `7m03s`, `2h05m`.
-fn duration(seconds: f64) -> String {
-    let s = seconds.round() as u64;
-    match s {
-        0..60 => format!("{s}s"),
-        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
-        _ => format!("{}h{:02}m", s / 3600, s / 60 % 60),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations() {
-        let got: Vec<String> = [0.4, 59.0, 63.0, 7503.0].into_iter().map(duration).collect();
-        assert_eq!(got, ["0s", "59s", "1m03s", "2h05m"]);
-    }
 
     #[test]
     fn figures_of_a_step() {

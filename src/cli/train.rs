@@ -1,6 +1,6 @@
 //! `luthier train`: a config in, a run out.
-use super::{interrupt, out, progress::Progress};
-use clap::Args;
+use super::{interrupt, out, progress::Progress, tui::Tui};
+use clap::{Args, ValueEnum};
 use luthier::Result;
 use luthier::backend::pick;
 use luthier::train::{config, metrics::Reporter, run};
@@ -21,9 +21,19 @@ pub struct Train {
     /// Where to run; goes over the config's `backend`.
     #[arg(long, value_parser = pick::NAMES.to_vec())]
     backend: Option<String>,
+    /// How it is shown: a bar on a terminal and lines elsewhere, always lines, or the whole terminal with curves and keys.
+    #[arg(long, value_enum, default_value_t = Ui::Auto)]
+    ui: Ui,
     /// Print every key that a config may have, and end.
     #[arg(long)]
     help_config: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Ui {
+    Auto,
+    Plain,
+    Tui,
 }
 
 impl Train {
@@ -36,9 +46,13 @@ impl Train {
         }
         let config = config::load(&path, &self.overrides)?;
         interrupt::install()?;
-        let mut progress = Progress::new(config.logging_steps);
         let (backend, which) = pick::pick(&config.backend)?;
-        progress.message(&which);
-        run::train(&config, &*backend, &mut progress).map(|_| ())
+        let mut reporter: Box<dyn Reporter> = match self.ui {
+            Ui::Auto => Box::new(Progress::new(config.logging_steps)),
+            Ui::Plain => Box::new(Progress::plain(config.logging_steps)),
+            Ui::Tui => Box::new(Tui::new(config.output_dir.display().to_string(), backend.memory().total)?),
+        };
+        reporter.message(&which);
+        run::train(&config, &*backend, &mut *reporter).map(|_| ())
     }
 }

@@ -21,6 +21,9 @@ use crate::ops::mxfp4::{self, Mxfp4};
 use crate::ops::nf4::{Nf4, Nf4Double};
 use std::rc::Rc;
 
+mod projections;
+pub use projections::Projections;
+
 pub struct Linear {
     /// The module's name: `model.layers.0.self_attn.q_proj`.
     pub name: String,
@@ -458,48 +461,5 @@ impl Lora {
             dora.touch();
         }
         [&mut self.a, &mut self.b].into_iter().chain(self.dora.as_mut().map(|dora| &mut dora.magnitude))
-    }
-}
-
-/// Several projections of one input: a module each, or fused.
-pub struct Projections(pub Vec<Linear>);
-
-impl Projections {
-    /// outs [N, O] of every projection, in order, from inp [N, C].
-    pub fn forward(
-        &self,
-        b: &dyn Backend,
-        scratch: &LinearScratch,
-        outs: &mut [&mut Buf],
-        inp: &Buf,
-        N: usize,
-    ) -> Result<()> {
-        let mut rest = outs;
-        for linear in &self.0 {
-            let (own, others) = rest.split_at_mut(linear.parts.len());
-            linear.forward(b, scratch, own, inp, N)?;
-            rest = others;
-        }
-        Ok(())
-    }
-
-    /// dinp [N, C] = ∂L/∂inp from the gradients of all outputs; adds to the gradients of what is trained.
-    pub fn backward(
-        &mut self,
-        b: &dyn Backend,
-        scratch: &LinearScratch,
-        dinp: &mut Buf,
-        douts: &[&Buf],
-        inp: &Buf,
-        N: usize,
-    ) -> Result<()> {
-        let mut rest = douts;
-        for (i, linear) in self.0.iter_mut().enumerate() {
-            let (own, others) = rest.split_at(linear.parts.len());
-            linear.backward_input(b, scratch, dinp, own, N, i > 0)?;
-            linear.backward_weight(b, scratch, own, inp, N)?;
-            rest = others;
-        }
-        Ok(())
     }
 }

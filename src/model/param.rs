@@ -31,6 +31,16 @@ pub struct Train {
     pub master: Option<Buf>,
 }
 
+/// A weight as matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matrices {
+    pub count: usize,
+    /// Rows and columns of one, on the device.
+    pub held: [usize; 2],
+    /// Outputs and inputs of one.
+    pub fan: [usize; 2],
+}
+
 /// `[rows, columns]` of a shape: its last dimension, and all others.
 fn matrix(shape: &[usize]) -> [usize; 2] {
     let cols = shape.last().copied().unwrap_or(1);
@@ -80,6 +90,14 @@ impl Param {
     /// Elements as in files, of all.
     pub fn elements(&self) -> usize {
         self.parts.len() * self.shape.iter().product::<usize>()
+    }
+
+    /// Of how many matrices it is made, one below the other. A file's stack is [E, inputs, outputs].
+    pub fn matrices(&self) -> Matrices {
+        match self.shape[..] {
+            [E, C, O] => Matrices { count: E, held: [self.held[0] / E.max(1), self.held[1]], fan: [O, C] },
+            _ => Matrices { count: self.parts.len(), held: self.held, fan: self.layout.turned(matrix(&self.shape)) },
+        }
     }
 
     fn part(&self, buf: &Buf, i: usize) -> Buf {

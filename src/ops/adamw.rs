@@ -7,7 +7,7 @@
 //! 8-bit: both moments live as codes of the dynamic maps in blocks of 256 (`dyn8`); the step uses them before they are
 //! rounded again, a first moment never changes its sign by rounding, and a block with no finite gradient norm is the
 //! caller's to stop. bitsandbytes' order: update, then decay.
-use super::dyn8::{BLOCK, nearest};
+use super::dyn8::{BLOCK, nearest, nearest_signed};
 use super::params;
 use crate::dtype::Real;
 
@@ -78,16 +78,7 @@ pub fn adamw_step_8bit<R: Real>(
         (absmax1[b], absmax2[b]) = (max1, max2);
         let tiny = f32::MIN_POSITIVE;
         for (i, (m1, v1)) in block.zip(moments) {
-            let x = m1.to_f32() / max1.to_f32().max(tiny);
-            let code = nearest(&levels1, x);
-            let flipped = (levels1[code as usize] < 0.0) != (x < 0.0);
-            m[i] = if !flipped {
-                code
-            } else if x > 0.0 {
-                code + 1
-            } else {
-                code.saturating_sub(1)
-            };
+            m[i] = nearest_signed(&levels1, m1.to_f32() / max1.to_f32().max(tiny));
             v[i] = nearest(&levels2, v1.to_f32() / max2.to_f32().max(tiny));
         }
     }

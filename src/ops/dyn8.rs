@@ -46,6 +46,15 @@ pub(crate) fn nearest(map: &[f32], x: f32) -> u8 {
     (if x > mid { above } else { above - 1 }) as u8
 }
 
+/// The same for what must not change its sign by rounding: the neighbour on its own side of zero where it would.
+pub(crate) fn nearest_signed(map: &[f32], x: f32) -> u8 {
+    match nearest(map, x) {
+        code if (map[code as usize] < 0.0) == (x < 0.0) => code,
+        code if x > 0.0 => code + 1,
+        code => code.saturating_sub(1),
+    }
+}
+
 pub fn dyn8_quantize<R: Real>(codes: &mut [u8], absmax: &mut [R], inp: &[R], map: &[R], p: &Dyn8) {
     let map: Vec<f32> = map.iter().map(|x| x.to_f32()).collect();
     for (b, block) in inp[..p.P as usize].chunks(BLOCK).enumerate() {

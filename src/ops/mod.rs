@@ -28,8 +28,10 @@ pub mod grouped;
 pub mod int8;
 pub mod latent;
 pub mod layernorm;
+pub mod lion;
 pub mod logprob;
 pub mod matmul;
+pub mod muon;
 pub mod mxfp4;
 pub mod nf4;
 pub mod noise;
@@ -41,6 +43,7 @@ pub mod route;
 pub mod routed_swiglu;
 pub mod router;
 pub mod rows;
+pub mod sgd;
 pub mod swiglu;
 
 /// The letters a row may use, the same in Rust, WGSL and CUDA.

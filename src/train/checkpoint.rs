@@ -12,7 +12,7 @@ pub const MANIFEST: &str = "manifest.json";
 const FORMAT_VERSION: u32 = 1;
 /// A manifest lists some dozens of files.
 const MANIFEST_BYTES: u64 = 1 << 20;
-const LOCK: &str = ".lock";
+pub(super) const LOCK: &str = ".lock";
 /// After the name of a checkpoint that is being replaced by another of the same step.
 const REPLACED: &str = ".replaced";
 
@@ -180,6 +180,13 @@ pub fn newest(output_dir: &Path) -> Result<Found> {
         }
     }
     Ok(found)
+}
+
+/// The folders' names, by their steps.
+pub(super) fn names(output_dir: &Path) -> Result<Vec<String>> {
+    let mut all = listed(output_dir)?;
+    all.sort();
+    Ok(all.into_iter().map(|(step, _)| name(step)).collect())
 }
 
 /// Checks every file of a checkpoint against its manifest, and gives its step.

@@ -18,7 +18,8 @@ use serde::Serialize;
 use source::{Key, Source};
 use std::path::{Path, PathBuf};
 pub use values::{
-    BestMetric, Bytes, Checkpointing, EvalStrategy, Every, LoraBias, Method, Optim, Resume, SaveStrategy, SchedulerType,
+    AdjustLr, BestMetric, Bytes, Checkpointing, EvalStrategy, Every, LoraBias, Method, Optim, ReportTo, Resume,
+    SaveStrategy, SchedulerType, Tracker,
 };
 
 /// Declares a table of the config: `key | "alias": Type = default, if rule, "what must be";`. No default: must be given.
@@ -133,9 +134,17 @@ keys! {
         adam_epsilon: f64 = 1e-8, if |x| *x > 0.0, "more than 0";
         /// The gradient's norm is clipped to it; 0: not clipped.
         max_grad_norm | "gradient_clipping": f64 = 1.0, if |x| *x >= 0.0, "0 or more";
-        /// `"adamw"` keeps its moments in float32, `"adamw_8bit"` in blocks of 8-bit codes. Hugging Face's names for these
-        /// two are understood.
+        /// `"adamw"`, `"adamw_8bit"`, `"lion_32bit"`, `"lion_8bit"`, `"sgd"` or `"muon"`. `"paged_adamw_32bit"`,
+        /// `"paged_adamw_8bit"`, `"paged_lion_32bit"` and `"paged_lion_8bit"` keep their states in host memory. Hugging Face's other
+        /// names for them are understood. [optimizers.md](optimizers.md) says what each does and what it keeps in memory.
         optim | "optimizer": Optim = Optim::AdamW;
+        /// Rates of some modules instead, by regular expressions for the ends of their names or of their weights', as in
+        /// `{ 'layers\.[0-3]\..*' = 1e-5, 'o_proj|down_proj' = 5e-5 }`; the first that matches counts. 0: frozen.
+        learning_rates: Patterns<f64> = Patterns::default(), if |p: &Patterns<f64>| p.0.iter().all(|(_, x)| *x >= 0.0), "of rates that are 0 or more";
+        /// LoRA+: the learning rate of adapters' B is `learning_rate` times this.
+        loraplus_lr_ratio: Option<f64> = None, if |x| x.is_none_or(|x| x > 0.0), "more than 0";
+        /// LoRA+: the learning rate of the embeddings, where they are trained.
+        loraplus_lr_embedding: Option<f64> = None, if |x| x.is_none_or(|x| x > 0.0), "more than 0";
 
         /// Storage of the base weights and activations; every sum is float32. `bf16 = true` and `fp16 = true` say it too.
         dtype | "torch_dtype": DType = DType::Bf16;
@@ -192,6 +201,10 @@ keys! {
         /// Checkpoints kept; older ones go once a newer one is whole, but never that of the best evaluation. transformers keeps all of
         /// them.
         save_total_limit | "save_limit": usize = 2, if |n| *n >= 1, "1 or more";
+        /// Where metrics go beside `metrics.jsonl`: `"tensorboard"`, `"none"`, or a list. transformers' default is `"none"`.
+        report_to: ReportTo = ReportTo(vec![Tracker::TensorBoard]);
+        /// The folder of TensorBoard's event files; `output_dir/tensorboard` where not given.
+        logging_dir: Option<PathBuf> = None;
         /// Of shuffling, splitting and adapter initialisation.
         seed: u64 = 42;
         /// `"auto"`: the newest whole checkpoint of `output_dir`, or step 0 where there is none. Or a checkpoint's folder;
@@ -200,6 +213,8 @@ keys! {
         tables {
             /// Settings of some of the schedules.
             lr_scheduler_kwargs: SchedulerKwargs = SchedulerKwargs::take;
+            /// Settings of some of the optimizers.
+            optim_args: OptimArgs = OptimArgs::take;
             /// Absent: full fine-tuning.
             lora: Option<LoraConfig> = LoraConfig::take_if_there;
         }
@@ -218,6 +233,26 @@ keys! {
         lr_end: Option<f64> = None, if |x| x.is_none_or(|x| x >= 0.0), "0 or more";
         /// `inverse_sqrt`: in steps; the warmup's where not given, and 10000 without one.
         timescale: Option<f64> = None, if |x| x.is_none_or(|x| x > 0.0), "more than 0";
+    }
+}
+
+keys! {
+    /// What some optimizers may be told besides; only those that `optim` uses may be given. transformers' text says it too, as in
+    /// `optim_args = "momentum=0.9, nesterov=True"`.
+    #[derive(Default)]
+    OptimArgs in "optim_args." {
+        /// `sgd`: 0 where not given, which is without. `muon`: 0.95.
+        momentum: Option<f64> = None, if |x| x.is_none_or(|x| (0.0..1.0).contains(&x)), "at least 0 and less than 1";
+        /// `sgd`: the share of each gradient but the first that does not enter the momentum, 0 where not given.
+        dampening: Option<f64> = None, if |x| x.is_none_or(|x| (0.0..=1.0).contains(&x)), "from 0 to 1";
+        /// Nesterov's momentum. `sgd`: `false` where not given. `muon`: `true`.
+        nesterov: Option<bool> = None;
+        /// `muon`: Newton–Schulz steps, 5 where not given.
+        ns_steps: Option<usize> = None, if |n| n.is_none_or(|n| (1..100).contains(&n)), "from 1 to 99";
+        /// `muon`: what a matrix's learning rate is multiplied by. `"original"`, where not given: √max(1, outputs/inputs).
+        /// `"match_rms_adamw"`: 0.2·√max(outputs, inputs), for learning rates and decays as AdamW has them.
+        /// `"spectral_unclamped"`: √(outputs/inputs).
+        adjust_lr_fn: Option<AdjustLr> = None;
     }
 }
 
@@ -263,8 +298,8 @@ keys! {
     }
 }
 
-const TABLES: &[&str] = &["lr_scheduler_kwargs", "lora"];
-const ALL_KEYS: &[&[Key]] = &[TrainConfig::KEYS, SchedulerKwargs::KEYS, LoraConfig::KEYS];
+const TABLES: &[&str] = &["lr_scheduler_kwargs", "optim_args", "lora"];
+const ALL_KEYS: &[&[Key]] = &[TrainConfig::KEYS, SchedulerKwargs::KEYS, OptimArgs::KEYS, LoraConfig::KEYS];
 
 /// Reads a TOML or YAML config and puts `key=value` overrides over it. Of what it names, only an adapter's config is opened.
 pub fn load(path: &Path, overrides: &[String]) -> Result<TrainConfig> {
@@ -285,6 +320,11 @@ pub fn page() -> String {
         ("", "", TrainConfig::KEYS),
         ("[lora]", "Adapters on a frozen base; no such table: full fine-tuning.", LoraConfig::KEYS),
         ("[lr_scheduler_kwargs]", "What some schedules may be told besides.", SchedulerKwargs::KEYS),
+        (
+            "[optim_args]",
+            "What some optimizers may be told besides. Also as transformers writes it: `optim_args = \"momentum=0.9, nesterov=True\"`.",
+            OptimArgs::KEYS,
+        ),
     ])
 }
 
@@ -329,6 +369,8 @@ impl TrainConfig {
         }
         self.check_init(source)?;
         self.check_evaluation(source)?;
+        self.check_rates(source)?;
+        self.check_optim_args(source)?;
         self.check_kwargs(source)
     }
 
@@ -362,6 +404,48 @@ impl TrainConfig {
             _ => return Ok(()),
         };
         Err(source.fail_at(key, format!("`{key}` needs {what}")))
+    }
+
+    fn check_rates(&self, source: &Source) -> Result<()> {
+        let (ratio, embedding) = ("loraplus_lr_ratio", "loraplus_lr_embedding");
+        if self.loraplus_lr_ratio.is_some() && self.lora.is_none() {
+            return Err(
+                source.fail_at(ratio, format!("`{ratio}` is about adapters: add a [lora] table, or take it out"))
+            );
+        }
+        if self.loraplus_lr_embedding.is_some() && self.loraplus_lr_ratio.is_none() {
+            return Err(source
+                .fail_at(embedding, format!("`{embedding}` goes with `{ratio}`: `embedding_learning_rate` does not")));
+        }
+        if self.loraplus_lr_embedding.is_some() && self.embedding_learning_rate.is_some() {
+            let what = format!("`{embedding}` and `embedding_learning_rate` exclude each other: keep one");
+            return Err(source.fail_at(embedding, what));
+        }
+        Ok(())
+    }
+
+    fn check_optim_args(&self, source: &Source) -> Result<()> {
+        use Optim::*;
+        let args = &self.optim_args;
+        let uses: [(&str, bool, &[Optim]); 5] = [
+            ("momentum", args.momentum.is_some(), &[Sgd, Muon]),
+            ("dampening", args.dampening.is_some(), &[Sgd]),
+            ("nesterov", args.nesterov.is_some(), &[Sgd, Muon]),
+            ("ns_steps", args.ns_steps.is_some(), &[Muon]),
+            ("adjust_lr_fn", args.adjust_lr_fn.is_some(), &[Muon]),
+        ];
+        for (name, given, of) in uses {
+            if given && !of.contains(&self.optim) {
+                let what = format!("`{name}` is not a setting of optim {:?}: take it out", self.optim.name());
+                return Err(source.fail_at(&format!("optim_args.{name}"), what));
+            }
+        }
+        let (momentum, dampening) = (args.momentum.unwrap_or(0.0), args.dampening.unwrap_or(0.0));
+        if self.optim == Sgd && args.nesterov == Some(true) && (momentum == 0.0 || dampening != 0.0) {
+            let what = "`nesterov` wants a `momentum` above 0 and no `dampening`";
+            return Err(source.fail_at("optim_args.nesterov", what));
+        }
+        Ok(())
     }
 
     fn check_kwargs(&self, source: &Source) -> Result<()> {

@@ -25,6 +25,11 @@ impl<'d> Cursor<'d> {
         self.plan.len()
     }
 
+    /// The share of the first epoch's computed tokens that are no padding.
+    pub fn fill(&self) -> f64 {
+        self.plan.fill()
+    }
+
     fn steps(&self) -> u64 {
         self.plan.len().div_ceil(self.accumulation).max(1) as u64
     }

@@ -41,7 +41,7 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         cut::point("write", path)?;
         file.write_all(bytes)
     };
-    run().map_err(Error::write(path))
+    run().map_err(full(path, bytes.len() as u64))
 }
 
 pub(super) fn sync_file(path: &Path) -> Result<()> {
@@ -98,6 +98,31 @@ pub fn publish_all(dir: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Resul
     let done = run();
     let cleared = remove_dir(&temporary);
     done.and(cleared)
+}
+
+/// For `map_err` on writes of `path`: a full disk's error says what was wanted and what there is.
+pub(super) fn full(path: &Path, needed: u64) -> impl FnOnce(io::Error) -> Error {
+    move |e| explained(Error::write(path)(e), needed)
+}
+
+/// The same for an error of writing several files with `needed` bytes in all.
+pub(super) fn explained(e: Error, needed: u64) -> Error {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match e {
+        Error::Write { file, source } if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) => {
+            let free = free(parent(&file)).map_or("an unknown number".to_string(), |free| free.to_string());
+            let what = format!("{source}: {needed} bytes to write, {free} free there; make room and run it again");
+            Error::Write { file, source: io::Error::new(source.kind(), what) }
+        }
+        e => e,
+    }
+}
+
+/// Bytes that may still be written where `path` is, or would be; `None` where the system does not say.
+pub(super) fn free(path: &Path) -> Option<u64> {
+    let there = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
+    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    fs4::available_space(there).ok()
 }
 
 /// The folder that a path's last name is in.

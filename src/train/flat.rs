@@ -34,13 +34,13 @@ pub(super) struct Place {
     pub len: usize,
 }
 
-/// Moves the small trained tensors of equal key into common buffers; the places come in the model's order.
+/// Moves the small trained tensors of equal key into common buffers; keys and places are in the model's order.
 pub(super) fn group<K: PartialEq>(
     b: &dyn Backend,
     model: &mut Model,
-    key: impl Fn(&Param) -> K,
+    keys: Vec<K>,
 ) -> Result<(Vec<Group<K>>, Vec<Place>)> {
-    let (bins, places) = plan(model.trained().map(|p| (p.value.len(), key(p))), GROUP);
+    let (bins, places) = plan(model.trained().map(|p| p.value.len()).zip(keys), GROUP);
     let mut made: Vec<Group<K>> = Vec::new();
     let trained: Vec<&mut Param> = model.params_mut().filter(|p| p.train.is_some()).collect();
     let mut members: Vec<(Place, &mut Param)> = places.iter().copied().zip(trained).collect();

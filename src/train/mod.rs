@@ -1,5 +1,5 @@
 //! Training: what a run is told (`config`), how its learning rate goes (`schedule`), what moves the weights (`optim`), what is
-//! minimised (`method`), what it leaves behind (`checkpoint`, `metrics`).
+//! minimised (`method`), what it leaves behind (`checkpoint`, `metrics`, `record`).
 mod adapter;
 mod best;
 pub mod checkpoint;
@@ -12,9 +12,12 @@ pub mod method;
 pub mod metrics;
 pub mod optim;
 pub mod plan;
+pub mod record;
+pub mod report;
 mod router;
 pub mod run;
 pub mod schedule;
 mod setup;
+mod space;
 mod state;
-pub use setup::{batch_options, data_options};
+pub use setup::{batch_options, data_options, hyper};

@@ -4,12 +4,14 @@ use super::checkpoint::{self, RunDir};
 use super::config::{EvalStrategy, Resume, SaveStrategy, TrainConfig};
 use super::cursor::Cursor;
 use super::loss_scale::LossScale;
-use super::metrics::{MetricsFile, Reporter};
-use super::optim::Optimizer;
+use super::metrics::Reporter;
+use super::optim::{Optimizer, Share};
 use super::plan::{Budget, Rehearsal, gib};
+use super::record::{Record, info::RunInfo};
+use super::report::words::grouped;
 use super::schedule::Schedule;
 use super::state::{self, State};
-use super::{adapter, disk, router, setup};
+use super::{adapter, disk, router, setup, space};
 use crate::backend::Backend;
 use crate::data::{self, Dataset, Tokenizer};
 use crate::dtype::DType;
@@ -85,8 +87,8 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         }
     }
     let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
-    optimizer.embedding_rate = config.embedding_learning_rate.map_or(1.0, |rate| rate / config.learning_rate);
     let mut state = State { start: state::start(&model), ..fresh };
+    let from = resume.as_ref().map(|(folder, _)| folder.display().to_string());
     if let Some((folder, found)) = resume {
         state::check_start(&folder, &found, &state)?;
         state::load(b, &mut model, &mut optimizer, &folder, &found)?;
@@ -96,6 +98,9 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let N = config.per_device_train_batch_size * config.max_length;
     let aux_coef = router::coef(config, &base, &model)?;
     let session = Some(Session::new(b, &model, N, config.max_length, layout.plan.clone())?);
+    if let Some(warning) = space::check(config, &model)? {
+        reporter.message(&warning);
+    }
     // only now is it certain that the run starts, so only now may what it replaces go
     for old in run_dir.remove_after(state.global_step)? {
         reporter.message(&format!(
@@ -105,10 +110,11 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         ));
     }
     state::unpublish(run_dir.path())?;
-    let metrics = MetricsFile::open(&config.output_dir, state.global_step)?;
-    let samples = samples_file(config, state.global_step)?;
+    let info = RunInfo { total_steps: total, ..RunInfo::new(config, b, &model, &data, cursor.fill()) };
+    let record = Record::open(config, info, state.global_step, from)?;
     disk::publish(&config.output_dir.join("config.toml"), |file| disk::write(file, config.to_toml()?.as_bytes()))?;
     report_parameters(&model, reporter);
+    report_rates(&optimizer, reporter);
     let (plan, peak) = (&layout.plan, gib(layout.memory.peak));
     let host = if layout.memory.host_peak > 0 {
         format!(", {} on the host", gib(layout.memory.host_peak))
@@ -136,19 +142,13 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         optimizer,
         session,
         plan: layout.plan,
-        metrics,
-        samples,
+        record,
         aux_coef,
         schedule,
         state,
         clock,
     }
     .run(reporter)
-}
-
-/// Where the answers to the evaluation's prompts go, if there are any.
-fn samples_file(config: &TrainConfig, done: u64) -> Result<Option<MetricsFile>> {
-    (config.eval_samples > 0).then(|| MetricsFile::samples(&config.output_dir, done)).transpose()
 }
 
 /// The model's spec and tokenizer, both sound, and the data as that tokenizer has it.
@@ -183,14 +183,15 @@ fn report_parameters(model: &Model, reporter: &mut dyn Reporter) {
     reporter.message(&format!("of these: {}", parts.collect::<Vec<_>>().join(", ")));
 }
 
-/// Digits in groups of three: 1,234,567.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let comma = |(i, digit): (usize, char)| {
-        let comma = i > 0 && (digits.len() - i).is_multiple_of(3);
-        comma.then_some(',').into_iter().chain([digit])
-    };
-    digits.chars().enumerate().flat_map(comma).collect()
+/// Where there is more than one: each learning rate, and for how many parameters.
+fn report_rates(optimizer: &Optimizer, reporter: &mut dyn Reporter) {
+    if optimizer.shares().count() < 2 {
+        return;
+    }
+    for Share { rule, rate, count } in optimizer.shares() {
+        let what = if *rate == 0.0 { "frozen".to_string() } else { format!("learning rate {rate:e}") };
+        reporter.message(&format!("{what}: {} parameters ({rule})", grouped(*count as u64)));
+    }
 }
 
 fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {
@@ -227,8 +228,7 @@ struct Run<'a> {
     /// `None` while something else has its memory.
     session: Option<Session<'a>>,
     plan: Plan,
-    metrics: MetricsFile,
-    samples: Option<MetricsFile>,
+    record: Record,
     /// Of the routers' balance loss, where it counts.
     aux_coef: Option<f64>,
     schedule: Schedule,
@@ -238,6 +238,13 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn run(mut self, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
+        let ended = self.steps(reporter);
+        let recorded = self.record.end(&ended);
+        // what went wrong first is what is told
+        ended.and_then(|eval| recorded.map(|()| eval))
+    }
+
+    fn steps(&mut self, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
         self.compare(reporter)?;
         let mut eval = None;
         if self.state.global_step == 0 && self.config.eval_on_start {
@@ -253,7 +260,8 @@ impl Run<'_> {
                 improved = eval.as_ref().is_some_and(|eval| self.state.best.see(self.config, eval));
             }
             let interrupted = reporter.is_interrupted() && !self.is_over();
-            if self.saves_now(ends_epoch, improved) || interrupted {
+            let wanted = reporter.wants_checkpoint();
+            if self.saves_now(ends_epoch, improved) || interrupted || wanted {
                 self.save(reporter)?;
                 saved = self.state.global_step;
             }
@@ -298,8 +306,7 @@ impl Run<'_> {
 
     fn save(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
         let started = Instant::now();
-        self.metrics.sync()?;
-        self.samples.iter().try_for_each(MetricsFile::sync)?;
+        self.record.sync()?;
         let folder =
             state::save(self.b, &self.run_dir, &self.model, &self.optimizer, self.config, &self.base, &self.state)?;
         reporter.saved(&folder);

@@ -1,6 +1,6 @@
 //! From a config to what a run works with: data, model, buffers.
-use super::config::{LoraConfig as LoraKeys, Method, Optim, TrainConfig};
-use super::optim::Hyper;
+use super::config::{AdjustLr, LoraConfig as LoraKeys, Method, Optim, TrainConfig};
+use super::optim::{Decay, Home, Hyper, Precision, Rates, Rule};
 use crate::data::{BatchOptions, DataOptions, Packing, Tokenizer};
 use crate::model::lora::LoraConfig;
 use crate::model::{LoadOptions, Place};
@@ -63,14 +63,46 @@ pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>, place
     }
 }
 
-pub(super) fn hyper(config: &TrainConfig) -> Hyper {
+/// What the optimizer is told.
+pub fn hyper(config: &TrainConfig) -> Hyper {
+    let rule = match config.optim {
+        Optim::AdamW | Optim::AdamW8bit | Optim::PagedAdamW | Optim::PagedAdamW8bit => Rule::AdamW,
+        Optim::Lion | Optim::Lion8bit | Optim::PagedLion | Optim::PagedLion8bit => Rule::Lion,
+        Optim::Sgd => Rule::Sgd,
+        Optim::Muon => Rule::Muon,
+    };
+    let precision = match config.optim {
+        Optim::AdamW8bit | Optim::PagedAdamW8bit | Optim::Lion8bit | Optim::PagedLion8bit => Precision::Bits8,
+        Optim::AdamW | Optim::PagedAdamW | Optim::Lion | Optim::PagedLion | Optim::Sgd | Optim::Muon => Precision::F32,
+    };
+    let home = if config.optim.resident() == config.optim { Home::Device } else { Home::HOST };
+    let (args, muon) = (&config.optim_args, rule == Rule::Muon);
     Hyper {
+        rule,
+        precision,
+        home,
+        momentum: args.momentum.unwrap_or(if muon { 0.95 } else { 0.0 }),
+        dampening: args.dampening.unwrap_or(0.0),
+        nesterov: args.nesterov.unwrap_or(muon),
+        ns_steps: args.ns_steps.unwrap_or(5),
+        adjust_lr: args.adjust_lr_fn.unwrap_or(AdjustLr::Original),
         beta1: config.adam_beta1,
         beta2: config.adam_beta2,
         eps: config.adam_epsilon,
         weight_decay: config.weight_decay,
         max_grad_norm: config.max_grad_norm,
-        eight_bit: config.optim == Optim::AdamW8bit,
-        decay_all: false,
+        decay: Decay::Weights,
+        rates: rates(config),
+    }
+}
+
+fn rates(config: &TrainConfig) -> Rates {
+    Rates {
+        base: config.learning_rate,
+        patterns: config.learning_rates.clone(),
+        embedding: config.embedding_learning_rate,
+        loraplus_ratio: config.loraplus_lr_ratio,
+        loraplus_embedding: config.loraplus_lr_embedding,
+        model: config.model_name_or_path.clone(),
     }
 }

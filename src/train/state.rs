@@ -2,10 +2,10 @@
 use super::best::Best;
 use super::checkpoint::{self, Keep, RunDir};
 use super::config::{Resume, TrainConfig};
-use super::disk;
 use super::loss_scale::LossScale;
 use super::metrics::{self, Reporter};
 use super::optim::Optimizer;
+use super::{disk, space};
 use crate::backend::Backend;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
@@ -61,6 +61,8 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "eval_steps",
         "save_steps",
         "save_total_limit",
+        "report_to",
+        "logging_dir",
         "eval_strategy",
         "eval_on_start",
         "eval_samples",
@@ -76,6 +78,8 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         // may be changed on the way, after a loss that ran off for one
         "learning_rate",
         "embedding_learning_rate",
+        "loraplus_lr_ratio",
+        "loraplus_lr_embedding",
         "lr_scheduler_type",
         "lr_scheduler_kwargs",
         "warmup_steps",
@@ -85,6 +89,8 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
     ];
     if let Some(keys) = value.as_object_mut() {
         silent.iter().for_each(|key| drop(keys.remove(*key)));
+        // where states lie changes nothing
+        keys.insert("optim".into(), config.optim.resident().name().into());
     }
     Ok(blake3::hash(value.to_string().as_bytes()).to_hex().to_string())
 }
@@ -182,6 +188,7 @@ pub(super) fn save(
         let text = serde_json::to_vec_pretty(state).map_err(|e| Error::Bug(e.to_string()))?;
         std::fs::write(dir.join(STATE), text).map_err(Error::write(dir.join(STATE)))
     })
+    .map_err(|e| disk::explained(e, space::checkpoint_bytes(config, model)))
 }
 
 /// The checkpoint to go on from, if the config asks for one and there is one.

@@ -267,6 +267,15 @@ pub fn all() -> Vec<(String, Case)> {
                 .floats("map1", dyn8::dynamic_map(true))
                 .floats("map2", dyn8::dynamic_map(false))
                 .positive(&["absmax1", "absmax2"]));
+            let p = lion::Lion::new(P as usize, 1e-2, (0.9, 0.99), 0.1);
+            add!(lion_step, p);
+            add!(lion_step_8bit, p, |c: Case| c.floats("map", dyn8::dynamic_map(true)).positive(&["absmax"]));
+            for nesterov in [0, 1] {
+                let p = sgd::Sgd { P, lr: 1e-2, decay: 0.1, momentum: 0.9, rest: 0.8, nesterov };
+                add!(sgd_step, p);
+                add!(sgd_step_momentum, p);
+            }
+            add!(muon_step, muon::MuonStep { P, keep: 0.99, lr: 0.02 });
             add!(gradnorm_partial, gradnorm::GradNorm { P });
             add!(gradnorm_finish, gradnorm::GradNormFinish { P, max_norm: 0.5, unscale: 0.25 }, |c: Case| c
                 .positive(&["partial"]));
@@ -306,6 +315,11 @@ pub fn all() -> Vec<(String, Case)> {
                 add!(activation_forward, p);
                 add!(activation_backward, p);
             }
+        }
+        for (E, N, C) in [(1, 1, 8), (2, 9, 128), (3, 3, 34), (1, 17, 1024), (2, 3, 1032), (1, 2, 4098), (2, 2050, 2)] {
+            let p = muon::MuonMomentum { N: E * N, C, momentum: 0.95, rest: 0.05, nesterov: C % 4 / 2 };
+            add!(muon_momentum, p);
+            add!(muon_normalize, muon::MuonNormalize { E, N, C, eps: 1e-7 }, |c: Case| c.positive(&["square"]));
         }
         for (N, C) in [(1, 8), (9, 128), (3, 34), (17, 1024), (3, 1032), (2, 4096), (2, 8192), (2, 10_248), (3, 2050)] {
             let p = rmsnorm::RmsNorm { N, C, eps: 1e-5, shift: 0.5 };

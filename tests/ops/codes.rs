@@ -3,6 +3,7 @@
 //! A quantizer q is monotone, so that is `q(x − slack) <= code <= q(x + slack)`.
 use crate::values::Values;
 use luthier::ops::adamw::{AdamW, adamw_step};
+use luthier::ops::lion::{Lion, lion_step};
 use luthier::ops::{Op, dyn8, nf4};
 
 /// 4 units in the last place, relative: the quotient by absmax is rounded once or twice.
@@ -31,6 +32,7 @@ pub fn compare(op: Op, arg: &str, got: &[u8], inputs: &Values, params: &[u8]) ->
             wrong.map_or(Ok(0.0), |n| Err(format!("row {n} is not that of its id")))
         }
         (Op::adamw_step_8bit, "m" | "v") => compare_adamw(arg, got, inputs, bytemuck::pod_read_unaligned(params)),
+        (Op::lion_step_8bit, "m") => compare_lion(got, inputs, bytemuck::pod_read_unaligned(params)),
         _ => Err("is written, and tests/ops/codes.rs does not know by which quantizer".into()),
     }
 }
@@ -73,11 +75,7 @@ fn nearest(map: &[f64], x: f64) -> u8 {
 /// The moments before rounding come from `adamw_step` at f64 on what the codes stand for.
 fn compare_adamw(arg: &str, got: &[u8], inputs: &Values, p: AdamW) -> Result<f64, String> {
     let x = |name: &str| inputs[name].floats().to_vec();
-    let decode = |name: &str, map: &str, absmax: &str| -> Vec<f64> {
-        let (map, absmax) = (x(map), x(absmax));
-        inputs[name].bytes().iter().enumerate().map(|(i, c)| map[*c as usize] * absmax[i / dyn8::BLOCK]).collect()
-    };
-    let (m0, v0) = (decode("m", "map1", "absmax1"), decode("v", "map2", "absmax2"));
+    let (m0, v0) = (decode(inputs, "m", "map1", "absmax1"), decode(inputs, "v", "map2", "absmax2"));
     let (mut m, mut v) = (m0.clone(), v0.clone());
     adamw_step(&mut x("weight"), &mut m, &mut v, &x("grad"), &x("scale"), &p);
     if arg == "v" {
@@ -85,16 +83,34 @@ fn compare_adamw(arg: &str, got: &[u8], inputs: &Values, p: AdamW) -> Result<f64
         // a sum of positive terms, about eight roundings in all
         return check(got, scaled(&v, dyn8::BLOCK).map(|x| (x, 2.0 * SLACK * x)), |x| nearest(&map, x));
     }
+    check_mean(got, &m, &m0, p.beta1, &x("map1"))
+}
+
+/// What the codes of `name` stand for.
+fn decode(inputs: &Values, name: &str, map: &str, absmax: &str) -> Vec<f64> {
+    let (map, absmax) = (inputs[map].floats(), inputs[absmax].floats());
+    inputs[name].bytes().iter().enumerate().map(|(i, c)| map[*c as usize] * absmax[i / dyn8::BLOCK]).collect()
+}
+
+/// m = beta·m0 + .., which never changes its sign by rounding.
+fn check_mean(got: &[u8], m: &[f64], m0: &[f64], beta: f32, map: &[f64]) -> Result<f64, String> {
     // where the two terms of m nearly cancel, the roundings of both stay
-    let size = |i: usize| (p.beta1 as f64 * m0[i]).abs() + (m[i] - p.beta1 as f64 * m0[i]).abs();
-    let scaled = scaled(&m, dyn8::BLOCK)
+    let size = |i: usize| (beta as f64 * m0[i]).abs() + (m[i] - beta as f64 * m0[i]).abs();
+    let scaled = scaled(m, dyn8::BLOCK)
         .enumerate()
         .map(|(i, x)| (x, if x == 0.0 { 0.0 } else { 2.0 * SLACK * size(i) * (x / m[i]) }));
-    let map = x("map1");
-    check(got, scaled, |x| match nearest(&map, x) {
-        // a first moment never changes its sign by rounding
+    check(got, scaled, |x| match nearest(map, x) {
         code if (map[code as usize] < 0.0) == (x < 0.0) => code,
         code if x > 0.0 => code + 1,
         code => code.saturating_sub(1),
     })
+}
+
+/// The same for Lion's momentum.
+fn compare_lion(got: &[u8], inputs: &Values, p: Lion) -> Result<f64, String> {
+    let x = |name: &str| inputs[name].floats().to_vec();
+    let m0 = decode(inputs, "m", "map", "absmax");
+    let mut m = m0.clone();
+    lion_step(&mut x("weight"), &mut m, &x("grad"), &x("scale"), &p);
+    check_mean(got, &m, &m0, p.beta2, &x("map"))
 }

@@ -31,8 +31,8 @@ macro_rules! files {
 }
 files! {
     activation, adamw, attention, attention_sink, balance, bias, cast, clamped_swiglu, dora, dropout, dyn8, embedding, expert_bias, expert_count, fill, gguf,
-    gradnorm, group_router, grouped, int8, latent, layernorm, logprob, matmul, mxfp4, nf4, noise, residual, rmsnorm, rope,
-    route, routed_swiglu, router, rows, swiglu,
+    gradnorm, group_router, grouped, int8, latent, layernorm, lion, logprob, matmul, muon, mxfp4, nf4, noise, residual, rmsnorm, rope,
+    route, routed_swiglu, router, rows, sgd, swiglu,
 }
 
 /// What a backend did with a file's cases.

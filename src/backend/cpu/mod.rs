@@ -134,6 +134,7 @@ fn by_rows(op: Op) -> bool {
             | Op::logprob_backward
             | Op::router_forward
             | Op::router_backward
+            | Op::muon_momentum
     )
 }
 

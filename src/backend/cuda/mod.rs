@@ -115,6 +115,9 @@ impl Backend for Cuda {
         let (major, minor) = self.device.capability;
         format!("{} (compute capability {major}.{minor}, {} MiB)", self.device.name, self.device.total >> 20)
     }
+    fn driver(&self) -> Option<String> {
+        report::driver_version().ok().map(|(major, minor)| format!("CUDA {major}.{minor}"))
+    }
     fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
         self.device.bind()?;
         let slab = self.slabs.borrow_mut().alloc(&self.device, RULES.bytes(len, dtype) as usize)?;

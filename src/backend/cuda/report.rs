@@ -46,12 +46,17 @@ pub fn report() -> CudaReport {
     report
 }
 
-fn devices(report: &mut CudaReport) -> Result<()> {
+/// The CUDA version that the driver speaks, (major, minor).
+pub fn driver_version() -> Result<(i32, i32)> {
     super::driver::driver_present()?;
     let mut version = 0;
     // SAFETY: one integer to write to.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed("the driver's version"))?;
-    report.driver = Some((version / 1000, version % 1000 / 10));
+    Ok((version / 1000, version % 1000 / 10))
+}
+
+fn devices(report: &mut CudaReport) -> Result<()> {
+    report.driver = Some(driver_version()?);
     for ordinal in 0..CudaContext::device_count().map_err(failed("counting devices"))?.max(0) as usize {
         let device = result::device::get(ordinal as i32).map_err(failed("a device"))?;
         // Without a context: that would take memory on every device. SAFETY: the device exists.

@@ -331,6 +331,10 @@ impl Backend for Wgpu {
         format!("{} ({}, {})", self.report.name, self.report.api, self.report.driver)
     }
 
+    fn driver(&self) -> Option<String> {
+        Some(self.report.driver.clone()).filter(|driver| !driver.is_empty())
+    }
+
     fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
         self.take(&mut self.state.borrow_mut(), len, dtype)
     }

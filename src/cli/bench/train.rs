@@ -10,7 +10,7 @@ use luthier::model::quantized::{self, Scheme};
 use luthier::model::{Keep, LoadOptions, Model, Place, Plan, Session, Tokens};
 use luthier::rng::Rng;
 use luthier::train::method::cross_entropy;
-use luthier::train::optim::{Hyper, Optimizer};
+use luthier::train::optim::{Hyper, Optimizer, Precision};
 use luthier::{Error, Result, export};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -66,9 +66,7 @@ impl Train {
         let mut model = Model::load(b, &self.weights, &self.load_options())?;
         b.sync()?;
         say!("loaded in {:.1} s", loading.elapsed().as_secs_f64());
-        let (beta1, beta2, eps) = (0.9, 0.999, 1e-8);
-        let hyper =
-            Hyper { beta1, beta2, eps, weight_decay: 0.01, max_grad_norm: 1.0, eight_bit: true, decay_all: false };
+        let hyper = Hyper { precision: Precision::Bits8, weight_decay: 0.01, ..Hyper::default() };
         let mut optimizer = Optimizer::new(b, &mut model, hyper)?;
         let keep = match self.plan.as_str() {
             "keep" => Keep::All,

@@ -188,6 +188,20 @@ fn read_override(text: &str) -> Result<(String, Node)> {
     Ok((key.trim().to_string(), tree::read_override(value.trim(), &place)))
 }
 
+/// A table as transformers' `optim_args` has it: `a=1, b=True`.
+fn pairs(text: &str, place: &Place) -> Option<Vec<(String, Node)>> {
+    let pair = |pair: &str| {
+        let (key, value) = pair.split_once('=')?;
+        let value = match value.trim() {
+            "True" => "true",
+            "False" => "false",
+            value => value,
+        };
+        Some((key.trim().to_string(), tree::read_override(value, place)))
+    };
+    text.split(',').map(pair).collect()
+}
+
 /// `[lora] r = 8` becomes `lora.r = 8`; the known tables only, so that an unknown one is named as a whole.
 fn flatten(
     written: Vec<(String, Node)>,
@@ -197,7 +211,11 @@ fn flatten(
     let mut out = Vec::new();
     for (key, node) in written {
         let table = tables.iter().find(|t| **t == key);
-        match (table, node.value) {
+        let value = match node.value {
+            Value::Str(text) if table.is_some() => pairs(&text, &node.place).map_or(Value::Str(text), Value::Table),
+            value => value,
+        };
+        match (table, value) {
             (Some(table), Value::Table(inner)) => {
                 seen.push(table);
                 out.extend(inner.into_iter().map(|(name, node)| (format!("{key}.{name}"), node)));

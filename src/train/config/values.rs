@@ -43,12 +43,30 @@ words! {
         /// Documents end to end; every token counts.
         Pretrain = "pretrain" | "pt",
     }
-    /// The optimizer, and how it stores its two moments.
+    /// The optimizer, and how it stores its states.
     Optim {
         /// In f32.
         AdamW = "adamw" | "adamw_torch" | "adamw_torch_fused",
         /// In 8 bits per value, block-wise, as bitsandbytes does.
         AdamW8bit = "adamw_8bit" | "adamw_bnb_8bit",
+        Lion = "lion_32bit" | "lion",
+        Lion8bit = "lion_8bit",
+        /// Paged: states in host memory.
+        PagedAdamW = "paged_adamw_32bit" | "paged_adamw",
+        PagedAdamW8bit = "paged_adamw_8bit",
+        PagedLion = "paged_lion_32bit" | "paged_lion",
+        PagedLion8bit = "paged_lion_8bit",
+        Sgd = "sgd",
+        Muon = "muon",
+    }
+    /// What Muon multiplies the learning rate of a matrix by.
+    AdjustLr {
+        /// √max(1, outputs/inputs).
+        Original = "original",
+        /// 0.2·√max(outputs, inputs).
+        MatchRmsAdamw = "match_rms_adamw",
+        /// √(outputs/inputs).
+        SpectralUnclamped = "spectral_unclamped",
     }
     /// The shape of the learning rate over the run, named as in transformers.
     SchedulerType {
@@ -84,6 +102,61 @@ words! {
     /// Which biases are trained beside the adapters.
     LoraBias {
         None = "none",
+    }
+}
+
+/// Who is told of a run as it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracker {
+    TensorBoard,
+}
+
+/// Every tracker that is told; none where it is empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReportTo(pub Vec<Tracker>);
+
+impl FromNode for ReportTo {
+    fn wanted() -> String {
+        "\"tensorboard\", \"none\", or a list of these (others are not there)".into()
+    }
+    fn from_value(value: &Value) -> Option<ReportTo> {
+        let words = Vec::<String>::from_value(value)?;
+        let mut trackers = Vec::new();
+        for word in words {
+            match word.as_str() {
+                "tensorboard" | "all" => trackers.push(Tracker::TensorBoard),
+                "none" => {}
+                _ => return None,
+            }
+        }
+        trackers.dedup();
+        Some(ReportTo(trackers))
+    }
+}
+
+impl Serialize for ReportTo {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let name = |tracker: &Tracker| match tracker {
+            Tracker::TensorBoard => "tensorboard",
+        };
+        match &self.0[..] {
+            [] => s.serialize_str("none"),
+            [one] => s.serialize_str(name(one)),
+            several => s.collect_seq(several.iter().map(name)),
+        }
+    }
+}
+
+impl Optim {
+    /// The same with its states on the device: what a paged optimizer computes.
+    pub fn resident(self) -> Optim {
+        match self {
+            Optim::PagedAdamW => Optim::AdamW,
+            Optim::PagedAdamW8bit => Optim::AdamW8bit,
+            Optim::PagedLion => Optim::Lion,
+            Optim::PagedLion8bit => Optim::Lion8bit,
+            other => other,
+        }
     }
 }
 

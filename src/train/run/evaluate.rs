@@ -31,7 +31,7 @@ impl Run<'_> {
             eval_perplexity: eval_loss.exp(),
             eval_runtime: started.elapsed().as_secs_f64(),
         };
-        self.metrics.eval(&eval)?;
+        self.record.eval(&eval)?;
         reporter.eval(&eval);
         self.answer(reporter)?;
         self.clock.since += started.elapsed();

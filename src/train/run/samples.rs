@@ -52,28 +52,25 @@ impl Run<'_> {
     /// At an evaluation: the answers to its first prompts.
     pub(super) fn answer(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
         if self.config.eval_samples > 0 {
-            for line in self.sample(reporter)? {
-                self.samples.iter_mut().try_for_each(|file| file.sample(&line))?;
-            }
+            self.sample(reporter)?;
         }
         Ok(())
     }
 
     /// Nothing where the weights stream from the host: each token would take all of them over the bus.
-    fn sample(&mut self, reporter: &mut dyn Reporter) -> Result<Vec<SampleLine>> {
+    fn sample(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
         if self.model.streamed.is_some() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         self.session = None;
-        let mut lines = Vec::new();
         for example in asked(self.config, self.data) {
             let line = self.continued(example)?;
+            self.record.sample(&line)?;
             reporter.sample(&line.prompt, &line.text);
-            lines.push(line);
         }
         let N = self.config.per_device_train_batch_size * self.config.max_length;
         self.session = Some(Session::new(self.b, &self.model, N, self.config.max_length, self.plan.clone())?);
-        Ok(lines)
+        Ok(())
     }
 
     fn continued(&self, example: &Example) -> Result<SampleLine> {

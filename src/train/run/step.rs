@@ -48,9 +48,12 @@ impl Run<'_> {
             aux_loss,
             loss_scale,
         };
+        self.record.reached(&metrics);
+        let told = Instant::now();
         reporter.step(&metrics);
+        self.clock.since += told.elapsed();
         if step.is_multiple_of(self.config.logging_steps) || step == self.total {
-            self.metrics.step(&metrics)?;
+            self.record.step(&metrics)?;
             (self.clock.since, self.clock.tokens) = (Instant::now(), 0);
         }
         Ok(epoch.fract() == 0.0)
