@@ -215,6 +215,16 @@ fn mistakes_are_named_with_their_line() {
         ),
         ("[lora]\nlayers_to_transform = [-1]", &["must be a whole number or a list of them"]),
         ("embedding_learning_rate = 0", &["`embedding_learning_rate` must be more than 0, got 0"]),
+        (
+            "[lora]\ninit_lora_weights = 'olora'",
+            &["must be true, \"gaussian\", \"pissa\" or \"pissa_niter_[number]\", got \"olora\""],
+        ),
+        (
+            "[lora]\nuse_dora = true\ninit_lora_weights = 'pissa'",
+            &["line 6: `init_lora_weights` and `use_dora` exclude"],
+        ),
+        ("eval_steps = 1.5", &["must be a whole number of steps, or a share between 0 and 1, got 1.5"]),
+        ("early_stopping_patience = 2", &["line 4: `early_stopping_patience` needs records to evaluate on"]),
         ("[lora]\nbias = 'all'", &["must be \"none\", got \"all\""]),
         (
             "eval_dataset = [1]",

@@ -9,7 +9,7 @@ use crate::model::Model;
 use crate::model::adapters::Detached;
 use crate::model::lora::{LoraConfig, Targets};
 use crate::model::param::Param;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 mod config;
@@ -51,18 +51,55 @@ pub fn save(b: &dyn Backend, model: &Model, base: &str, out: &Path) -> Result<()
     let named = |p| file_names(p).map(move |(name, i)| (name, p, i));
     let mut params: Vec<(String, &Param, usize)> = adapter_params(model, config).flat_map(named).collect();
     params.sort_by(|a, b| a.0.cmp(&b.0));
-    let outline = |(name, p, _): &(String, &Param, usize)| Outline {
-        name: name.clone(),
-        dtype: Dtype::F32,
-        shape: p.shape.clone(),
+    let starts = starts(model);
+    let outline = |(name, p, _): &(String, &Param, usize)| {
+        let shape = match starts.get(p.name.as_str()) {
+            Some(Side::A(_)) => vec![2 * p.shape[0], p.shape[1]],
+            Some(Side::B(_)) => vec![p.shape[0], 2 * p.shape[1]],
+            None => p.shape.clone(),
+        };
+        Outline { name: name.clone(), dtype: Dtype::F32, shape }
     };
     let file = out.join(format!("{STEM}.safetensors"));
     let mut writer = Writer::create(&file, params.iter().map(outline).collect())?;
     for (_, param, i) in params {
-        writer.write(&DType::F32.encode(&param.get_part(b, i)?))?;
+        let values = param.get_part(b, i)?;
+        let values = match starts.get(param.name.as_str()) {
+            Some(side) => side.learned(&values, param),
+            None => values,
+        };
+        writer.write(&DType::F32.encode(&values))?;
     }
     writer.finish()?;
+    let wide = config.widened(if starts.is_empty() { 1 } else { 2 });
+    let config = &wide;
     write_json(&out.join(CONFIG), &config::to_json(config, &targets(model, config), base, model.spec.layout))
+}
+
+/// Where a side of an adapter started that the base's weight lacks, as the device held it.
+enum Side<'m> {
+    A(&'m [f32]),
+    B(&'m [f32]),
+}
+
+/// Of A and B by name.
+fn starts(model: &Model) -> BTreeMap<&str, Side<'_>> {
+    let loras = model.linears().filter_map(|linear| linear.lora.as_ref());
+    let both = loras.filter_map(|lora| lora.start.as_ref().map(|start| (lora, start)));
+    both.flat_map(|(l, s)| [(l.a.name.as_str(), Side::A(&s.a)), (l.b.name.as_str(), Side::B(&s.b))]).collect()
+}
+
+impl Side<'_> {
+    /// B·A − B₀·A₀ = [B | B₀]·[A; −A₀]: this side of the product, as in files.
+    fn learned(&self, now: &[f32], param: &Param) -> Vec<f32> {
+        match self {
+            Side::A(start) => now.iter().copied().chain(param.unpad(start).iter().map(|x| -x)).collect(),
+            Side::B(start) => {
+                let (r, start) = (param.shape[1], param.unpad(start));
+                now.chunks(r).zip(start.chunks(r)).flat_map(|(now, start)| [now, start].concat()).collect()
+            }
+        }
+    }
 }
 
 /// The tokenizer, or at least the chat template, that lies beside the adapter; else, and without an adapter, the `base` model's.

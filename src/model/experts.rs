@@ -241,8 +241,8 @@ impl Experts {
                 a.set_part(b, i, &lora::first_values(seed, name, r, C))?;
             }
         }
-        self.stack.lora =
-            Some(Lora { a, b: bb, R, scale: shape.scale, dora: None, dropout: Dropout::new(dropout, &self.names[0]) });
+        let dropout = Dropout::new(dropout, &self.names[0]);
+        self.stack.lora = Some(Lora { a, b: bb, R, scale: shape.scale, dora: None, dropout, start: None });
         Ok(())
     }
 }

@@ -8,6 +8,7 @@
 use super::dora::{Dora, DoraScratch};
 use super::dropout::{Dropout, DropoutScratch};
 use super::experts::{Experts, Rows};
+use super::lora::pissa::Start;
 use super::param::Param;
 use crate::backend::{Backend, Buf, Launch, Scope};
 use crate::dtype::DType;
@@ -114,6 +115,8 @@ pub struct Lora {
     pub scale: f32,
     pub dora: Option<Dora>,
     pub dropout: Option<Dropout>,
+    /// Where it started, if the weight lacks that.
+    pub start: Option<Start>,
 }
 
 /// Sees what the weights of a model are multiplied with, as it happens: for measurements.

@@ -11,9 +11,22 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 mod patterns;
+pub mod pissa;
 mod rules;
 pub use patterns::Patterns;
 pub use rules::{Rules, Targets};
+
+/// What an adapter starts as, `init_lora_weights`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Init {
+    /// A uniform (Kaiming), B zero.
+    #[default]
+    Plain,
+    /// A normal with a deviation of 1/r, B zero.
+    Gaussian,
+    /// The weight's principal part, which the weight then lacks; found by so many iterations, or by as many as it takes.
+    Pissa { niter: Option<usize> },
+}
 
 /// PEFT's `LoraConfig`, as far as it is supported.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +54,9 @@ pub struct LoraConfig {
     pub use_dora: bool,
     /// The share of the adapter's inputs that training sets to 0.
     pub lora_dropout: f64,
+    /// Of a new adapter; a finished one is what its file says.
+    #[serde(skip)]
+    pub init: Init,
     /// Where it was read from, if it is a finished adapter's: such a config may name modules that a model lacks.
     #[serde(skip)]
     pub file: Option<PathBuf>,
@@ -61,6 +77,7 @@ impl Default for LoraConfig {
             use_rslora: false,
             use_dora: false,
             lora_dropout: 0.0,
+            init: Init::Plain,
             file: None,
         }
     }
@@ -99,6 +116,15 @@ impl LoraConfig {
         (alpha / if self.use_rslora { r.sqrt() } else { r }) as f32
     }
 
+    /// The same adapter with `times` the ranks, scaled as before.
+    pub fn widened(&self, times: usize) -> LoraConfig {
+        let alpha = |alpha: f64| alpha * if self.use_rslora { (times as f64).sqrt() } else { times as f64 };
+        let mut wide = LoraConfig { r: self.r * times, lora_alpha: alpha(self.lora_alpha), ..self.clone() };
+        wide.rank_pattern.0.iter_mut().for_each(|(_, r)| *r *= times);
+        wide.alpha_pattern.0.iter_mut().for_each(|(_, a)| *a = alpha(*a));
+        wide
+    }
+
     /// An error in `key`, about the adapter's own file, or about `model` that this config is for.
     pub fn error(&self, model: &Path, key: &str, what: impl std::fmt::Display) -> Error {
         match &self.file {
@@ -118,6 +144,12 @@ pub(super) fn first_values(seed: u64, name: &str, r: usize, C: usize) -> Vec<f32
     let bound = 1.0 / (C as f32).sqrt();
     let mut rng = Rng::named(seed, name);
     (0..r * C).map(|_| (rng.uniform() * 2.0 - 1.0) * bound).collect()
+}
+
+/// The same as PEFT's "gaussian": normal with a deviation of 1/r.
+fn normal_values(seed: u64, name: &str, r: usize, C: usize) -> Vec<f32> {
+    let mut rng = Rng::named(seed, name);
+    (0..r * C).map(|_| rng.normal() / r as f32).collect()
 }
 
 /// What a module's adapter weights are called, here and in PEFT's files.
@@ -143,11 +175,15 @@ pub fn attach(
         bb.unfreeze(b)?;
     }
     if !b.is_dry() {
-        a.set(b, &first_values(seed, &a.name, r, C))?;
+        let values = match rules.init() {
+            Init::Gaussian => normal_values(seed, &a.name, r, C),
+            Init::Plain | Init::Pissa { .. } => first_values(seed, &a.name, r, C),
+        };
+        a.set(b, &values)?;
     }
     let dora = if rules.use_dora() { Some(Dora::new(b, &linear.name, O, train)?) } else { None };
-    linear.lora =
-        Some(Lora { a, b: bb, R, scale: shape.scale, dora, dropout: Dropout::new(rules.lora_dropout(), &linear.name) });
+    let dropout = Dropout::new(rules.lora_dropout(), &linear.name);
+    linear.lora = Some(Lora { a, b: bb, R, scale: shape.scale, dora, dropout, start: None });
     Dora::start(b, linear, dtype)
 }
 

@@ -195,7 +195,8 @@ impl Param {
         held
     }
 
-    fn unpad(&self, held: &[f32]) -> Vec<f32> {
+    /// Values as the device holds them, in the file's layout.
+    pub fn unpad(&self, held: &[f32]) -> Vec<f32> {
         let file = matrix(&self.shape);
         let [rows, cols] = self.layout.turned(file);
         let one = |one: &[f32]| {

@@ -13,7 +13,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::export::peft;
 use crate::io::hub;
-use crate::model::lora::{self, Patterns, Targets};
+use crate::model::lora::{self, Init, Patterns, Targets};
 use serde::Serialize;
 use source::{Key, Source};
 use std::path::{Path, PathBuf};
@@ -285,6 +285,12 @@ keys! {
         use_dora | "use_dora" | "peft_use_dora": bool = false;
         /// The share of the adapters' inputs that a step of training sets to 0.
         lora_dropout | "lora_dropout": f64 = 0.0, if |x| (0.0..1.0).contains(x), "at least 0 and less than 1";
+        /// What a new adapter starts as. `true`: it changes nothing, A is uniform; `"gaussian"`: A is normal. `"pissa"`: it is the
+        /// principal part of its weight, which keeps the rest, in floats or quantized (arXiv:2404.02948); `"pissa_niter_4"`: found by 4
+        /// iterations, and not by as many as it takes. What is saved then is what was learned, as an adapter of twice the rank on
+        /// the model as it was: exact where the base is in floats, but for what their rounding takes; on a base in 4 or 8 bits the trained
+        /// model has besides the rounding of the rest, which that adapter on the unquantized model does not have.
+        init_lora_weights | "lora_init_weights": Init = Init::Plain;
         /// Which biases are trained.
         bias | "lora_bias": LoraBias = LoraBias::None;
         /// Of the adapters' initialisation; the run's `seed` where not given.
@@ -361,10 +367,24 @@ impl TrainConfig {
                 source.fail_at("warmup_ratio", "`warmup_ratio` and `warmup_steps` exclude each other: keep one")
             );
         }
+        self.check_init(source)?;
         self.check_evaluation(source)?;
         self.check_rates(source)?;
         self.check_optim_args(source)?;
         self.check_kwargs(source)
+    }
+
+    /// PiSSA makes new adapters of LoRA's plain form.
+    fn check_init(&self, source: &Source) -> Result<()> {
+        let Some(lora) = self.lora.as_ref().filter(|lora| matches!(lora.init_lora_weights, Init::Pissa { .. })) else {
+            return Ok(());
+        };
+        let what = match (&self.adapter, lora.use_dora) {
+            (Some(_), _) => "is for a new adapter, and this run goes on from one: take it out",
+            (_, true) => "and `use_dora` exclude each other: keep one",
+            _ => return Ok(()),
+        };
+        Err(source.fail_at("lora.init_lora_weights", format!("`init_lora_weights` {what}")))
     }
 
     /// What rests on evaluations needs some.

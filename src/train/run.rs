@@ -56,6 +56,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         model: adapter::fingerprint(state::base(&base, &spec)?, &own),
         loss_scale: (config.dtype == DType::F16).then(LossScale::default),
         best: Best::default(),
+        start: None,
     };
     let resume = state::find(config, reporter)?;
     if let Some((folder, found)) = &resume {
@@ -86,9 +87,10 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         }
     }
     let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
-    let mut state = fresh;
+    let mut state = State { start: state::start(&model), ..fresh };
     let from = resume.as_ref().map(|(folder, _)| folder.display().to_string());
     if let Some((folder, found)) = resume {
+        state::check_start(&folder, &found, &state)?;
         state::load(b, &mut model, &mut optimizer, &folder, &found)?;
         reporter.message(&format!("resumed after step {} from {}", found.global_step, folder.display()));
         state = found;

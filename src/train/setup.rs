@@ -43,6 +43,7 @@ pub(super) fn lora(keys: &LoraKeys) -> LoraConfig {
         modules_to_save: keys.modules_to_save.clone(),
         use_rslora: keys.use_rslora,
         use_dora: keys.use_dora,
+        init: keys.init_lora_weights,
         file: None,
     }
 }

@@ -34,6 +34,9 @@ pub(super) struct State {
     pub loss_scale: Option<LossScale>,
     #[serde(default)]
     pub best: Best,
+    /// Of what the base's weights lack because adapters started as it.
+    #[serde(default)]
+    pub start: Option<String>,
 }
 
 impl State {
@@ -213,6 +216,29 @@ pub(super) fn read(folder: &Path) -> Result<State> {
     let file = folder.join(STATE);
     let text = std::fs::read(&file).map_err(Error::read(&file))?;
     serde_json::from_slice(&text).map_err(|e| Error::content(&file, format!("line {}", e.line()), e))
+}
+
+/// A hash of what adapters started as, where the base's weights lack it.
+pub(super) fn start(model: &Model) -> Option<String> {
+    let starts = model.linears().filter_map(|linear| linear.lora.as_ref()?.start.as_ref());
+    let (mut hasher, mut any) = (blake3::Hasher::new(), false);
+    for start in starts {
+        any = true;
+        for x in start.a.iter().chain(&start.b) {
+            hasher.update(&x.to_le_bytes());
+        }
+    }
+    any.then(|| hasher.finalize().to_hex().to_string())
+}
+
+/// The adapter's start is computed again, and must come out as it was.
+pub(super) fn check_start(folder: &Path, found: &State, now: &State) -> Result<()> {
+    if found.start == now.start {
+        return Ok(());
+    }
+    let what = "the adapter's start (init_lora_weights) comes out with other bits here than where the run began: go on with the \
+                backend and the machine that it began on";
+    Err(Error::content(folder.join(STATE), "start", what))
 }
 
 /// Brings weights and moments back.

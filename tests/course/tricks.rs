@@ -63,3 +63,30 @@ fn a_model_without_routers_has_no_balance() {
     let error = bench.run(&Cpu::new(), "out", &["output_router_logits=true"], &mut Log::default()).unwrap_err();
     assert!(error.exit_code() == 2 && error.to_string().contains("no such loss is defined"), "{error}");
 }
+
+#[test]
+fn an_adapter_from_principal_parts_goes_on_as_if_nothing_had_been() {
+    let bench = Bench::new();
+    for (dtype, bits) in [("float32", "load_in_4bit=false"), ("bfloat16", "load_in_4bit=true")] {
+        let keys = [
+            &format!("dtype={dtype:?}"),
+            bits,
+            "lora={r=4,init_lora_weights=\"pissa_niter_4\"}",
+            "eval_strategy=\"no\"",
+        ];
+        let adapter = |out: &str| std::fs::read(bench.at(out).join("adapter_model.safetensors")).unwrap();
+        let (straight, again) = (format!("straight-{dtype}"), format!("again-{dtype}"));
+        bench.run(&Cpu::new(), &straight, &keys, &mut Log::default()).unwrap();
+        let mut log = Log { stop: Some(3), ..Log::default() };
+        assert_eq!(bench.run(&Cpu::new(), &again, &keys, &mut log).unwrap_err().exit_code(), 130);
+        bench.run(&Cpu::new(), &again, &keys, &mut Log::default()).unwrap();
+        assert!(adapter(&straight) == adapter(&again), "{dtype}");
+        let config = std::fs::read_to_string(bench.at(&straight).join("adapter_config.json")).unwrap();
+        assert!(config.contains("\"r\": 8") && config.contains("\"init_lora_weights\": true"), "{config}");
+
+        // the state knows what the base lacks
+        let file = bench.at(&again).join("trainer_state.json");
+        let state: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        assert!(state["start"].is_string(), "{state}");
+    }
+}

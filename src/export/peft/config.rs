@@ -2,7 +2,7 @@
 use super::CONFIG;
 use crate::error::{Error, Result};
 use crate::io::hub;
-use crate::model::lora::{LoraConfig, Patterns, Rules, Targets};
+use crate::model::lora::{Init, LoraConfig, Patterns, Rules, Targets};
 use crate::model::spec::WeightLayout;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
@@ -135,6 +135,7 @@ pub fn read_config(folder: &Path) -> Result<LoraConfig> {
         modules_to_save: json.modules_to_save.unwrap_or_default(),
         use_rslora: json.use_rslora,
         use_dora: json.use_dora,
+        init: Init::Plain,
         file: Some(file),
     };
     Rules::new(&config, folder)?;

@@ -60,6 +60,11 @@ impl<'a> Loader<'a> {
         if let Some(rules) = &self.rules
             && let Some(shape) = experts.targeted(rules)?
         {
+            if self.pissa().is_some() {
+                let what = "\"pissa\" starts from weights of their own, and experts of a layer lie together: take experts out of \
+                            target_modules";
+                return Err(rules.error("init_lora_weights", what));
+            }
             experts.attach(
                 (shape, rules.lora_dropout()),
                 self.b,

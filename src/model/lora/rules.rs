@@ -1,5 +1,5 @@
 //! Which modules have an adapter, and of what rank: PEFT's rules on names, regular expressions compiled once.
-use super::{LoraConfig, Shape};
+use super::{Init, LoraConfig, Shape};
 use crate::error::{Error, Result};
 use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -111,6 +111,9 @@ impl<'c> Rules<'c> {
     }
     pub fn lora_dropout(&self) -> f64 {
         self.config.lora_dropout
+    }
+    pub fn init(&self) -> Init {
+        self.config.init
     }
     pub fn use_dora(&self) -> bool {
         self.config.use_dora

@@ -2,7 +2,7 @@
 use super::source::FromNode;
 use super::tree::{Node, Value};
 use crate::dtype::DType;
-use crate::model::lora::{Patterns, Targets};
+use crate::model::lora::{Init, Patterns, Targets};
 use serde::{Serialize, Serializer};
 use std::path::PathBuf;
 
@@ -439,6 +439,32 @@ impl Serialize for Resume {
             Resume::Auto => s.serialize_str("auto"),
             Resume::Never => s.serialize_bool(false),
             Resume::Folder(path) => path.serialize(s),
+        }
+    }
+}
+
+impl FromNode for Init {
+    fn wanted() -> String {
+        "true, \"gaussian\", \"pissa\" or \"pissa_niter_[number]\"".into()
+    }
+    fn from_value(value: &Value) -> Option<Init> {
+        match value {
+            Value::Bool(true) => Some(Init::Plain),
+            Value::Str(s) if s == "gaussian" => Some(Init::Gaussian),
+            Value::Str(s) if s == "pissa" => Some(Init::Pissa { niter: None }),
+            Value::Str(s) => s.strip_prefix("pissa_niter_")?.parse().ok().map(|n| Init::Pissa { niter: Some(n) }),
+            _ => None,
+        }
+    }
+}
+
+impl Serialize for Init {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Init::Plain => s.serialize_bool(true),
+            Init::Gaussian => s.serialize_str("gaussian"),
+            Init::Pissa { niter: None } => s.serialize_str("pissa"),
+            Init::Pissa { niter: Some(n) } => s.serialize_str(&format!("pissa_niter_{n}")),
         }
     }
 }
