@@ -2,7 +2,7 @@
 use super::{download, out};
 use clap::{Args, Subcommand};
 use luthier::Result;
-use luthier::data::{self, BatchOptions, Dataset, EpochPlan, Example, Packing, Tokenizer};
+use luthier::data::{self, BatchOptions, Dataset, EpochPlan, ExampleRef, Examples, Packing, Tokenizer};
 use luthier::export::peft;
 use luthier::io::hub::Kind;
 use luthier::model::arch;
@@ -63,7 +63,7 @@ impl Preview {
         let (n, shown) = (data.train.len(), self.samples.min(data.train.len()));
         for i in 0..shown {
             let at = i * n / shown;
-            out(&sample(&data.train[at], at, &tokenizer, &paint)?)?;
+            out(&sample(data.train.get(at), at, &tokenizer, &paint)?)?;
         }
         Ok(())
     }
@@ -85,6 +85,9 @@ fn summary(config: &TrainConfig, data: &Dataset, tokenizer: &Tokenizer) -> Strin
     );
     let options = batch_options(config, tokenizer, true);
     text += &rows(&data.train, &options);
+    for note in &data.notes {
+        text += &format!("note      {}\n", clean(note));
+    }
     for found in r.findings.iter() {
         let what = if found.finding.is_warning() { "warning" } else { "note" };
         text += &format!("{what:9} {}\n", clean(&found.to_string()));
@@ -92,8 +95,8 @@ fn summary(config: &TrainConfig, data: &Dataset, tokenizer: &Tokenizer) -> Strin
     text
 }
 
-fn lengths(examples: &[Example], max_length: usize) -> String {
-    let mut lengths: Vec<usize> = examples.iter().map(Example::len).collect();
+fn lengths(examples: &Examples, max_length: usize) -> String {
+    let mut lengths = examples.lengths();
     lengths.sort();
     let at = |share: f64| lengths[((lengths.len() - 1) as f64 * share).round() as usize];
     let mean = lengths.iter().sum::<usize>() as f64 / lengths.len() as f64;
@@ -107,8 +110,8 @@ fn lengths(examples: &[Example], max_length: usize) -> String {
 }
 
 /// How full the rows of an epoch are, and what the other way would give.
-fn rows(examples: &[Example], options: &BatchOptions) -> String {
-    let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
+fn rows(examples: &Examples, options: &BatchOptions) -> String {
+    let lengths = examples.lengths();
     let plan = |packing| EpochPlan::new(&lengths, &BatchOptions { packing, ..options.clone() }, 0);
     let line = |plan: &EpochPlan| {
         format!("{} rows of {}, {:.1} % full", plan.rows.len(), options.max_length, 100.0 * plan.fill())
@@ -146,15 +149,15 @@ impl Paint {
     }
 }
 
-fn sample(example: &Example, index: usize, tokenizer: &Tokenizer, paint: &Paint) -> Result<String> {
+fn sample(example: ExampleRef, index: usize, tokenizer: &Tokenizer, paint: &Paint) -> Result<String> {
     let mut out = format!("\n── example {index}: {} tokens, {} trained ──\n", example.len(), example.targets());
     let mut stream = tokenizer.stream(false);
     let mut runs: Vec<(bool, String)> = vec![];
-    for (id, trained) in example.ids.iter().zip(&example.trained) {
-        let text = stream.push(*id)?;
-        match runs.last_mut().filter(|(kind, _)| kind == trained) {
+    for (id, trained) in example.ids().zip(example.trained()) {
+        let text = stream.push(id)?;
+        match runs.last_mut().filter(|(kind, _)| *kind == trained) {
             Some((_, run)) => run.push_str(&text),
-            None => runs.push((*trained, text)),
+            None => runs.push((trained, text)),
         }
     }
     let rest = stream.finish()?;

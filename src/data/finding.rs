@@ -1,8 +1,9 @@
 //! What is odd about data, counted while it is encoded: it trains, but perhaps not what was meant.
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Finding {
     /// Cut to max_length.
     Truncated,

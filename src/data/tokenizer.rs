@@ -34,6 +34,7 @@ pub struct Tokenizer {
     special: Vec<String>,
     eos: Vec<u32>,
     template: Option<TemplateText>,
+    fingerprint: String,
 }
 
 impl Tokenizer {
@@ -41,11 +42,13 @@ impl Tokenizer {
     /// file wins over what is in it.
     pub fn load(path: &Path) -> Result<Tokenizer> {
         let Parts { file, json, config_file, names, template, generation_file, generation } = parts(path)?;
-        let inner = open(&file, json)?;
+        let (inner, text) = open(&file, json)?;
+        let all = serde_json::json!([text, names, generation.get("eos_token_id")]);
+        let fingerprint = blake3::hash(all.to_string().as_bytes()).to_hex().to_string();
         let vocab = inner.get_vocab(true);
         let special = inner.get_added_tokens_decoder().into_values().filter(|t| t.special).map(|t| t.content).collect();
         let vocab_size = vocab.values().max().map_or(0, |id| *id as usize + 1);
-        let mut tokenizer = Tokenizer { inner, file, vocab_size, names, special, eos: vec![], template };
+        let mut tokenizer = Tokenizer { inner, file, vocab_size, names, special, eos: vec![], template, fingerprint };
         tokenizer.special.sort();
         tokenizer.eos = tokenizer.eos_ids_of(&config_file, &generation_file, generation)?;
         tokenizer.probe()?;
@@ -131,6 +134,10 @@ impl Tokenizer {
     }
     pub fn file(&self) -> &Path {
         &self.file
+    }
+    /// Of all that decides how texts become ids, and of the named tokens; not of the chat template.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     fn named(&self, name: &str) -> Option<u32> {
@@ -272,11 +279,13 @@ fn read_json(file: &Path) -> Result<Value> {
     parse(file, &read(file, MAX_TOKENIZER)?)
 }
 
-fn open(file: &Path, mut json: Value) -> Result<tokenizers::Tokenizer> {
+/// The tokenizer, and the text it was made from.
+fn open(file: &Path, mut json: Value) -> Result<(tokenizers::Tokenizer, String)> {
     tokenizer_check::check(&mut json).map_err(|(at, what)| Error::content(file, at, what))?;
-    let mut inner = guard(file, "load", || tokenizers::Tokenizer::from_bytes(json.to_string()))?;
+    let text = json.to_string();
+    let mut inner = guard(file, "load", || tokenizers::Tokenizer::from_bytes(&text))?;
     inner.with_padding(None);
-    Ok(inner)
+    Ok((inner, text))
 }
 
 /// The text of `file`, of at most `limit` bytes, without a byte order mark.

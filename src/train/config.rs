@@ -76,6 +76,10 @@ keys! {
         eval_dataset | "eval_datasets": Vec<Dataset> = Vec::new();
         /// The share of `dataset` that is kept out of training and evaluated on instead, chosen by `seed`.
         eval_split | "val_set_size": f64 = 0.0, if |x| (0.0..1.0).contains(x), "at least 0 and less than 1";
+        /// Keep the tokens of `dataset` and `eval_dataset` on disk, under a hash of the files' content, the tokenizer, the chat
+        /// template and whatever else decides them: the next run with the same starts at once, and tokens need no memory. In
+        /// `tokens` in `$LUTHIER_CACHE`, else in `luthier` in the user's folder for caches. `false`: they stay in memory.
+        dataset_cache: bool = true;
         /// Where the run keeps its checkpoints, metrics and result.
         output_dir | "output": PathBuf;
 

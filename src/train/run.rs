@@ -19,10 +19,12 @@ use crate::model::spec::Positions;
 use crate::model::{self, Model, Session, Tokens};
 use crate::rng::Rng;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Tokens of the sample that shows the model before and after.
 const SAMPLE_TOKENS: usize = 64;
+/// Between words about data that is being encoded.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Runs a config to its end, from wherever an earlier run of it got to. Returns the last evaluation's loss.
 pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
@@ -39,7 +41,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         )));
     }
     let tokenizer = peft::tokenizer(config.adapter.as_deref(), tokenizer, spec.V)?;
-    let data = data::load(&setup::data_options(config), &tokenizer)?;
+    let data = load_data(config, &tokenizer, reporter)?;
     report_data(&data, reporter);
     let cursor =
         Cursor::new(&data.train, setup::batch_options(config, &tokenizer, true), config.gradient_accumulation_steps);
@@ -157,6 +159,18 @@ fn grouped(n: u64) -> String {
     digits.chars().enumerate().flat_map(comma).collect()
 }
 
+/// With a word every while, for large data.
+fn load_data(config: &TrainConfig, tokenizer: &Tokenizer, reporter: &mut dyn Reporter) -> Result<Dataset> {
+    let mut told = Instant::now();
+    data::load_watched(&setup::data_options(config), tokenizer, &mut |progress| {
+        if told.elapsed() > SILENCE {
+            told = Instant::now();
+            reporter.message(&format!("{}: {} records are encoded", progress.file.display(), progress.rows));
+        }
+        !reporter.is_interrupted()
+    })
+}
+
 fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {
     let r = &data.report;
     let (train, eval) = (data.train.len(), data.eval.len());
@@ -164,6 +178,7 @@ fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {
         "{} records: {train} to train on, {eval} to evaluate on; {} tokens, {} count",
         r.records, r.tokens, r.targets
     ));
+    data.notes.iter().for_each(|note| reporter.message(note));
     for found in r.findings.iter() {
         reporter.message(&found.to_string());
     }
@@ -331,8 +346,8 @@ impl Run<'_> {
     /// The tokens before the first trained one: a chat's question, or a text's first words.
     fn prompt(&self) -> Result<Option<Vec<u32>>> {
         let Some(example) = self.data.eval.first().or(self.data.train.first()) else { return Ok(None) };
-        let question = example.trained.iter().position(|t| *t).unwrap_or(0);
+        let question = example.trained().position(|t| t).unwrap_or(0);
         let words = if question > 1 { question } else { example.len().min(16) };
-        Ok(Some(example.ids[..words].to_vec()))
+        Ok(Some(example.ids().take(words).collect()))
     }
 }

@@ -2,7 +2,7 @@
 use super::config::{Checkpointing, LoraConfig as LoraKeys, Method, Optim, TrainConfig};
 use super::optim::Hyper;
 use crate::backend::Backend;
-use crate::data::{BatchOptions, DataOptions, Packing, Tokenizer};
+use crate::data::{self, BatchOptions, DataOptions, Packing, Tokenizer};
 use crate::model::lora::LoraConfig;
 use crate::model::{LoadOptions, Model, Plan};
 
@@ -19,6 +19,7 @@ pub fn data_options(config: &TrainConfig) -> DataOptions {
         train_on: config.assistant_only_loss,
         pretrain: config.method == Method::Pretrain,
         chat_template: config.chat_template.clone(),
+        cache: config.dataset_cache.then(data::cache::folder).flatten(),
     }
 }
 

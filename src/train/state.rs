@@ -36,6 +36,7 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "output_dir",
         "dataset",
         "eval_dataset",
+        "dataset_cache",
         "model_name_or_path",
         "adapter",
         "backend",

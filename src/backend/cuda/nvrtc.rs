@@ -3,9 +3,10 @@
 //! Always to `sm_XX`, never to PTX: only then is inline PTX checked, and an older driver takes it.
 use super::libs;
 use crate::error::{Error, Result};
+use crate::io::disk;
 use cudarc::nvrtc::{result, sys};
 use std::ffi::{CStr, CString, c_char};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What the compiler made of a text.
 pub struct Compiled {
@@ -45,7 +46,9 @@ pub fn compile(name: &str, text: &str, arch: &str, options: &[&str]) -> Result<C
 
 /// The cubin of `text`, from the disk if it was compiled before.
 pub fn cached(name: &str, text: &str, arch: &str) -> Result<Vec<u8>> {
-    let Some(folder) = cache_folder() else { return Ok(compile(name, text, arch, &[])?.cubin) };
+    let Some(folder) = disk::cache_folder().map(|folder| folder.join("kernels")) else {
+        return Ok(compile(name, text, arch, &[])?.cubin);
+    };
     present()?;
     let mut hash = blake3::Hasher::new();
     for part in [text, &base_options(arch).join(" "), &format!("{:?}", version()?)] {
@@ -107,18 +110,6 @@ fn text_of(log: &[c_char]) -> String {
     }
     // SAFETY: the last element is the terminator.
     unsafe { CStr::from_ptr(log.as_ptr()) }.to_string_lossy().into_owned()
-}
-
-/// `$XDG_CACHE_HOME/luthier/kernels`, or the platform's folder for caches.
-fn cache_folder() -> Option<PathBuf> {
-    let home = || std::env::home_dir();
-    let base = match std::env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()) {
-        Some(folder) => PathBuf::from(folder),
-        None if cfg!(windows) => PathBuf::from(std::env::var_os("LOCALAPPDATA")?),
-        None if cfg!(target_os = "macos") => home()?.join("Library/Caches"),
-        None => home()?.join(".cache"),
-    };
-    Some(base.join("luthier").join("kernels"))
 }
 
 /// A cubin is an ELF file; anything else there (a file cut short is one whose hash disagrees) is compiled again.
