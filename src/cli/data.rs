@@ -6,6 +6,7 @@ use luthier::data::{self, BatchOptions, Dataset, EpochPlan, ExampleRef, Examples
 use luthier::export::peft;
 use luthier::io::hub::Kind;
 use luthier::model::arch;
+use luthier::train;
 use luthier::train::config::{self, TrainConfig};
 use luthier::train::{batch_options, data_options};
 use std::io::IsTerminal;
@@ -52,11 +53,12 @@ impl Preview {
         let mut config = config::load(&self.config, &self.overrides)?;
         config.model_name_or_path = download::resolve(&config.model_name_or_path, Kind::Model)?;
         let base = &config.model_name_or_path;
-        let mut tokenizer = Tokenizer::load(base)?;
         // the model's config is opened for an adapter only
-        if config.adapter.is_some() {
-            tokenizer = peft::tokenizer(config.adapter.as_deref(), tokenizer, arch::read_spec(base)?.V)?;
-        }
+        let vocab = match &config.adapter {
+            Some(adapter) => peft::vocab(adapter, &arch::read_spec(base)?)?,
+            None => 0,
+        };
+        let (tokenizer, _) = train::tokenizer(&config, base, Tokenizer::load(base)?, vocab)?;
         let data = data::load(&data_options(&config), &tokenizer)?;
         out(&summary(&config, &data, &tokenizer))?;
         let paint = Paint::choose();

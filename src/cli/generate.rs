@@ -51,11 +51,12 @@ impl Generate {
             *adapter = download::resolve(adapter, Kind::Adapter)?;
         }
         let (spec, tokenizer) = model::check(&self.model)?.sound()?;
-        let tokenizer = peft::tokenizer(self.adapter.as_deref(), tokenizer, spec.V)?;
+        let vocab = self.adapter.as_deref().map_or(Ok(spec.V), |adapter| peft::vocab(adapter, &spec))?;
+        let tokenizer = peft::tokenizer(self.adapter.as_deref(), tokenizer, vocab)?;
         let prompt = self.ids(&tokenizer)?;
         let (backend, which) = pick::pick(&self.backend)?;
         super::say!("{which}");
-        let model = self.load(&*backend)?;
+        let model = self.load(&*backend, vocab)?;
         let sampling = Sampling { max_new_tokens: self.max_new_tokens, temperature: self.temperature, seed: self.seed };
         let mut stream = tokenizer.stream(true);
         let mut shown = Ok(());
@@ -79,8 +80,8 @@ impl Generate {
         tokenizer.encode(&text, false)
     }
 
-    fn load(&self, backend: &dyn Backend) -> Result<Model> {
-        let mut options = LoadOptions::frozen(self.dtype);
+    fn load(&self, backend: &dyn Backend, vocab: usize) -> Result<Model> {
+        let mut options = LoadOptions { vocab, ..LoadOptions::frozen(self.dtype) };
         if let Some(adapter) = &self.adapter {
             options.lora = Some(peft::read_config(adapter)?);
         }

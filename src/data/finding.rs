@@ -52,7 +52,7 @@ impl Finding {
             Finding::EvalInTrain => "examples of the evaluation are trained on, too",
             Finding::TemplateTokens => {
                 "control tokens of the chat template are unknown to the tokenizer, which will spell them out: choose a \
-                chat_template that fits the model"
+                chat_template that fits the model, or add them with new_tokens or [special_tokens]"
             }
         }
     }

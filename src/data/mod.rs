@@ -1,5 +1,6 @@
 //! Data files -> batches: [`source`] finds files, [`read`] their rows, [`record`] says what a row is, [`template`] and
-//! [`tokenizer`] turn records into token ids, [`example`] says which of these the loss counts, [`finding`] what is odd,
+//! [`tokenizer`] turn records into token ids ([`new_tokens`]
+//! gives a tokenizer more), [`example`] says which of these the loss counts, [`finding`] what is odd,
 //! [`cache`] keeps them, [`pack`] plans an epoch, [`batch`] builds its batches.
 //!
 //! ```no_run
@@ -28,6 +29,7 @@ pub mod gguf;
 mod load;
 mod merge;
 mod message;
+pub mod new_tokens;
 pub mod pack;
 mod python;
 pub mod read;
@@ -45,6 +47,7 @@ pub use finding::{Finding, Findings};
 pub use load::{load, load_watched};
 pub use merge::check as check_merged_prompt;
 pub use message::ROLES;
+pub use new_tokens::NewTokens;
 pub use pack::{BatchOptions, EpochPlan, Packing};
 pub use source::Source;
 use std::path::{Path, PathBuf};

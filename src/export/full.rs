@@ -27,11 +27,18 @@ pub fn save(b: &dyn Backend, model: &Model, base: &Path, out: &Path) -> Result<(
         .collect();
     let bytes = |(param, i): (&Param, usize)| Ok(param.value.dtype().encode(&param.get_part(b, i)?));
     write_shards(out, outlines, |name| bytes(params[name]))?;
-    write_config(base, model.dtype, None, &out.join("config.json"))
+    let mut config = config_of(base, model.dtype, None)?;
+    // there may be more tokens than the base has
+    config["vocab_size"] = json!(model.spec.V);
+    write_json(&out.join("config.json"), &config)
 }
 
 /// The config of a model (a folder, a GGUF file, a config file), with the dtype and the `quantization_config` its weights have now.
 pub fn write_config(from: &Path, dtype: DType, quantization: Option<Value>, to: &Path) -> Result<()> {
+    write_json(to, &config_of(from, dtype, quantization)?)
+}
+
+fn config_of(from: &Path, dtype: DType, quantization: Option<Value>) -> Result<Value> {
     let mut config = arch::read_config(from)?;
     let keys = config.as_object_mut().ok_or_else(|| Error::content(from, "", "a JSON object is wanted"))?;
     keys.remove("torch_dtype");
@@ -40,7 +47,7 @@ pub fn write_config(from: &Path, dtype: DType, quantization: Option<Value>, to: 
     if let Some(quantization) = quantization {
         keys.insert("quantization_config".into(), quantization);
     }
-    write_json(to, &config)
+    Ok(config)
 }
 
 /// Writes tensors into one file, or into several with an index when they are many; `bytes` gives each by name.

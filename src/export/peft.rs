@@ -8,6 +8,7 @@ use crate::io::safetensors::{Dtype, Outline, Tensors, Writer};
 use crate::model::Model;
 use crate::model::lora::{LoraConfig, Targets};
 use crate::model::param::Param;
+use crate::model::{spec::Spec, token_rows};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -30,7 +31,8 @@ fn file_names(param: &Param) -> impl Iterator<Item = (String, usize)> {
 
 /// The adapter's weights: A, B and magnitudes of each adapted linear, and the modules it keeps a copy of.
 fn adapter_params<'m>(model: &'m Model, config: &'m LoraConfig) -> impl Iterator<Item = &'m Param> {
-    model.params().filter(move |p| p.name.contains(".lora_") || config.saves_param(&p.name))
+    let own = |p: &Param| p.name.contains(".lora_") || p.name.ends_with(token_rows::SUFFIX);
+    model.params().filter(move |p| own(p) || config.saves_param(&p.name))
 }
 
 /// As PEFT would list them: the names that "all-linear" stands for.
@@ -81,6 +83,18 @@ pub fn tokenizer(adapter: Option<&Path>, mut base: Tokenizer, V: usize) -> Resul
     Ok(tokenizer)
 }
 
+/// How many tokens `spec`'s vocabulary must have for the adapter in `folder`, which may have trained or saved more rows.
+pub fn vocab(folder: &Path, spec: &Spec) -> Result<usize> {
+    let (config, tensors) = (read_config(folder)?, open(folder)?);
+    let tables = [spec.names.embed, spec.names.head].map(|module| file_name(&format!("{module}.weight")));
+    let saved = tables
+        .iter()
+        .filter(|name| tensors.contains(name))
+        .map(|name| Ok(tensors.get(name)?.shape.first().copied().unwrap_or(0)));
+    let saved: usize = saved.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
+    Ok(spec.V.max(config.vocab()).max(saved))
+}
+
 /// The adapter's weights.
 fn open(folder: &Path) -> Result<Tensors> {
     let pickle = folder.join(format!("{STEM}.bin"));
@@ -114,7 +128,7 @@ pub fn load(b: &dyn Backend, model: &mut Model, folder: &Path) -> Result<()> {
             param.set_part(b, i, &values.to_f32().expect("floats() gives floats"))?;
         }
     }
-    Ok(())
+    model.put_token_rows(b)
 }
 
 /// Some versions of PEFT write a magnitude with a suffix.

@@ -16,6 +16,7 @@ use super::spec::{
     Spec, WeightLayout,
 };
 use super::table::Table;
+use super::token_rows::{self, TokenRows};
 use super::weights::Weights;
 use super::{Model, arch, check, lora};
 use crate::backend::{Backend, Buf};
@@ -27,6 +28,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 mod experts;
+
+/// Tokens at most, of what is not in the files.
+const MAX_VOCAB: usize = 1 << 22;
 
 /// How weights are held and which of them are trained.
 #[derive(Clone, Debug)]
@@ -43,12 +47,14 @@ pub struct LoadOptions {
     pub train: bool,
     /// Of the adapter's first values.
     pub seed: u64,
+    /// Rows of embedding and head at least; those that the files lack start as the mean of the others.
+    pub vocab: usize,
 }
 
 impl LoadOptions {
     /// For reading a model as it is.
     pub fn frozen(dtype: DType) -> LoadOptions {
-        LoadOptions { dtype, load_in_4bit: false, load_in_8bit: false, lora: None, train: false, seed: 0 }
+        LoadOptions { dtype, load_in_4bit: false, load_in_8bit: false, lora: None, train: false, seed: 0, vocab: 0 }
     }
     /// The first contradiction, if any.
     fn check(&self, spec: &Spec, stored: Option<Scheme>, folder: &Path) -> Result<()> {
@@ -95,6 +101,7 @@ impl LoadOptions {
             stacked_stay(spec, &rules)?;
             rules.check(&linear_names(spec))?;
             self.check_saved(config, spec, folder)?;
+            token_rows::wanted(config, spec, folder)?;
         }
         Ok(())
     }
@@ -185,7 +192,12 @@ impl Model {
         // a quantized checkpoint says itself which layers stay floats
         let quantize = (options.load_in_4bit && stored.is_none(), options.load_in_8bit && stored.is_none());
         let rules = options.lora.as_ref().map(|config| Rules::new(config, folder)).transpose()?;
-        Loader { b, tensors: &tensors, options, rules, quantize, spec: &spec, staging: None }.model(spec.clone())
+        let wanted = options.vocab.max(options.lora.as_ref().map_or(0, LoraConfig::vocab));
+        if wanted > MAX_VOCAB.max(spec.V) {
+            return Err(Error::Usage(format!("a vocabulary of {wanted} tokens is wanted; one may have {MAX_VOCAB}")));
+        }
+        let held = Spec { V: spec.V.max(wanted), ..spec.clone() };
+        Loader { b, tensors: &tensors, options, rules, quantize, spec: &spec, staging: None }.model(held, folder)
     }
 }
 
@@ -203,15 +215,20 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn model(mut self, spec: Spec) -> Result<Model> {
+    /// `spec`: with as many tokens as the model shall have, where `self.spec` has the files'.
+    fn model(mut self, spec: Spec, folder: &Path) -> Result<Model> {
         let full = self.options.full();
         let (embed, head) = (spec.names.embed, spec.names.head);
         let (own_embed, own_head) = (self.options.saves(embed), self.options.saves(head));
         let train = |own| full || self.options.train && own;
         let (train_embed, train_head) = (train(own_embed), train(own_head));
-        let shape = [spec.V, spec.C];
         let file = |module: &str| format!("{module}.weight");
-        let embed_table = self.table(&file(embed), &file(embed), &shape, own_embed, train_embed)?;
+        let [embed_ids, head_ids] = match &self.options.lora {
+            Some(config) => token_rows::wanted(config, &spec, folder)?,
+            None => [None, None],
+        };
+        let (dense_embed, dense_head) = (own_embed || embed_ids.is_some(), own_head || head_ids.is_some());
+        let embed_table = self.table(&file(embed), &file(embed), spec.V, dense_embed, train_embed)?;
         let positions = match spec.positions {
             Positions::Learned => {
                 let name = file(spec.names.positions);
@@ -225,21 +242,27 @@ impl Loader<'_> {
         // As PEFT: a module to save is a copy of its own, which unties a tied head.
         let untie = spec.head == Head::Tied && (own_embed || own_head);
         let head_table = match spec.head {
-            Head::Own => Some(self.table(&file(head), &file(head), &shape, own_head, train_head)?),
-            Head::Tied if untie => Some(self.table(&file(embed), &file(head), &shape, own_head, train_head)?),
+            Head::Own => Some(self.table(&file(head), &file(head), spec.V, dense_head, train_head)?),
+            Head::Tied if untie => Some(self.table(&file(embed), &file(head), spec.V, own_head, train_head)?),
             Head::Tied => None,
         };
         let bias_name = format!("{head}.bias");
         let head_bias = match spec.head_bias {
-            Bias::Present => Some(self.param(&bias_name, &bias_name, &[spec.V], train_head)?),
+            Bias::Present => Some(self.grown(&bias_name, &bias_name, spec.V, train_head)?),
             Bias::Absent => None,
         };
         if let Some(staging) = self.staging {
             self.b.free(staging);
         }
         let lora = self.options.lora.clone();
+        let rows = |module: &str, ids: Option<&[u32]>, table: &Table| {
+            let new = |ids| TokenRows::new(self.b, module, ids, table, spec.C, self.options.train);
+            ids.map(new).transpose()
+        };
+        let embed_rows = rows(embed, embed_ids, &embed_table)?;
+        let head_rows = rows(head, head_ids, head_table.as_ref().unwrap_or(&embed_table))?;
         let (dtype, embed, head) = (self.options.dtype, embed_table, head_table);
-        Ok(Model { spec, dtype, embed, positions, blocks, final_norm, head, head_bias, lora })
+        Ok(Model { spec, dtype, embed, embed_rows, positions, blocks, final_norm, head, head_rows, head_bias, lora })
     }
 
     /// The tensor `from` as the parameter `name`; trained if so said, or if the adapter saves its module.
@@ -270,11 +293,34 @@ impl Loader<'_> {
     }
 
     /// The same for the embedding or the head, which stays in blocks if it is stored so and the adapter has none of its own.
-    fn table(&self, from: &str, name: &str, shape: &[usize], own: bool, train: bool) -> Result<Table> {
-        match self.tensors.find(from, shape)? {
-            Stored::Gguf(q) if !own => q.upload(self.b).map(Table::Packed),
-            _ => self.param(from, name, shape, train).map(Table::Dense),
+    fn table(&self, from: &str, name: &str, V: usize, own: bool, train: bool) -> Result<Table> {
+        match self.tensors.find(from, &[self.spec.V, self.spec.C])? {
+            Stored::Gguf(q) if !own && V == self.spec.V => q.upload(self.b).map(Table::Packed),
+            _ => self.grown(from, name, V, train).map(Table::Dense),
         }
+    }
+
+    /// A weight or bias with a row per token, with rows added up to `V`: the mean of the others, as transformers' own resizing
+    /// has it but for its noise.
+    fn grown(&self, from: &str, name: &str, V: usize, train: bool) -> Result<Param> {
+        let (rows, C) = (self.spec.V, self.spec.C);
+        let is_bias = from.ends_with(".bias");
+        let shape = |V: usize| if is_bias { vec![V] } else { vec![V, C] };
+        if V == rows {
+            return self.param(from, name, &shape(V), train);
+        }
+        let mut values = self.tensors.find(from, &shape(rows))?.to_f32();
+        let width = if is_bias { 1 } else { C };
+        let mut mean = vec![0.0f64; width];
+        values.chunks(width).for_each(|row| mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += *x as f64));
+        (rows..V).for_each(|_| values.extend(mean.iter().map(|sum| (sum / rows as f64) as f32)));
+        let train = train || self.options.train && self.options.saves(lora::module_of(name));
+        let mut param = Param::zeros(self.b, name, &shape(V), self.options.dtype)?;
+        if train {
+            param.unfreeze(self.b)?;
+        }
+        param.set(self.b, &values)?;
+        Ok(param)
     }
 
     fn block(&mut self, layer: usize) -> Result<Block> {

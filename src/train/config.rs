@@ -13,7 +13,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::export::peft;
 use crate::io::hub;
-use crate::model::lora::{self, Patterns, Targets};
+use crate::model::lora::{self, Patterns, Targets, TokenIndices};
 use serde::Serialize;
 use source::{Key, Source};
 use std::path::{Path, PathBuf};
@@ -90,6 +90,9 @@ keys! {
         /// A `.jinja` file or a name: chatml, llama-3, mistral, gemma, phi-3, phi-4, qwen, alpaca, vicuna, zephyr. The
         /// model's own where not given.
         chat_template | "chat_template_path": Option<String> = None;
+        /// Texts that become one token each, like other text otherwise. Their rows of embedding and head are trained: with a
+        /// `[lora]` table those rows alone, else with everything. Control tokens belong in `[special_tokens]`.
+        new_tokens | "add_new_tokens" | "tokens": Vec<String> = Vec::new(), if |t: &Vec<String>| t.iter().all(|t| !t.trim().is_empty()), "texts that are not blank";
         /// Only the assistant's words count in the loss; `"last"`: only those of its last message; `false`: all of a chat.
         /// Of a prompt with its completion the completion counts, of records without roles every token does.
         /// TRL's default is `false`.
@@ -154,6 +157,8 @@ keys! {
         /// or `false`, to start at step 0. transformers' default is `false`.
         resume_from_checkpoint: Resume = Resume::Auto;
         tables {
+            /// Tokens by their roles.
+            special_tokens: SpecialTokens = SpecialTokens::take;
             /// Settings of some of the schedules.
             lr_scheduler_kwargs: SchedulerKwargs = SchedulerKwargs::take;
             /// Absent: full fine-tuning.
@@ -174,6 +179,24 @@ keys! {
         lr_end: Option<f64> = None, if |x| x.is_none_or(|x| x >= 0.0), "0 or more";
         /// `inverse_sqrt`: in steps; the warmup's where not given, and 10000 without one.
         timescale: Option<f64> = None, if |x| x.is_none_or(|x| x > 0.0), "more than 0";
+    }
+}
+
+keys! {
+    /// Tokens by their roles, in the tokenizer that goes with the result. Those that it lacks are added as control tokens, and their
+    /// rows trained as those of `new_tokens`.
+    #[derive(Default)]
+    SpecialTokens in "special_tokens." {
+        /// The text of the token that begins a text.
+        bos_token: Option<String> = None;
+        /// That ends one. A generation ends with it, and with whatever ended it before.
+        eos_token: Option<String> = None;
+        /// That fills rows.
+        pad_token: Option<String> = None;
+        /// That stands for what the tokenizer cannot write.
+        unk_token: Option<String> = None;
+        /// Control tokens without a role, as in `["<|im_start|>", "<|im_end|>"]`.
+        additional_special_tokens: Vec<String> = Vec::new();
     }
 }
 
@@ -200,6 +223,10 @@ keys! {
         /// Modules that are trained in full and saved with the adapters, as in `["lm_head", "embed_tokens"]`. PEFT's rule: a
         /// name means every module whose name ends so.
         modules_to_save | "lora_modules_to_save": Vec<String> = Vec::new();
+        /// Ids of tokens whose rows of the embedding are trained, and saved with the adapters; a head that is tied to it is
+        /// trained with it. Or a table, `{ embed_tokens = [..], lm_head = [..] }`. Where not given, the rows of tokens that
+        /// `new_tokens` and `[special_tokens]` add, in both.
+        trainable_token_indices | "peft_trainable_token_indices": Option<TokenIndices> = None;
         /// Scale by `lora_alpha / √r` instead.
         use_rslora | "use_rslora": bool = false;
         /// DoRA: directions and magnitudes of the weights are adapted apart.
@@ -213,8 +240,8 @@ keys! {
     }
 }
 
-const TABLES: &[&str] = &["lr_scheduler_kwargs", "lora"];
-const ALL_KEYS: &[&[Key]] = &[TrainConfig::KEYS, SchedulerKwargs::KEYS, LoraConfig::KEYS];
+const TABLES: &[&str] = &["lr_scheduler_kwargs", "lora", "special_tokens"];
+const ALL_KEYS: &[&[Key]] = &[TrainConfig::KEYS, SchedulerKwargs::KEYS, LoraConfig::KEYS, SpecialTokens::KEYS];
 
 /// Reads a TOML or YAML config and puts `key=value` overrides over it. Of what it names, only an adapter's config is opened.
 pub fn load(path: &Path, overrides: &[String]) -> Result<TrainConfig> {
@@ -234,6 +261,7 @@ pub fn page() -> String {
     page::page(&[
         ("", "", TrainConfig::KEYS),
         ("[lora]", "Adapters on a frozen base; no such table: full fine-tuning.", LoraConfig::KEYS),
+        ("[special_tokens]", "Tokens by their roles, in the tokenizer that goes with the result.", SpecialTokens::KEYS),
         ("[lr_scheduler_kwargs]", "What some schedules may be told besides.", SchedulerKwargs::KEYS),
     ])
 }
@@ -310,7 +338,7 @@ impl LoraConfig {
             ($($key:ident),+) => { $( if !source.has(concat!("lora.", stringify!($key))) { self.$key = own.$key; } )+ };
         }
         complete!(r, lora_alpha, target_modules, exclude_modules, layers_to_transform, layers_pattern, rank_pattern);
-        complete!(alpha_pattern, modules_to_save, use_rslora, use_dora, lora_dropout);
+        complete!(trainable_token_indices, alpha_pattern, modules_to_save, use_rslora, use_dora, lora_dropout);
         self
     }
 }

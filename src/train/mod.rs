@@ -13,4 +13,4 @@ pub mod schedule;
 mod setup;
 mod state;
 pub use crate::io::disk;
-pub use setup::{batch_options, data_options};
+pub use setup::{batch_options, data_options, new_tokens, tokenizer};

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::io::safetensors::{Outline, Tensors, Writer, dtype_of};
 use crate::model::Model;
 use crate::model::param::Param;
+use crate::model::token_rows;
 use crate::ops::adamw::AdamW;
 use crate::ops::dyn8;
 use crate::ops::gradnorm::{self, GradNorm, GradNormFinish};
@@ -100,7 +101,8 @@ impl Optimizer {
     /// Moves the model's small trained weights together (see `flat`).
     pub fn new(b: &dyn Backend, model: &mut Model, hyper: Hyper) -> Result<Optimizer> {
         let tables = [model.spec.names.embed, model.spec.names.head].map(|module| format!("{module}.weight"));
-        let rate = |param: &Param| if tables.contains(&param.name) { Rate::Embedding } else { Rate::Base };
+        let is_table = |param: &Param| tables.contains(&param.name) || param.name.ends_with(token_rows::SUFFIX);
+        let rate = |param: &Param| if is_table(param) { Rate::Embedding } else { Rate::Base };
         let kind = |param: &Param| Kind {
             rate: rate(param),
             dtype: param.value.dtype(),

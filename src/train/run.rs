@@ -40,7 +40,9 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
             "max_length is {wanted}, but the model has learned {most} positions: set {most}"
         )));
     }
-    let tokenizer = peft::tokenizer(config.adapter.as_deref(), tokenizer, spec.V)?;
+    let vocab = config.adapter.as_deref().map_or(Ok(spec.V), |adapter| peft::vocab(adapter, &spec))?;
+    let (tokenizer, added) = setup::tokenizer(config, &base, tokenizer, vocab)?;
+    report_added(&added, spec.V, reporter);
     let data = load_data(config, &tokenizer, reporter)?;
     report_data(&data, reporter);
     let cursor =
@@ -75,8 +77,10 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
             return Ok(None);
         }
     }
-    let lora = own.as_ref().map(|own| own.lora.clone()).or(config.lora.as_ref().map(setup::lora));
-    let mut model = Model::load(b, &base, &setup::load_options(config, lora))?;
+    let mut lora = own.as_ref().map(|own| own.lora.clone()).or(config.lora.as_ref().map(setup::lora));
+    lora.iter_mut().for_each(|lora| setup::train_rows(lora, &added, &spec));
+    let vocab = vocab.max(tokenizer.vocab_size());
+    let mut model = Model::load(b, &base, &setup::load_options(config, lora, vocab))?;
     if let Some(own) = &own {
         // also before a checkpoint, which holds what is trained: an adapter may have saved what is not
         peft::load(b, &mut model, own.folder)?;
@@ -137,6 +141,16 @@ fn base_folder(config: &TrainConfig, reporter: &mut dyn Reporter) -> Result<Path
         reporter.download(event);
         !reporter.is_interrupted()
     })
+}
+
+/// `V`: the base's rows.
+fn report_added(added: &[u32], V: usize, reporter: &mut dyn Reporter) {
+    let (Some(first), Some(last)) = (added.first(), added.last()) else { return };
+    let beyond = added.iter().filter(|id| **id as usize >= V).count();
+    reporter.message(&format!(
+        "{} new tokens, ids {first} to {last}: {beyond} get new rows, which start as the mean of all, the others have rows to spare",
+        added.len()
+    ));
 }
 
 /// As PEFT's `print_trainable_parameters`, then part by part.

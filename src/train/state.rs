@@ -4,6 +4,7 @@ use super::config::{Resume, TrainConfig};
 use super::disk;
 use super::metrics::{self, Reporter};
 use super::optim::Optimizer;
+use super::setup;
 use crate::backend::Backend;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
@@ -86,10 +87,11 @@ pub(super) fn write_result(
     if let Some(adapter) = &config.adapter {
         export::folder::copy_files(adapter, out)?;
     }
+    setup::new_tokens(config).write(out)?;
     if config.adapter.is_none() && config.chat_template.is_none() {
         return Ok(());
     }
-    let tokenizer = peft::tokenizer(config.adapter.as_deref(), Tokenizer::load(base)?, model.spec.V)?;
+    let (tokenizer, _) = setup::tokenizer(config, base, Tokenizer::load(base)?, model.spec.V)?;
     match &config.chat_template {
         Some(name) => export::folder::chat_template(name, &tokenizer, out),
         // whatever file of the adapter holds it, it goes over the base's
