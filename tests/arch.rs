@@ -156,7 +156,7 @@ fn goldens() {
             }
             for plan in [Plan::Keep, Plan::Recompute] {
                 checked += 1;
-                match check(&**b, folder, plan) {
+                match check(&**b, folder, plan.clone()) {
                     Ok(report) => println!("{name} {} ok {plan:?} {report}", b.name()),
                     Err(report) => {
                         println!("{name} {} FAIL {plan:?} {report}", b.name());

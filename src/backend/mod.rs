@@ -5,12 +5,20 @@ use crate::ops::{self, Op, table::for_each_op};
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod dry;
+mod host;
 pub mod kernel_text;
 mod launch;
+mod ledger;
 pub mod pick;
+mod rules;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
+pub use host::{HostBuf, HostScope};
 pub use launch::Launch;
+pub(crate) use ledger::Ledger;
+pub use ledger::{ByUse, Memory, Use};
+pub use rules::{CpuRules, CudaRules};
 
 /// A stretch of a backend's memory, in elements. The same type for every backend.
 /// Not `Clone`: `&mut Buf` says who writes, and `Launch` refuses the views that say otherwise.
@@ -56,15 +64,6 @@ impl Buf {
     }
 }
 
-/// Bytes on the device, as allocated by this process through its backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
-    pub used: u64,
-    pub peak: u64,
-    /// What the device has in all, where it says so.
-    pub total: Option<u64>,
-}
-
 /// The type of an argument, its handle, and the presence flag of an `opt` one.
 #[rustfmt::skip]
 macro_rules! buf {
@@ -102,6 +101,30 @@ macro_rules! declare {
             /// Waits until everything queued has run; an error of any of it comes out here.
             fn sync(&self) -> Result<()>;
             fn memory(&self) -> Memory;
+            /// Bytes that can be taken now, where the device says so.
+            fn available(&self) -> Option<u64>;
+            /// How this backend takes memory.
+            fn rules(&self) -> std::rc::Rc<dyn dry::Rules>;
+            /// It only counts: values need not be made for it.
+            fn is_dry(&self) -> bool {
+                false
+            }
+            /// What is allocated from now on counts as this; returns what it counted as before. See [`Charge`].
+            fn charge(&self, to: Use) -> Use;
+
+            /// `len` elements of zeros in host memory that the device copies from and to.
+            fn host_alloc(&self, len: usize, dtype: DType) -> Result<HostBuf>;
+            /// Gives back what `host_alloc` returned, as a whole, once no copy uses it.
+            fn host_free(&self, buf: HostBuf);
+            /// Same dtype, same length. Queued: it sees what earlier calls wrote, and later calls that write `from` wait for it;
+            /// where a device can, it runs beside the calls that do not.
+            fn to_host(&self, to: &mut HostBuf, from: &Buf) -> Result<()>;
+            /// The same in the other direction: earlier calls on `to` come first, later ones wait for it.
+            fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()>;
+            /// As `upload`, to host memory; waits for copies that use it.
+            fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()>;
+            /// As `download`, from host memory; waits for the copies to it.
+            fn host_download(&self, from: &HostBuf) -> Result<Vec<u8>>;
 
             $( $(#[$doc])*
             #[allow(unused_mut, reason = "only an `opt` argument has a flag to fill in")]
@@ -148,6 +171,24 @@ impl dyn Backend + '_ {
     pub fn cast(&self, out: &mut Buf, inp: &Buf) -> Result<()> {
         let p = ops::cast::Cast { P: out.len as u32 };
         self.cast_forward(out, inp, &p)
+    }
+}
+
+/// While it lives, allocations count as what it was made for.
+pub struct Charge<'b> {
+    b: &'b dyn Backend,
+    before: Use,
+}
+
+impl<'b> Charge<'b> {
+    pub fn to(b: &'b dyn Backend, to: Use) -> Charge<'b> {
+        Charge { b, before: b.charge(to) }
+    }
+}
+
+impl Drop for Charge<'_> {
+    fn drop(&mut self) {
+        self.b.charge(self.before);
     }
 }
 

@@ -1,7 +1,9 @@
 //! Which backend: the one that is named, or the first that works of cuda, wgpu on hardware, cpu.
-use super::Backend;
 use super::cpu::Cpu;
+use super::dry::Rules;
+use super::{Backend, CpuRules, CudaRules};
 use crate::error::{Error, Result};
+use std::rc::Rc;
 
 /// What a config or a command line may say.
 pub const NAMES: &[&str] = &["auto", "cuda", "wgpu", "cpu"];
@@ -21,6 +23,15 @@ pub fn pick(name: &str) -> Result<(Box<dyn Backend>, String)> {
         "wgpu" => chosen(wgpu()?, "as asked"),
         "cpu" => chosen(Box::new(Cpu::new()), "as asked"),
         _ => Err(Error::Usage(format!("there is no backend {name:?}: choose one of {}", NAMES.join(", ")))),
+    }
+}
+
+/// How a backend takes memory, also on a device that is not here; but wgpu's rules depend on the adapter.
+pub fn rules(name: &str) -> Result<Rc<dyn Rules>> {
+    match name {
+        "auto" | "cuda" => Ok(Rc::new(CudaRules { workspace: CudaRules::WORKSPACE as u64 })),
+        "cpu" => Ok(Rc::new(CpuRules)),
+        _ => Ok(pick(name)?.0.rules()),
     }
 }
 

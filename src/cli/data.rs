@@ -59,7 +59,12 @@ impl Preview {
             None => 0,
         };
         let (tokenizer, _) = train::tokenizer(&config, base, Tokenizer::load(base)?, vocab)?;
-        let data = data::load(&data_options(&config), &tokenizer)?;
+        let mut options = data_options(&config);
+        let pretrain = options.pretrain;
+        for source in options.sources.iter_mut().chain(&mut options.eval_sources) {
+            download::fetch(source, pretrain)?;
+        }
+        let data = data::load(&options, &tokenizer)?;
         out(&summary(&config, &data, &tokenizer))?;
         let paint = Paint::choose();
         let (n, shown) = (data.train.len(), self.samples.min(data.train.len()));

@@ -7,6 +7,7 @@ mod generate;
 mod init;
 mod inspect;
 mod interrupt;
+mod plan;
 mod progress;
 mod quantize;
 mod train;
@@ -39,6 +40,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Train),
+    Plan(plan::Plan),
     Generate(generate::Generate),
     Init(init::Init),
     Quantize(quantize::Quantize),
@@ -51,6 +53,7 @@ enum Command {
 pub fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Train(args) => args.run(),
+        Command::Plan(args) => args.run(),
         Command::Generate(args) => args.run(),
         Command::Init(args) => args.run(),
         Command::Quantize(args) => args.run(),

@@ -1,4 +1,4 @@
-//! Data files -> batches: [`source`] finds files, [`read`] their rows, [`record`] says what a row is, [`template`] and
+//! Data files -> batches: [`source`] finds files ([`hub`] fetches them), [`read`] their rows, [`record`] says what a row is, [`template`] and
 //! [`tokenizer`] turn records into token ids ([`new_tokens`]
 //! gives a tokenizer more), [`example`] says which of these the loss counts, [`finding`] what is odd,
 //! [`cache`] keeps them, [`pack`] plans an epoch, [`batch`] builds its batches.
@@ -26,6 +26,7 @@ pub mod example;
 pub mod examples;
 pub mod finding;
 pub mod gguf;
+pub mod hub;
 mod load;
 mod merge;
 mod message;

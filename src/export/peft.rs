@@ -76,6 +76,7 @@ pub fn tokenizer(adapter: Option<&Path>, mut base: Tokenizer, V: usize) -> Resul
     }
     let tokenizer = Tokenizer::load(folder)?;
     let ids = tokenizer.vocab_size();
+    let V = V.max(read_config(folder)?.vocab());
     if ids > V {
         let what = format!("{ids} tokens, but the model's embedding has {V} rows: not an adapter for this model");
         return Err(Error::content(tokenizer.file(), "", what));

@@ -10,6 +10,7 @@
 //! out = o(att)                             [N,C]
 //! ```
 use super::batch::{Inputs, KindInputs, RopeInputs};
+use super::block::same;
 use super::latent::{self, Latent};
 use super::linear::{Linear, LinearScratch, Projections};
 use super::norm::{Norm, NormParams};
@@ -91,14 +92,22 @@ impl Saved {
         Ok(Saved { q, k: heads(s.K)?, v: heads(s.K)?, att, lse, head_norms, latent })
     }
 
-    /// Bytes of one for N tokens.
-    pub fn bytes(s: &Spec, N: usize, dtype: DType) -> u64 {
-        let (normed, stats) = match s.qk_norm {
-            QkNorm::Absent => (0, 0),
-            _ => (s.H + s.K, Norm::heads(s, N, s.H).stats() + Norm::heads(s, N, s.K).stats()),
-        };
-        let latent = s.latent.as_ref().map_or(0, |l| latent::Saved::bytes(l, N, dtype));
-        (N * (2 * (s.H + s.K) + normed) * s.D * dtype.size() + (N * s.H + stats) * 4) as u64 + latent
+    /// Other handles of the same buffers.
+    pub fn share(&self) -> Saved {
+        let normed = |n: &Normed| Normed { inp: same(&n.inp), stats: same(&n.stats) };
+        Saved {
+            q: same(&self.q),
+            k: same(&self.k),
+            v: same(&self.v),
+            att: same(&self.att),
+            lse: same(&self.lse),
+            head_norms: self.head_norms.as_ref().map(|two| two.each_ref().map(normed)),
+            latent: self.latent.as_ref().map(latent::Saved::share),
+        }
+    }
+    /// What attention makes of q, k and v.
+    pub fn boundary(&mut self) -> Vec<&mut Buf> {
+        vec![&mut self.att, &mut self.lse]
     }
 }
 
@@ -112,12 +121,6 @@ impl Scratch {
         };
         let latent = s.latent.as_ref().map(|l| latent::Scratch::new(scope, s, l, N, dtype, train)).transpose()?;
         Ok(Scratch { grads: train.then_some(()).map(grads).transpose()?, latent })
-    }
-
-    /// Bytes of one for N tokens.
-    pub fn bytes(s: &Spec, N: usize, dtype: DType, train: bool) -> u64 {
-        let grads = if train { N * (2 * (s.H + s.K) * s.D * dtype.size() + s.H * 4) } else { 0 };
-        grads as u64 + s.latent.as_ref().map_or(0, |l| latent::Scratch::bytes(s, l, N, dtype, train))
     }
 }
 
@@ -135,7 +138,36 @@ impl Attention {
         inputs: &Inputs,
         cache: Option<Cache>,
     ) -> Result<()> {
-        let (N, Saved { q, k, v, att, lse, head_norms, latent }) = (inputs.N, saved);
+        self.project(b, s, kind, saved, (t, linear), x, inputs)?;
+        let (N, Saved { q, k, v, att, lse, .. }) = (inputs.N, saved);
+        let (k, v, T) = match &cache {
+            None => (&*k, &*v, N),
+            Some(c) => {
+                let at = (c.T - N) * s.K * s.D;
+                b.copy(&mut c.k.view(at, k.len()), k)?;
+                b.copy(&mut c.v.view(at, v.len()), v)?;
+                (&c.k.view(0, c.T * s.K * s.D), &c.v.view(0, c.T * s.K * s.D), c.T)
+            }
+        };
+        b.attention_forward(att, lse, q, k, v, &inputs.kinds[kind].span, &params(s, N, T))?;
+        match &self.sinks {
+            Some(sinks) => b.attention_sink_forward(att, lse, &sinks.value, &sink_params(s, N)),
+            None => Ok(()),
+        }
+    }
+
+    /// The first part of it: q, k and v as attention reads them.
+    pub fn project(
+        &self,
+        b: &dyn Backend,
+        s: &Spec,
+        kind: usize,
+        saved: &mut Saved,
+        (t, linear): (&mut Scratch, &LinearScratch),
+        x: &Buf,
+        inputs: &Inputs,
+    ) -> Result<()> {
+        let (N, Saved { q, k, v, head_norms, latent, .. }) = (inputs.N, saved);
         match (&self.head_norms, head_norms) {
             (Some(weights), Some(normed)) => {
                 let [nq, nk] = normed;
@@ -148,25 +180,11 @@ impl Attention {
             }
             _ => self.qkv.forward(b, s, (latent, &mut t.latent), linear, [&mut *q, &mut *k, v], x, N)?,
         }
-        let own = &inputs.kinds[kind];
-        if let Some(rope) = &own.rope {
+        if let Some(rope) = &inputs.kinds[kind].rope {
             b.rope_forward(q, &rope.table, &rope.rows, &rope_params(s, N, s.H, rope))?;
             b.rope_forward(k, &rope.table, &rope.rows, &rope_params(s, N, s.K, rope))?;
         }
-        let (k, v, T) = match &cache {
-            None => (&*k, &*v, N),
-            Some(c) => {
-                let at = (c.T - N) * s.K * s.D;
-                b.copy(&mut c.k.view(at, k.len()), k)?;
-                b.copy(&mut c.v.view(at, v.len()), v)?;
-                (&c.k.view(0, c.T * s.K * s.D), &c.v.view(0, c.T * s.K * s.D), c.T)
-            }
-        };
-        b.attention_forward(att, lse, q, k, v, &own.span, &params(s, N, T))?;
-        match &self.sinks {
-            Some(sinks) => b.attention_sink_forward(att, lse, &sinks.value, &sink_params(s, N)),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// out [N, C], from what `forward` left.

@@ -91,12 +91,31 @@ impl Saved {
         })
     }
 
-    /// Bytes of one for N tokens.
-    pub fn bytes(s: &Spec, mlps: &[MlpKind], N: usize, dtype: DType) -> u64 {
-        let norms = pre_norms(s) + 2 * usize::from(s.norm_place.after());
-        let streams = norms + usize::from(s.residual == ResidualKind::Sequential);
-        let own = N * streams * s.C * dtype.size() + norms * Norm::rows(s, N).stats() * 4;
-        own as u64 + mlp::Saved::bytes(s, mlps, N, dtype) + attention::Saved::bytes(s, N, dtype)
+    /// Other handles of the same buffers.
+    pub fn share(&self) -> Saved {
+        Saved {
+            pre: self.pre.iter().map(|pre| Pre { out: same(&pre.out), stats: same(&pre.stats) }).collect(),
+            attention: self.attention.share(),
+            x2: self.x2.as_ref().map(same),
+            mlp: self.mlp.share(),
+            post: self
+                .post
+                .as_ref()
+                .map(|post| post.each_ref().map(|p| Post { inp: same(&p.inp), stats: same(&p.stats) })),
+        }
+    }
+
+    /// What [`Block::forward_again`] wants to find as the forward left it, beside x: what attention and the projections that end
+    /// its two halves made.
+    pub fn boundary(&mut self) -> Vec<&mut Buf> {
+        let Saved { attention, x2, post, .. } = self;
+        let mut all = attention.boundary();
+        match post {
+            // x2 comes of the norm of the first
+            Some([first, second]) => all.extend([&mut first.inp, &mut second.inp]),
+            None => all.extend(x2),
+        }
+        all
     }
 }
 
@@ -166,6 +185,33 @@ impl Block {
             norm.forward(b, c, &mut post.stats, &post.inp, weight)?;
         }
         Ok(())
+    }
+
+    /// As `forward_saved` once more, from x and the boundary that it left: without attention, and without the projections that end
+    /// attention and MLP.
+    pub fn forward_again(
+        &self,
+        b: &dyn Backend,
+        s: &Spec,
+        saved: &mut Saved,
+        t: &mut BlockScratch,
+        x: &Buf,
+        inputs: &Inputs,
+    ) -> Result<()> {
+        let (N, norm) = (inputs.N, Norm::rows(s, inputs.N));
+        let BlockScratch { linear, attention: tools, c, mlp } = t;
+        let Saved { pre, attention, x2, mlp: saved_mlp, post } = saved;
+        let n1 = self.normed(b, &norm, 0, pre, x)?;
+        self.attention.project(b, s, self.kind, attention, (tools, linear), n1, inputs)?;
+        if let (Some(weights), Some(posts), Some(x2)) = (&self.post_norms, post, &mut *x2) {
+            // the second only for its statistics
+            for (weight, post) in weights.iter().zip(posts).rev() {
+                norm.forward(b, c, &mut post.stats, &post.inp, weight)?;
+            }
+            b.residual_forward(x2, x, c, &branch(s, N))?;
+        }
+        let n2 = self.normed(b, &norm, 1, pre, x2.as_ref().unwrap_or(x))?;
+        self.mlp.forward_saved(b, s, saved_mlp, (mlp, linear), n2, N)
     }
 
     /// What attention (0) or MLP (1) reads: inp, or its norm; where they share one, attention's turn makes it.
@@ -304,6 +350,11 @@ impl Block {
         let norms = pre_norms.iter_mut().chain(post_norms.iter_mut().flatten());
         norms.flat_map(NormParams::params_mut).chain(attention.params_mut()).chain(mlp.params_mut())
     }
+}
+
+/// Another handle of a buffer.
+pub(super) fn same(buf: &Buf) -> Buf {
+    buf.view(0, buf.len())
 }
 
 /// Norms of what attention and MLP read.

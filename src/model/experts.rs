@@ -8,7 +8,7 @@ use super::dropout::Dropout;
 use super::linear::{Linear, LinearScratch, Lora, Weight, part};
 use super::lora::{self, Rules, Shape};
 use super::param::Param;
-use crate::backend::{Backend, Buf};
+use crate::backend::{Backend, Buf, Charge, Use};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::expert_bias::ExpertBias;
@@ -228,6 +228,7 @@ impl Experts {
         seed: u64,
     ) -> Result<()> {
         let (r, R, C, O) = (shape.r, shape.R(), self.C, self.O);
+        let _charge = Charge::to(b, Use::Adapter);
         let names = |side: &str| -> Vec<String> { self.names.iter().map(|n| lora::weight_name(n, side)).collect() };
         let mut a = Param::stack(b, names("A"), &[r, C], [R, C], dtype)?;
         let mut bb = Param::stack(b, names("B"), &[O, r], [O, R], dtype)?;
@@ -236,7 +237,9 @@ impl Experts {
             bb.unfreeze(b)?;
         }
         for (i, name) in names("A").iter().enumerate() {
-            a.set_part(b, i, &lora::first_values(seed, name, r, C))?;
+            if !b.is_dry() {
+                a.set_part(b, i, &lora::first_values(seed, name, r, C))?;
+            }
         }
         self.stack.lora =
             Some(Lora { a, b: bb, R, scale: shape.scale, dora: None, dropout: Dropout::new(dropout, &self.names[0]) });

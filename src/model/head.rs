@@ -97,12 +97,6 @@ impl HeadScratch {
         })
     }
 
-    pub fn bytes(V: usize, N: usize, dtype: DType, train: bool) -> u64 {
-        let ld = V.next_multiple_of(64);
-        let rows = (CHUNK_BYTES / 4 / ld).clamp(1, N);
-        (rows * ld * (4 + if train { dtype.size() } else { 0 }) + 16 * N) as u64
-    }
-
     fn chunks(&self, N: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let rows = self.rows;
         (0..N.div_ceil(rows)).map(move |i| (i * rows, rows.min(N - i * rows)))

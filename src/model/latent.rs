@@ -7,6 +7,7 @@
 //! k, v = heads(kv_b(norm(c)), r)             [N, H·D]   dx = q⁻ + kv_a⁻(dc, dr)
 //! ```
 //! `heads` is ops/latent.rs: turning channels first, zeros up to D. Some models make q from x at once.
+use super::block::same;
 use super::linear::{Linear, LinearScratch};
 use super::norm::{Norm, NormParams};
 use super::param::Param;
@@ -62,10 +63,10 @@ impl Saved {
         };
         Ok(Saved { q: l.q_rank.map(row).transpose()?, kv: row(l.kv_rank)? })
     }
-    /// Bytes of one for N tokens.
-    pub fn bytes(l: &LatentSpec, N: usize, dtype: DType) -> u64 {
-        let rows = [Some(l.kv_rank), l.q_rank];
-        rows.into_iter().flatten().map(|rank| (N * (2 * rank * dtype.size() + 4)) as u64).sum()
+    /// Other handles of the same buffers.
+    pub fn share(&self) -> Saved {
+        let row = |row: &Row| Row { inp: same(&row.inp), out: same(&row.out), rstd: same(&row.rstd) };
+        Saved { q: self.q.as_ref().map(row), kv: row(&self.kv) }
     }
 }
 
@@ -84,11 +85,6 @@ impl Scratch {
             values: buf(s.H * l.Y)?,
             grads: train.then(grads).transpose()?,
         })
-    }
-    /// Bytes of one for N tokens.
-    pub fn bytes(s: &Spec, l: &LatentSpec, N: usize, dtype: DType, train: bool) -> u64 {
-        let grads = if train { 2 * l.widest() } else { 0 };
-        (N * (raw(s, l) + s.A + s.H * l.Y + grads) * dtype.size()) as u64
     }
     /// The gradient of `values`, in the place of `raw`.
     pub(super) fn dvalues(&self) -> Buf {

@@ -187,7 +187,11 @@ impl Model {
             let what = format!("{what}: take the unquantized model and load_in_4bit or load_in_8bit");
             return Err(Error::content(folder.join("config.json"), "quantization_config", what));
         }
-        let tensors = Weights::open(folder, Some(&spec))?;
+        // a rehearsal can do without weights
+        let tensors = match b.is_dry() && stored.is_none() && !Weights::are_in(folder)? {
+            true => Weights::shapes(folder, &spec, options.dtype)?,
+            false => Weights::open(folder, Some(&spec))?,
+        };
         check::first(check::weights(&spec, stored, &tensors), folder)?;
         // a quantized checkpoint says itself which layers stay floats
         let quantize = (options.load_in_4bit && stored.is_none(), options.load_in_8bit && stored.is_none());
@@ -265,6 +269,11 @@ impl Loader<'_> {
         Ok(Model { spec, dtype, embed, embed_rows, positions, blocks, final_norm, head, head_rows, head_bias, lora })
     }
 
+    /// Of a weight, where anybody wants them.
+    fn values(&self, stored: &Stored) -> Vec<f32> {
+        if self.b.is_dry() { Vec::new() } else { stored.to_f32() }
+    }
+
     /// The tensor `from` as the parameter `name`; trained if so said, or if the adapter saves its module.
     fn param(&self, from: &str, name: &str, shape: &[usize], train: bool) -> Result<Param> {
         self.param_of(from, name, (shape, Layout::Rows), train)
@@ -286,7 +295,7 @@ impl Loader<'_> {
                 if train {
                     param.unfreeze(self.b)?;
                 }
-                param.set(self.b, &stored.to_f32())?;
+                param.set(self.b, &self.values(&stored))?;
             }
         }
         Ok(param)
@@ -407,7 +416,7 @@ impl Loader<'_> {
             param.unfreeze(self.b)?;
         }
         for (i, file) in files.iter().enumerate() {
-            param.set_part(self.b, i, &self.tensors.find(file, shape)?.to_f32())?;
+            param.set_part(self.b, i, &self.values(&self.tensors.find(file, shape)?))?;
         }
         Ok(param)
     }

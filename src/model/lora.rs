@@ -3,7 +3,7 @@ use super::dora::Dora;
 use super::dropout::Dropout;
 use super::linear::{Linear, Lora};
 use super::param::Param;
-use crate::backend::Backend;
+use crate::backend::{Backend, Charge, Use};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::rng::Rng;
@@ -157,13 +157,16 @@ pub fn attach(
     seed: u64,
 ) -> Result<()> {
     let (r, R, O, C) = (shape.r, shape.R(), linear.O, linear.C);
+    let _charge = Charge::to(b, Use::Adapter);
     let mut a = Param::zeros_held(b, &weight_name(&linear.name, "A"), &[r, C], [R, C], dtype)?;
     let mut bb = Param::zeros_held(b, &weight_name(&linear.name, "B"), &[O, r], [O, R], dtype)?;
     if train {
         a.unfreeze(b)?;
         bb.unfreeze(b)?;
     }
-    a.set(b, &first_values(seed, &a.name, r, C))?;
+    if !b.is_dry() {
+        a.set(b, &first_values(seed, &a.name, r, C))?;
+    }
     let dora = if rules.use_dora() { Some(Dora::new(b, &linear.name, O, train)?) } else { None };
     linear.lora =
         Some(Lora { a, b: bb, R, scale: shape.scale, dora, dropout: Dropout::new(rules.lora_dropout(), &linear.name) });

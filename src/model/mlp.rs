@@ -8,6 +8,7 @@
 //! up = up(n2)                       [N,F]     dh = down⁻(dout);  h, dup = activation⁻(dh, up)
 //! out = down(activation(up))        [N,C]     dn = up⁻(dup)
 //! ```
+use super::block::same;
 use super::experts::Experts;
 use super::linear::{Linear, LinearScratch, Observer, Projections};
 use super::moe::{self, Moe};
@@ -54,13 +55,10 @@ impl Saved {
         let moe = s.moe.as_ref().filter(|_| kinds.contains(&MlpKind::Moe));
         Ok(Saved { dense, moe: moe.map(|moe| moe::Saved::new(scope, s, moe, N, dtype)).transpose()? })
     }
-    /// Bytes of one for N tokens.
-    pub fn bytes(s: &Spec, kinds: &[MlpKind], N: usize, dtype: DType) -> u64 {
-        let of = |kind: &MlpKind| match (kind, &s.moe) {
-            (MlpKind::Moe, Some(moe)) => moe::Saved::bytes(moe, N, dtype),
-            _ => ((1 + usize::from(s.gating == Gating::Gated)) * N * s.F * dtype.size()) as u64,
-        };
-        kinds.iter().map(of).sum()
+    /// Other handles of the same buffers.
+    pub fn share(&self) -> Saved {
+        let dense = |dense: &Dense| Dense { gate: dense.gate.as_ref().map(same), up: same(&dense.up) };
+        Saved { dense: self.dense.as_ref().map(dense), moe: self.moe.as_ref().map(moe::Saved::share) }
     }
 }
 
@@ -83,14 +81,6 @@ impl Scratch {
     /// What the experts share.
     pub fn experts(&mut self) -> Option<&mut LinearScratch> {
         self.moe.as_mut().map(|moe| &mut moe.linear)
-    }
-    /// Bytes of one for N tokens, adapters and dequantized weights not counted.
-    pub fn bytes(s: &Spec, N: usize, dtype: DType, train: bool) -> u64 {
-        let of = |kind: MlpKind| match (kind, &s.moe) {
-            (MlpKind::Moe, Some(moe)) => moe::Scratch::bytes(s, moe, N, dtype, train),
-            _ => (N * s.F * dtype.size()) as u64,
-        };
-        s.mlps().into_iter().map(of).sum()
     }
     pub fn observe(&mut self, observer: Option<Rc<dyn Observer>>) {
         if let Some(moe) = &mut self.moe {

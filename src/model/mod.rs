@@ -19,6 +19,7 @@ pub mod dropout;
 pub mod experts;
 pub mod gguf;
 mod head;
+mod kept;
 pub mod latent;
 pub mod layout;
 pub mod linear;
@@ -28,6 +29,7 @@ pub mod mlp;
 pub mod moe;
 pub mod norm;
 pub mod param;
+pub mod plan;
 pub mod quantized;
 pub mod rope;
 pub mod session;
@@ -39,7 +41,8 @@ pub mod weights;
 pub use batch::Tokens;
 pub use check::check;
 pub use load::LoadOptions;
-pub use session::{Plan, Session};
+pub use plan::{Keep, Plan};
+pub use session::Session;
 pub use weights::Weights;
 
 /// Weights on a device.

@@ -13,6 +13,7 @@
 //! silu(gate)·up, and makes gate and up with one product. Beside the experts there may be an MLP for all tokens; what it gives is
 //! added to out, and its gradient to dn. Everything about the routing stays on the device. Shazeer et al. 2017,
 //! arXiv:1701.06538; Jiang et al. 2024, arXiv:2401.04088.
+use super::block::same;
 use super::experts::{Experts, RowScale, Rows};
 use super::linear::{Linear, LinearScratch, Observer};
 use super::param::Param;
@@ -89,10 +90,18 @@ impl Saved {
         })
     }
 
-    /// Bytes of one for N tokens.
-    pub fn bytes(moe: &MoeSpec, N: usize, dtype: DType) -> u64 {
-        let shared = moe.shared.as_ref().map_or(0, |shared| shared::Saved::bytes(shared, N, dtype));
-        (N * ((moe.E + 2 * moe.S * moe.F) * dtype.size() + 4 * moe.S * 4) + (moe.E + 1) * 4) as u64 + shared
+    /// Other handles of the same buffers.
+    pub fn share(&self) -> Saved {
+        Saved {
+            logits: same(&self.logits),
+            weights: same(&self.weights),
+            experts: same(&self.experts),
+            rows: same(&self.rows),
+            places: same(&self.places),
+            offsets: same(&self.offsets),
+            gate_up: self.gate_up.iter().map(same).collect(),
+            shared: self.shared.as_ref().map(|shared| Box::new(shared.share())),
+        }
     }
 }
 
@@ -126,14 +135,6 @@ impl Scratch {
             shared: shared.transpose()?,
             grads: train.then(grads).transpose()?,
         })
-    }
-
-    /// Bytes of one for N tokens, adapters and dequantized weights not counted.
-    pub fn bytes(s: &Spec, moe: &MoeSpec, N: usize, dtype: DType, train: bool) -> u64 {
-        let shared = moe.shared.as_ref().map_or(0, |shared| shared::Scratch::bytes(shared, N, dtype));
-        let rows = N * moe.S * (s.C + moe.F) * dtype.size();
-        let grads = N * ((moe.S * s.C + moe.E) * dtype.size() + moe.S * 4);
-        (rows + if train { grads } else { 0 }) as u64 + shared
     }
 }
 

@@ -1,6 +1,6 @@
 //! A named weight on the device, and what training it needs.
 use super::layout::Layout;
-use crate::backend::{Backend, Buf};
+use crate::backend::{Backend, Buf, Charge, Use};
 use crate::dtype::DType;
 use crate::error::Result;
 
@@ -95,16 +95,21 @@ impl Param {
         let len = self.value.len();
         let mut master = None;
         if self.value.dtype() != DType::F32 {
+            let _charge = Charge::to(b, Use::Master);
             let mut m = b.alloc(len, DType::F32)?;
             b.cast(&mut m, &self.value)?;
             master = Some(m);
         }
+        let _charge = Charge::to(b, Use::Gradients);
         self.train = Some(Train { grad: b.alloc(len, DType::F32)?, master });
         Ok(())
     }
 
     /// Sets the weight from values in the file's layout; a master keeps what 16 bits cannot.
     pub fn set(&mut self, b: &dyn Backend, values: &[f32]) -> Result<()> {
+        if b.is_dry() {
+            return Ok(());
+        }
         let held = self.pad(values);
         b.upload_f32(&mut self.value, &held)?;
         if let Some(Train { master: Some(master), .. }) = &mut self.train {
@@ -115,6 +120,9 @@ impl Param {
 
     /// The same for the `i`th alone.
     pub fn set_part(&mut self, b: &dyn Backend, i: usize, values: &[f32]) -> Result<()> {
+        if b.is_dry() {
+            return Ok(());
+        }
         let held = self.pad(values);
         b.upload_f32(&mut self.part(&self.value, i), &held)?;
         if let Some(Train { master: Some(master), .. }) = &self.train {

@@ -1,59 +1,31 @@
 //! A model at work on a fixed number of tokens: all buffers are made once, before the first step.
 use super::Model;
 use super::batch::{Inputs, Tokens};
-use super::block::{BlockScratch, Cache, Saved};
+use super::block::{BlockScratch, Cache};
 use super::head::{HeadScratch, Weights};
+use super::kept::Kept;
 use super::linear::{LinearScratch, Observer};
 use super::norm::Norm;
 use super::param::Param;
+use super::plan::{Keep, Plan};
 use super::spec::Spec;
 use super::table::{EmbedScratch, Table, embed};
 use super::token_rows::EmbedGrad;
-use super::{attention, mlp};
-use crate::backend::{Backend, Buf, Scope};
+use crate::backend::dry::{Dry, Rules};
+use crate::backend::{Backend, Buf, Charge, Scope, Use};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::embedding::Embedding;
 use crate::ops::residual::Residual;
 use std::rc::Rc;
 
-/// What is kept of the forward pass for the backward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plan {
-    /// Nothing: there is no backward.
-    Inference,
-    /// Every block's activations.
-    Keep,
-    /// Every block's input; the rest is computed again (activation checkpointing, Chen et al. 2016, arXiv:1604.06174).
-    Recompute,
-}
-
-impl Plan {
-    /// Bytes of a session of N tokens, weights not counted.
-    pub fn bytes(self, s: &Spec, N: usize, dtype: DType) -> u64 {
-        let train = self != Plan::Inference;
-        let streams = if train { s.layers + 3 } else { 3 };
-        let mlp = mlp::Scratch::bytes(s, N, dtype, train);
-        let scratch = (N * s.C * dtype.size()) as u64 + attention::Scratch::bytes(s, N, dtype, train);
-        let saved = match self {
-            Plan::Keep => (0..s.layers).map(|l| Saved::bytes(s, &[s.mlp(l)], N, dtype)).sum(),
-            Plan::Recompute | Plan::Inference => Saved::bytes(s, &s.mlps(), N, dtype),
-        };
-        let head = HeadScratch::bytes(s.V, N, dtype, train);
-        (N * s.C * dtype.size() * streams) as u64 + scratch + mlp + saved + head
-    }
-}
-
 pub struct Session<'b> {
     b: &'b dyn Backend,
     /// Owns every buffer here.
     _scope: Scope<'b>,
-    plan: Plan,
     pub N: usize,
     inputs: Inputs,
-    /// Residual stream: the input of each block, and the last block's output.
-    x: Vec<Buf>,
-    saved: Vec<Saved>,
+    kept: Kept<'b>,
     scratch: BlockScratch,
     /// final norm's output [N, C] and statistics; for training also the gradient of both
     h: Buf,
@@ -71,23 +43,17 @@ impl<'b> Session<'b> {
     pub fn new(b: &'b dyn Backend, model: &Model, N: usize, positions: usize, plan: Plan) -> Result<Session<'b>> {
         let (s, dtype) = (&model.spec, model.dtype);
         let train = plan != Plan::Inference;
+        let _charge = Charge::to(b, Use::Scratch);
         let scope = Scope::new(b);
         let stream = || scope.alloc(N * s.C, dtype);
         let linear = LinearScratch::new(&scope, model.linears(), N, dtype)?;
         let M = N * s.moe.as_ref().map_or(0, |moe| moe.S);
         let experts = LinearScratch::new(&scope, model.experts().map(|e| &e.stack), M, dtype)?;
-        let streams = if train { s.layers + 1 } else { 2 };
-        let kept = match plan {
-            Plan::Keep => (0..s.layers).map(|l| vec![s.mlp(l)]).collect(),
-            Plan::Recompute | Plan::Inference => vec![s.mlps()],
-        };
         Ok(Session {
             b,
-            plan,
             N,
             inputs: Inputs::new(&scope, s, N, positions)?,
-            x: (0..streams).map(|_| stream()).collect::<Result<_>>()?,
-            saved: kept.iter().map(|mlps| Saved::new(&scope, s, mlps, N, dtype)).collect::<Result<_>>()?,
+            kept: Kept::new(&scope, s, N, dtype, &plan)?,
             scratch: BlockScratch::new(&scope, s, (linear, experts), N, dtype, train)?,
             h: stream()?,
             stats: scope.alloc(Norm::rows(s, N).stats(), DType::F32)?,
@@ -134,19 +100,20 @@ impl<'b> Session<'b> {
         let (b, s, N) = (self.b, &model.spec, self.N);
         model.put_token_rows(b)?;
         let embedding = embedding_params(s, N, model.dtype);
-        let (out, values) = (&mut self.x[0], &mut self.h);
+        let (out, values) = (&mut self.kept.x[0], &mut self.h);
         embed(b, &model.embed, &mut self.embed, (out, values), &self.inputs.ids, &embedding)?;
         if let (Some(weight), Some(positions)) = (&model.positions, &self.inputs.positions) {
             b.embedding_forward(&mut self.h, &positions.rows, &weight.value, &positions_params(s, N))?;
-            b.residual_backward(&mut self.x[0], &self.h, &Residual { P: (N * s.C) as u32, scale: 1.0 })?;
+            b.residual_backward(&mut self.kept.x[0], &self.h, &Residual { P: (N * s.C) as u32, scale: 1.0 })?;
         }
         for (l, block) in model.blocks.iter().enumerate() {
-            let saved = &mut self.saved[if self.plan == Plan::Keep { l } else { 0 }];
-            let (x, out) = stream_pair(&mut self.x, l);
+            let Kept { x, saved, .. } = &mut self.kept;
+            let [x, out] = x.get_disjoint_mut([l, l + 1]).expect("an input and an output");
             let cache = caches.map(|(c, T)| Cache { k: &c[l].0, v: &c[l].1, T });
-            block.forward(b, s, saved, &mut self.scratch, out, x, &self.inputs, cache)?;
+            block.forward(b, s, &mut saved[l], &mut self.scratch, out, x, &self.inputs, cache)?;
+            self.kept.leave(b, l)?;
         }
-        let last = &self.x[model.blocks.len() % self.x.len()];
+        let last = &self.kept.x[model.blocks.len()];
         Norm::rows(s, N).forward(b, &mut self.h, &mut self.stats, last, &model.final_norm)
     }
 
@@ -172,13 +139,17 @@ impl<'b> Session<'b> {
         let table = head.as_mut().unwrap_or(embed);
         self.head.backward(b, (table, head_bias.as_mut(), rows), dh, &self.h, labels, coef)?;
         b.fill(dx, 0.0)?;
-        Norm::rows(s, N).backward(b, final_norm, dx, dh, &self.x[blocks.len()], &self.stats)?;
+        Norm::rows(s, N).backward(b, final_norm, dx, dh, &self.kept.x[blocks.len()], &self.stats)?;
         for (l, block) in blocks.iter_mut().enumerate().rev() {
-            let saved = &mut self.saved[if self.plan == Plan::Keep { l } else { 0 }];
-            if self.plan == Plan::Recompute {
-                block.forward_saved(b, s, saved, &mut self.scratch, &self.x[l], &self.inputs, None)?;
+            let keep = self.kept.keep(l);
+            let (x, saved, t) = (&self.kept.x[l], &mut self.kept.saved[l], &mut self.scratch);
+            match keep {
+                Keep::All => {}
+                Keep::Input => block.forward_saved(b, s, saved, t, x, &self.inputs, None)?,
+                Keep::Attention | Keep::Host => block.forward_again(b, s, saved, t, x, &self.inputs)?,
             }
-            block.backward(b, s, saved, &mut self.scratch, dx, &self.x[l], &self.inputs)?;
+            block.backward(b, s, saved, t, dx, x, &self.inputs)?;
+            self.kept.fetch(b, l)?;
         }
         if let Table::Dense(Param { train: Some(train), .. }) = embed {
             let p = embedding_params(s, N, *dtype);
@@ -199,6 +170,15 @@ impl<'b> Session<'b> {
     }
 }
 
+/// Bytes on the device and on the host that a session of N tokens keeps for its backward, on a backend of these rules.
+pub fn kept_bytes(rules: &Rc<dyn Rules>, s: &Spec, N: usize, dtype: DType, plan: &Plan) -> Result<(u64, u64)> {
+    let dry = Dry::new(rules.clone(), None);
+    let scope = Scope::new(&dry);
+    let _kept = Kept::new(&scope, s, N, dtype, plan)?;
+    let memory = dry.memory();
+    Ok((memory.by_use[Use::Activations as usize], memory.host))
+}
+
 fn head_of(model: &Model) -> Weights<'_> {
     Weights { table: model.head.as_ref().unwrap_or(&model.embed), bias: model.head_bias.as_ref() }
 }
@@ -209,11 +189,4 @@ fn embedding_params(s: &Spec, N: usize, dtype: DType) -> Embedding {
 
 fn positions_params(s: &Spec, N: usize) -> Embedding {
     Embedding { N: N as u32, V: s.max_positions as u32, C: s.C as u32, scale: 1.0 }
-}
-
-/// Block l's input and output; with two buffers they take turns.
-fn stream_pair(x: &mut [Buf], l: usize) -> (&Buf, &mut Buf) {
-    let (from, to) = (l % x.len(), (l + 1) % x.len());
-    let [from, to] = x.get_disjoint_mut([from, to]).expect("two streams at least");
-    (from, to)
 }

@@ -7,6 +7,7 @@
 //! out = down(w·silu(gate)·up)           [N,C]     dn = gate⁻(dgate) + up⁻(dup) + weigh⁻(σ⁻(dw))
 //! ```
 //! To weigh down's input is to weigh its output. A sigmoid is what the choice of one expert among one gives.
+use super::block::same;
 use super::linear::{Linear, LinearScratch, Projections};
 use super::spec::{SharedSpec, Weighed};
 use crate::backend::{Backend, Buf, Scope};
@@ -64,10 +65,10 @@ impl Saved {
         let weighed = matches!(shared.weighed, Weighed::Sigmoid { .. });
         Ok(Saved { gate: buf()?, up: buf()?, weight: weighed.then(weight).transpose()? })
     }
-    /// Bytes of one for N tokens.
-    pub fn bytes(shared: &SharedSpec, N: usize, dtype: DType) -> u64 {
-        let weight = if matches!(shared.weighed, Weighed::Sigmoid { .. }) { 3 * 4 } else { 0 };
-        (N * (2 * shared.F * dtype.size() + weight)) as u64
+    /// Other handles of the same buffers.
+    pub fn share(&self) -> Saved {
+        let weight = |w: &Weight| Weight { logits: same(&w.logits), weights: same(&w.weights), one: same(&w.one) };
+        Saved { gate: same(&self.gate), up: same(&self.up), weight: self.weight.as_ref().map(weight) }
     }
 }
 
@@ -80,11 +81,6 @@ impl Scratch {
         };
         let weighed = matches!(shared.weighed, Weighed::Sigmoid { .. });
         Ok(Scratch { h: scope.alloc(N * shared.F, dtype)?, weigh: weighed.then(weigh).transpose()? })
-    }
-    /// Bytes of one for N tokens.
-    pub fn bytes(shared: &SharedSpec, N: usize, dtype: DType) -> u64 {
-        let weigh = if matches!(shared.weighed, Weighed::Sigmoid { .. }) { 3 * N * 4 + 4 } else { 0 };
-        (N * shared.F * dtype.size() + weigh) as u64
     }
 }
 

@@ -17,7 +17,7 @@ use crate::model::lora::{self, Patterns, Targets, TokenIndices};
 use serde::Serialize;
 use source::{Key, Source};
 use std::path::{Path, PathBuf};
-pub use values::{Checkpointing, LoraBias, Method, Optim, Resume, SchedulerType};
+pub use values::{Bytes, Checkpointing, LoraBias, Method, Optim, Resume, SchedulerType};
 
 /// Declares a table of the config: `key | "alias": Type = default, if rule, "what must be";`. No default: must be given.
 macro_rules! keys {
@@ -65,15 +65,22 @@ keys! {
         adapter | "adapter_name_or_path": Option<PathBuf> = None;
         /// `"sft"`: supervised fine-tuning on conversations or texts. `"pretrain"`: documents end to end.
         method: Method = Method::Sft;
-        /// Records to train on: a file (JSONL, JSON, CSV, TSV, Parquet; for pretraining also text), a folder, a glob, or a
-        /// list of them. A table says more: `{path = "a.csv", weight = 2.0, columns = {prompt = "question"}}`. Its keys:
-        /// `split` (of a folder's or glob's files), `weight` (how often an epoch sees each record), `columns` (our name = the
+        /// Records to train on: a file (JSONL, JSON, CSV, TSV, Parquet; for pretraining also text), a folder, a glob, a data
+        /// set's name on the Hub (`org/name`, `org/name@revision`, `hf://datasets/org/name/path/*.parquet`), or a list of them.
+        /// A table says more: `{path = "a.csv", weight = 2.0, columns = {prompt = "question"}}`. Its keys: `name` (a data
+        /// set's subset), `split` (of a folder's, glob's or data set's files), `weight` (how often an epoch sees each record), `columns` (our name = the
         /// file's), `roles` (the file's = ours), `merged_prompt` (the user's words made of columns, as in
         /// `"Age {Age}.[[ Name: {Name}.]]"`; a `[[part]]` whose column is empty is left out; `output` answers it),
         /// `conversation_extension` (chats go on with so many others less one).
         dataset | "datasets" | "dataset_name": Vec<Dataset>, if |d: &Vec<Dataset>| !d.is_empty(), "at least one path";
         /// Records to evaluate on, written like `dataset`.
         eval_dataset | "eval_datasets": Vec<Dataset> = Vec::new();
+        /// The subset of data sets on the Hub that name none themselves.
+        dataset_config | "dataset_config_name": Option<String> = None;
+        /// The split of folders and data sets in `dataset` that name none themselves. Of a data set with several it is `train`.
+        dataset_train_split: Option<String> = None;
+        /// The split of the same folders and data sets to evaluate on; not with `eval_dataset` or `eval_split`.
+        dataset_test_split: Option<String> = None;
         /// The share of `dataset` that is kept out of training and evaluated on instead, chosen by `seed`.
         eval_split | "val_set_size": f64 = 0.0, if |x| (0.0..1.0).contains(x), "at least 0 and less than 1";
         /// Keep the tokens of `dataset` and `eval_dataset` on disk, under a hash of the files' content, the tokenizer, the chat
@@ -137,9 +144,12 @@ keys! {
         load_in_4bit: bool = false;
         /// The same in 8 bits with one scale a row, as bitsandbytes stores them; computed as the weights they stand for.
         load_in_8bit: bool = false;
-        /// Recompute the blocks' activations in the backward: saves memory, costs about a forward. `"auto"`: only as far as
-        /// the device's memory asks for it. TRL's default is `true`.
+        /// Recompute the blocks' activations in the backward: saves memory, costs up to a forward. `"auto"`: layer by layer, only
+        /// as far as memory asks for it. `"offload"`, or Unsloth's name for it, `"unsloth"`: what recomputing starts from waits in
+        /// the host's memory. TRL's default is `true`.
         gradient_checkpointing: Checkpointing = Checkpointing::Auto;
+        /// Memory of the device that the run may take, as in `"8GiB"` or `"8GB"`; what is free when it starts where not given.
+        memory_limit: Option<Bytes> = None;
         /// Where to run: `"cuda"`, `"wgpu"` (Vulkan, Metal, DX12), `"cpu"`, or `"auto"`, the first of them that works.
         backend: String = "auto".into(), if |b: &String| pick::NAMES.contains(&b.as_str()), "\"auto\", \"cuda\", \"wgpu\" or \"cpu\"";
 
@@ -295,6 +305,14 @@ impl TrainConfig {
         }
         if !self.eval_dataset.is_empty() && self.eval_split > 0.0 {
             return Err(source.fail_at("eval_split", "`eval_split` and `eval_dataset` exclude each other: keep one"));
+        }
+        if self.dataset_test_split.is_some() && (!self.eval_dataset.is_empty() || self.eval_split > 0.0) {
+            let what = "`dataset_test_split` excludes `eval_dataset` and `eval_split`: keep one";
+            return Err(source.fail_at("dataset_test_split", what));
+        }
+        if self.dataset_test_split.is_some() && !self.dataset.iter().any(Dataset::has_splits) {
+            let what = "`dataset_test_split` is of folders and data sets, and `dataset` names none without a split";
+            return Err(source.fail_at("dataset_test_split", what));
         }
         if self.warmup_steps > 0 && self.warmup_ratio > 0.0 {
             return Err(

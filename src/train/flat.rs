@@ -3,7 +3,7 @@
 //!
 //! Each tensor starts at a multiple of [`ALIGN`]: its blocks of 256 (moments in 8 bits) and of 4096 (gradient norm) are its
 //! own, and what is computed is the same as tensor by tensor. The gaps hold zeros, and zeros stay zeros.
-use crate::backend::{Backend, Buf};
+use crate::backend::{Backend, Buf, Charge, Use};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::model::Model;
@@ -92,9 +92,14 @@ fn keep<K>(key: K, own: Vec<(Place, &mut Param)>) -> Group<K> {
 fn gather<K>(b: &dyn Backend, key: K, size: usize, own: Vec<(Place, &mut Param)>) -> Result<Group<K>> {
     let first = &own.first().expect("a group has a member").1;
     let has_master = first.train.as_ref().is_some_and(|t| t.master.is_some());
-    let value = b.alloc(size, first.value.dtype())?;
-    let grad = b.alloc(size, DType::F32)?;
-    let master = if has_master { Some(b.alloc(size, DType::F32)?) } else { None };
+    let alloc = |what: Use, dtype: DType| {
+        let _charge = Charge::to(b, what);
+        b.alloc(size, dtype)
+    };
+    let value_is = if first.name.contains(".lora_") { Use::Adapter } else { Use::Weights };
+    let value = alloc(value_is, first.value.dtype())?;
+    let grad = alloc(Use::Gradients, DType::F32)?;
+    let master = if has_master { Some(alloc(Use::Master, DType::F32)?) } else { None };
     for (Place { offset, len, .. }, param) in own {
         let move_to = |to: &Buf, from: &mut Buf| -> Result<()> {
             let mut place = to.view(offset, len);

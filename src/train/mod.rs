@@ -8,6 +8,7 @@ mod flat;
 pub mod method;
 pub mod metrics;
 pub mod optim;
+pub mod plan;
 pub mod run;
 pub mod schedule;
 mod setup;

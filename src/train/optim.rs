@@ -2,7 +2,7 @@
 //!
 //! A step: norm of all gradients -> finite? -> each weight moves by its gradient times the clipping factor -> gradients to 0.
 use super::flat::{self, Group, Place};
-use crate::backend::{Backend, Buf};
+use crate::backend::{Backend, Buf, Charge, Use};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Outline, Tensors, Writer, dtype_of};
@@ -100,6 +100,7 @@ pub struct Optimizer {
 impl Optimizer {
     /// Moves the model's small trained weights together (see `flat`).
     pub fn new(b: &dyn Backend, model: &mut Model, hyper: Hyper) -> Result<Optimizer> {
+        let _charge = Charge::to(b, Use::Optimizer);
         let tables = [model.spec.names.embed, model.spec.names.head].map(|module| format!("{module}.weight"));
         let is_table = |param: &Param| tables.contains(&param.name) || param.name.ends_with(token_rows::SUFFIX);
         let rate = |param: &Param| if is_table(param) { Rate::Embedding } else { Rate::Base };

@@ -5,20 +5,21 @@ use super::cursor::Cursor;
 use super::method::cross_entropy;
 use super::metrics::{EvalMetrics, MetricsFile, Reporter, StepMetrics};
 use super::optim::Optimizer;
+use super::plan::{Budget, Rehearsal, gib};
 use super::schedule::Schedule;
 use super::state::{self, State};
 use super::{adapter, disk, setup};
-use crate::backend::Backend;
+use crate::backend::{Backend, Charge, Use};
 use crate::data::{self, Batch, BatchOptions, Dataset, Tokenizer};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::export::peft;
 use crate::infer::{self, Sampling};
 use crate::io::hub;
-use crate::model::spec::Positions;
+use crate::model::spec::{Positions, Spec};
 use crate::model::{self, Model, Session, Tokens};
 use crate::rng::Rng;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Tokens of the sample that shows the model before and after.
@@ -33,17 +34,8 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         return Err(Error::Usage(what.into()));
     }
     let base = base_folder(config, reporter)?;
-    let (spec, tokenizer) = model::check(&base)?.sound()?;
-    if spec.positions == Positions::Learned && config.max_length > spec.max_positions {
-        let (wanted, most) = (config.max_length, spec.max_positions);
-        return Err(Error::Usage(format!(
-            "max_length is {wanted}, but the model has learned {most} positions: set {most}"
-        )));
-    }
-    let vocab = config.adapter.as_deref().map_or(Ok(spec.V), |adapter| peft::vocab(adapter, &spec))?;
-    let (tokenizer, added) = setup::tokenizer(config, &base, tokenizer, vocab)?;
+    let Read { spec, tokenizer, added, vocab, data } = read_data(config, &base, reporter)?;
     report_added(&added, spec.V, reporter);
-    let data = load_data(config, &tokenizer, reporter)?;
     report_data(&data, reporter);
     let cursor =
         Cursor::new(&data.train, setup::batch_options(config, &tokenizer, true), config.gradient_accumulation_steps);
@@ -79,7 +71,12 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     }
     let mut lora = own.as_ref().map(|own| own.lora.clone()).or(config.lora.as_ref().map(setup::lora));
     lora.iter_mut().for_each(|lora| setup::train_rows(lora, &added, &spec));
-    let vocab = vocab.max(tokenizer.vocab_size());
+    let prompt = prompt(&data).map(|prompt| prompt.len());
+    let layout = Rehearsal { config, base: &base, lora: lora.clone(), vocab, prompt }
+        .layout(b.rules(), Budget::of(b, config))?;
+    if !layout.fits() {
+        return Err(layout.error(b.name()));
+    }
     let mut model = Model::load(b, &base, &setup::load_options(config, lora, vocab))?;
     if let Some(own) = &own {
         // also before a checkpoint, which holds what is trained: an adapter may have saved what is not
@@ -97,8 +94,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         state = found;
     }
     let N = config.per_device_train_batch_size * config.max_length;
-    let plan = setup::plan(config, b, &model, N);
-    let session = Session::new(b, &model, N, config.max_length, plan)?;
+    let session = Session::new(b, &model, N, config.max_length, layout.plan.clone())?;
     // only now is it certain that the run starts, so only now may what it replaces go
     for old in run_dir.remove_after(state.global_step)? {
         reporter.message(&format!(
@@ -111,7 +107,8 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let metrics = MetricsFile::open(&config.output_dir, state.global_step)?;
     disk::publish(&config.output_dir.join("config.toml"), |file| disk::write(file, config.to_toml()?.as_bytes()))?;
     report_parameters(&model, reporter);
-    reporter.message(&format!("activations: {plan:?}, {total} steps of {N} tokens"));
+    let (plan, peak) = (&layout.plan, gib(layout.memory.peak));
+    reporter.message(&format!("activations: {plan}; {peak} of memory; {total} steps of {N} tokens"));
     reporter.start(state.global_step, total);
     let schedule = Schedule::new(config, total);
     let clock = Clock { since: Instant::now(), tokens: 0, epoch: 0.0 };
@@ -135,8 +132,35 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     .run(reporter)
 }
 
+/// What a run starts from, all of it sound.
+pub(super) struct Read {
+    pub spec: Spec,
+    pub tokenizer: Tokenizer,
+    /// The ids that the tokenizer has over the base's.
+    pub added: Vec<u32>,
+    /// Rows that embedding and head must have at least.
+    pub vocab: usize,
+    /// As the tokenizer has it.
+    pub data: Dataset,
+}
+
+pub(super) fn read_data(config: &TrainConfig, base: &Path, reporter: &mut dyn Reporter) -> Result<Read> {
+    let (spec, tokenizer) = model::check(base)?.sound()?;
+    if spec.positions == Positions::Learned && config.max_length > spec.max_positions {
+        let (wanted, most) = (config.max_length, spec.max_positions);
+        return Err(Error::Usage(format!(
+            "max_length is {wanted}, but the model has learned {most} positions: set {most}"
+        )));
+    }
+    let vocab = config.adapter.as_deref().map_or(Ok(spec.V), |adapter| peft::vocab(adapter, &spec))?;
+    let (tokenizer, added) = setup::tokenizer(config, base, tokenizer, vocab)?;
+    let data = load_data(config, &tokenizer, reporter)?;
+    let vocab = vocab.max(tokenizer.vocab_size());
+    Ok(Read { spec, tokenizer, added, vocab, data })
+}
+
 /// Where the base model's files are.
-fn base_folder(config: &TrainConfig, reporter: &mut dyn Reporter) -> Result<PathBuf> {
+pub(super) fn base_folder(config: &TrainConfig, reporter: &mut dyn Reporter) -> Result<PathBuf> {
     hub::resolve(&config.model_name_or_path, hub::Kind::Model, &mut |event| {
         reporter.download(event);
         !reporter.is_interrupted()
@@ -175,8 +199,16 @@ fn grouped(n: u64) -> String {
 
 /// With a word every while, for large data.
 fn load_data(config: &TrainConfig, tokenizer: &Tokenizer, reporter: &mut dyn Reporter) -> Result<Dataset> {
+    let mut options = setup::data_options(config);
+    let pretrain = options.pretrain;
+    for source in options.sources.iter_mut().chain(&mut options.eval_sources) {
+        data::hub::fetch(source, pretrain, &mut |event| {
+            reporter.download(event);
+            !reporter.is_interrupted()
+        })?;
+    }
     let mut told = Instant::now();
-    data::load_watched(&setup::data_options(config), tokenizer, &mut |progress| {
+    data::load_watched(&options, tokenizer, &mut |progress| {
         if told.elapsed() > SILENCE {
             told = Instant::now();
             reporter.message(&format!("{}: {} records are encoded", progress.file.display(), progress.rows));
@@ -350,18 +382,24 @@ impl Run<'_> {
 
     /// What the model says to the first held-out record (or the first of all), greedily.
     fn sample(&self, reporter: &mut dyn Reporter) -> Result<()> {
-        let Some(prompt) = self.prompt()? else { return Ok(()) };
-        let sampling = Sampling { max_new_tokens: SAMPLE_TOKENS, temperature: 0.0, seed: self.config.seed };
-        let ids = infer::generate(self.b, &self.model, &prompt, &sampling, self.tokenizer.eos_ids(), |_| true)?;
+        let Some(prompt) = prompt(self.data) else { return Ok(()) };
+        let ids = speak(self.b, &self.model, &prompt, self.config.seed, self.tokenizer.eos_ids())?;
         reporter.sample(&self.tokenizer.decode(&prompt, true)?, &self.tokenizer.decode(&ids, true)?);
         Ok(())
     }
+}
 
-    /// The tokens before the first trained one: a chat's question, or a text's first words.
-    fn prompt(&self) -> Result<Option<Vec<u32>>> {
-        let Some(example) = self.data.eval.first().or(self.data.train.first()) else { return Ok(None) };
-        let question = example.trained().position(|t| t).unwrap_or(0);
-        let words = if question > 1 { question } else { example.len().min(16) };
-        Ok(Some(example.ids().take(words).collect()))
-    }
+/// What the model says to a prompt, greedily, for a person to see.
+pub(super) fn speak(b: &dyn Backend, model: &Model, prompt: &[u32], seed: u64, stop: &[u32]) -> Result<Vec<u32>> {
+    let _charge = Charge::to(b, Use::Scratch);
+    let sampling = Sampling { max_new_tokens: SAMPLE_TOKENS, temperature: 0.0, seed };
+    infer::generate(b, model, prompt, &sampling, stop, |_| true)
+}
+
+/// The tokens before the first trained one: a chat's question, or a text's first words.
+pub(super) fn prompt(data: &Dataset) -> Option<Vec<u32>> {
+    let example = data.eval.first().or(data.train.first())?;
+    let question = example.trained().position(|t| t).unwrap_or(0);
+    let words = if question > 1 { question } else { example.len().min(16) };
+    Some(example.ids().take(words).collect())
 }

@@ -1,23 +1,33 @@
 //! From a config to what a run works with: data, model, buffers.
-use super::config::{Checkpointing, LoraConfig as LoraKeys, Method, Optim, SpecialTokens, TrainConfig};
+use super::config::{LoraConfig as LoraKeys, Method, Optim, SpecialTokens, TrainConfig};
 use super::optim::Hyper;
-use crate::backend::Backend;
-use crate::data::{self, BatchOptions, DataOptions, NewTokens, Packing, Tokenizer};
+use crate::data::{self, BatchOptions, DataOptions, NewTokens, Packing, Source, Tokenizer};
 use crate::error::{Error, Result};
 use crate::export::peft;
+use crate::model::LoadOptions;
 use crate::model::lora::{LoraConfig, TokenIndices};
 use crate::model::spec::{Head, Spec};
-use crate::model::{LoadOptions, Model, Plan};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Activations may take this much where a device does not say what it has.
-const UNKNOWN_MEMORY: u64 = 4 << 30;
-
 pub fn data_options(config: &TrainConfig) -> DataOptions {
+    let of = |split: &Option<String>, source: &Source| Source {
+        name: source.name.clone().or(config.dataset_config.clone()),
+        split: source.split.clone().or(split.clone()),
+        ..source.clone()
+    };
+    let train = &config.dataset_train_split;
+    let sources: Vec<Source> = config.dataset.iter().map(|source| of(train, source)).collect();
+    let eval_sources = match &config.dataset_test_split {
+        None => config.eval_dataset.iter().map(|source| of(&None, source)).collect(),
+        split => {
+            let sets = config.dataset.iter().filter(|source| source.has_splits());
+            sets.map(|source| Source { weight: 1.0, ..of(split, source) }).collect()
+        }
+    };
     DataOptions {
-        sources: config.dataset.clone(),
-        eval_sources: config.eval_dataset.clone(),
+        sources,
+        eval_sources,
         eval_split: config.eval_split,
         seed: config.seed,
         max_length: config.max_length,
@@ -132,17 +142,5 @@ pub(super) fn hyper(config: &TrainConfig) -> Hyper {
         max_grad_norm: config.max_grad_norm,
         eight_bit: config.optim == Optim::AdamW8bit,
         decay_all: false,
-    }
-}
-
-/// Keeps activations where they fit beside what is allocated already, with a tenth of the device to spare.
-pub(super) fn plan(config: &TrainConfig, b: &dyn Backend, model: &Model, N: usize) -> Plan {
-    let memory = b.memory();
-    let room = memory.total.map_or(UNKNOWN_MEMORY, |total| (total - total / 10).saturating_sub(memory.used));
-    match config.gradient_checkpointing {
-        Checkpointing::Always => Plan::Recompute,
-        Checkpointing::Never => Plan::Keep,
-        Checkpointing::Auto if Plan::Keep.bytes(&model.spec, N, model.dtype) <= room => Plan::Keep,
-        Checkpointing::Auto => Plan::Recompute,
     }
 }

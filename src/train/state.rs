@@ -38,6 +38,9 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "dataset",
         "eval_dataset",
         "dataset_cache",
+        "dataset_config",
+        "dataset_train_split",
+        "dataset_test_split",
         "model_name_or_path",
         "adapter",
         "backend",
@@ -47,6 +50,7 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "save_total_limit",
         "resume_from_checkpoint",
         "gradient_checkpointing",
+        "memory_limit",
         // may be changed on the way, after a loss that ran off for one
         "learning_rate",
         "embedding_learning_rate",

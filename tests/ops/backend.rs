@@ -195,3 +195,55 @@ fn the_same_call_twice_gives_the_same_bits() {
     let again = [on_every_device(&trial), on_every_device(&trial)];
     assert_eq!(again[0], again[1]);
 }
+
+#[test]
+fn what_goes_to_the_host_comes_back() {
+    on_devices(|devices| {
+        for d in devices {
+            let b = &*d.backend;
+            let (before, host_before) = (b.memory().used, b.memory().host);
+            let [mut x, mut y] = bufs(b, [(3000, Bf16), (3000, Bf16)]);
+            let host = b.host_alloc(6000, Bf16).unwrap();
+            assert!(b.memory().host >= host_before + 12000 && b.memory().used >= before + 12000, "{}", d.name);
+            let halves = [host.view(0, 3000), host.view(3000, 3000)];
+            // each copy sees what was queued before it, and what comes after waits for it
+            for i in 0..20 {
+                let [mut half, other] = if i % 2 == 0 {
+                    [halves[0].view(0, 3000), halves[1].view(0, 3000)]
+                } else {
+                    [halves[1].view(0, 3000), halves[0].view(0, 3000)]
+                };
+                b.fill(&mut x, i as f32).unwrap();
+                b.to_host(&mut half, &x).unwrap();
+                b.fill(&mut x, -1.0).unwrap();
+                b.from_host(&mut y, &other).unwrap();
+                b.cast(&mut x, &y).unwrap();
+                let want = if i == 0 { 0.0 } else { (i - 1) as f32 };
+                assert_eq!(b.download_f32(&x).unwrap(), [want; 3000], "{} {i}", d.name);
+            }
+            assert_eq!(Bf16.decode(&b.host_download(&host).unwrap())[2999..3001], [18.0, 19.0], "{}", d.name);
+            // parts, and ends within a word
+            b.host_upload(&mut host.view(10, 4), &Bf16.encode(&[5.0, 6.0, 7.0, 8.0])).unwrap();
+            b.fill(&mut y, 2.0).unwrap();
+            b.from_host(&mut y.view(100, 3), &host.view(10, 3)).unwrap();
+            assert_eq!(b.download_f32(&y).unwrap()[99..104], [2.0, 5.0, 6.0, 7.0, 2.0], "{}", d.name);
+            let e = text(b.from_host(&mut y, &host));
+            assert!(e.contains("3000 of bfloat16 wanted, 6000 of bfloat16 given"), "{}: {e}", d.name);
+            b.free(x);
+            b.free(y);
+            b.host_free(host);
+            assert_eq!((b.memory().used, b.memory().host), (before, host_before), "{}", d.name);
+
+            let mut codes = b.alloc(5, U8).unwrap();
+            b.upload(&mut codes, &[1, 2, 3, 4, 5]).unwrap();
+            let mut host = b.host_alloc(5, U8).unwrap();
+            b.to_host(&mut host, &codes).unwrap();
+            assert_eq!(b.host_download(&host).unwrap(), [1, 2, 3, 4, 5], "{}", d.name);
+            b.host_upload(&mut host, &[9, 8, 7, 6, 5]).unwrap();
+            b.from_host(&mut codes, &host).unwrap();
+            assert_eq!(b.download(&codes).unwrap(), [9, 8, 7, 6, 5], "{}", d.name);
+            b.free(codes);
+            b.host_free(host);
+        }
+    });
+}

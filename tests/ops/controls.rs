@@ -1,6 +1,6 @@
 //! Negative controls: what is wrong on purpose must turn the matrix red.
 use super::*;
-use luthier::backend::{Backend, Buf, Launch, Memory, cpu::Cpu};
+use luthier::backend::{Backend, Buf, HostBuf, Launch, Memory, Use, cpu::Cpu};
 use luthier::dtype::DType;
 use luthier::error::Result;
 use luthier::ops::Slice;
@@ -110,6 +110,33 @@ impl Backend for Broken {
     }
     fn memory(&self) -> Memory {
         self.cpu.memory()
+    }
+    fn available(&self) -> Option<u64> {
+        self.cpu.available()
+    }
+    fn rules(&self) -> std::rc::Rc<dyn luthier::backend::dry::Rules> {
+        self.cpu.rules()
+    }
+    fn charge(&self, to: Use) -> Use {
+        self.cpu.charge(to)
+    }
+    fn host_alloc(&self, len: usize, dtype: DType) -> Result<HostBuf> {
+        self.cpu.host_alloc(len, dtype)
+    }
+    fn host_free(&self, buf: HostBuf) {
+        self.cpu.host_free(buf)
+    }
+    fn to_host(&self, to: &mut HostBuf, from: &Buf) -> Result<()> {
+        self.cpu.to_host(to, from)
+    }
+    fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
+        self.cpu.from_host(to, from)
+    }
+    fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
+        self.cpu.host_upload(to, bytes)
+    }
+    fn host_download(&self, from: &HostBuf) -> Result<Vec<u8>> {
+        self.cpu.host_download(from)
     }
 }
 

@@ -1,11 +1,12 @@
 //! The reference backend: every op is the plain Rust function of its name at f32, rows in parallel; products go to the
 //! gemm crate and attention to blocks of it (`fast.rs`).
-use super::{Backend, Buf, Launch, Memory, copy_bytes, same_bytes};
+use super::dry::Rules;
+use super::{Backend, Buf, CpuRules, HostBuf, Launch, Ledger, Memory, Use, copy_bytes, host, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Elem, Extent, Op, Slice};
 use rayon::prelude::*;
-use std::cell::{Cell, RefCell, UnsafeCell};
+use std::cell::{RefCell, UnsafeCell};
 
 mod fast;
 mod grouped;
@@ -32,8 +33,9 @@ fn zeroed(words: usize) -> Option<Slab> {
 /// Holds floats as f32 and rounds to the buffer's dtype at each store.
 #[derive(Default)]
 pub struct Cpu {
-    slabs: RefCell<Vec<Option<Slab>>>,
-    memory: Cell<Memory>,
+    /// The host's among them: to this backend, one memory is as good as the other.
+    slabs: RefCell<Vec<Option<(Slab, Use)>>>,
+    ledger: RefCell<Ledger>,
     /// Only references, no fast paths: for tests of the fast paths.
     plain: bool,
 }
@@ -83,10 +85,19 @@ impl Cpu {
     /// The buffer's first byte; a buffer of another backend panics here.
     fn ptr(&self, buf: &Buf) -> *mut u8 {
         let slabs = self.slabs.borrow();
-        let slab = slabs[buf.slab as usize].as_ref().expect("the buffer was freed");
+        let (slab, _) = slabs[buf.slab as usize].as_ref().expect("the buffer was freed");
         assert!(buf.start + buf.bytes() <= slab.len() * 8);
         // SAFETY: within the slab.
         unsafe { (slab.as_ptr() as *mut u8).add(buf.start) }
+    }
+    /// Zeros in a slab of their own; `count` enters its bytes.
+    fn make(&self, len: usize, dtype: DType, count: impl FnOnce(&mut Ledger, u64) -> Use) -> Result<Buf> {
+        let (width, words) = (CpuRules.width(dtype), (CpuRules.bytes(len, dtype) / 8) as usize);
+        let slab =
+            zeroed(words).ok_or_else(|| Error::device("cpu", format!("out of memory: {} MiB wanted", words >> 17)))?;
+        let mut slabs = self.slabs.borrow_mut();
+        slabs.push(Some((slab, count(&mut self.ledger.borrow_mut(), words as u64 * 8))));
+        Ok(Buf { slab: slabs.len() as u32 - 1, start: 0, len, dtype, width })
     }
     #[allow(clippy::mut_from_ref, reason = "a slab is memory of its own; see SAFETY")]
     fn floats(&self, buf: &Buf) -> &mut [f32] {
@@ -159,24 +170,13 @@ impl Backend for Cpu {
         format!("CPU, {} threads", rayon::current_num_threads())
     }
     fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
-        let width = if dtype.is_float() { 4 } else { dtype.size() };
-        let words = (len * width).div_ceil(8);
-        let slab =
-            zeroed(words).ok_or_else(|| Error::device("cpu", format!("out of memory: {} MiB wanted", words >> 17)))?;
-        let mut slabs = self.slabs.borrow_mut();
-        slabs.push(Some(slab));
-        let mut memory = self.memory.get();
-        memory.used += words as u64 * 8;
-        memory.peak = memory.peak.max(memory.used);
-        self.memory.set(memory);
-        Ok(Buf { slab: slabs.len() as u32 - 1, start: 0, len, dtype, width })
+        self.make(len, dtype, Ledger::take)
     }
 
     fn free(&self, buf: Buf) {
-        let slab = self.slabs.borrow_mut()[buf.slab as usize].take();
-        let mut memory = self.memory.get();
-        memory.used -= slab.map_or(0, |s| s.len() as u64 * 8);
-        self.memory.set(memory);
+        if let Some((slab, what)) = self.slabs.borrow_mut()[buf.slab as usize].take() {
+            self.ledger.borrow_mut().give(what, slab.len() as u64 * 8);
+        }
     }
 
     fn upload(&self, to: &mut Buf, bytes: &[u8]) -> Result<()> {
@@ -236,6 +236,57 @@ impl Backend for Cpu {
     }
 
     fn memory(&self) -> Memory {
-        self.memory.get()
+        self.ledger.borrow().memory
     }
+
+    fn available(&self) -> Option<u64> {
+        available()
+    }
+
+    fn rules(&self) -> std::rc::Rc<dyn Rules> {
+        std::rc::Rc::new(CpuRules)
+    }
+
+    fn charge(&self, to: Use) -> Use {
+        self.ledger.borrow_mut().charge(to)
+    }
+
+    fn host_alloc(&self, len: usize, dtype: DType) -> Result<HostBuf> {
+        let count = |ledger: &mut Ledger, bytes| {
+            ledger.take_host(bytes);
+            Use::default()
+        };
+        self.make(len, dtype, count).map(HostBuf)
+    }
+
+    fn host_free(&self, buf: HostBuf) {
+        if let Some((slab, _)) = self.slabs.borrow_mut()[buf.0.slab as usize].take() {
+            self.ledger.borrow_mut().give_host(slab.len() as u64 * 8);
+        }
+    }
+
+    fn to_host(&self, to: &mut HostBuf, from: &Buf) -> Result<()> {
+        host::check(&to.0, from)?;
+        self.copy(&mut to.0, from)
+    }
+
+    fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
+        host::check(to, &from.0)?;
+        self.copy(to, &from.0)
+    }
+
+    fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
+        self.upload(&mut to.0, bytes)
+    }
+
+    fn host_download(&self, from: &HostBuf) -> Result<Vec<u8>> {
+        self.download(&from.0)
+    }
+}
+
+/// What Linux says could be taken without swapping.
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(kib.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
 }

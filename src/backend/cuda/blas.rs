@@ -9,6 +9,7 @@
 //! ```
 use super::driver::{Device, failed};
 use super::{libs, memory};
+use crate::backend::CudaRules;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Op;
@@ -18,8 +19,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::mem::{MaybeUninit, size_of};
 
-/// What NVIDIA advises for Hopper.
-const WORKSPACE: usize = 32 << 20;
+const WORKSPACE: usize = CudaRules::WORKSPACE;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {

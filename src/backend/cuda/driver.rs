@@ -61,6 +61,24 @@ impl Device {
     pub fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(failed("making the device current"))
     }
+    /// Bytes that the pool holds and nobody uses.
+    pub fn pooled(&self) -> u64 {
+        use sys::CUmemPool_attribute as Attribute;
+        let value = |attribute| {
+            let mut bytes = 0u64;
+            // SAFETY: the attribute's value is a u64.
+            let got = unsafe {
+                result::device::get_default_mem_pool(self.context.cu_device())
+                    .and_then(|pool| result::mem_pool::get_attribute(pool, attribute, &mut bytes as *mut u64 as *mut _))
+            };
+            got.map_or(0, |()| bytes)
+        };
+        if !self.context.has_async_alloc() {
+            return 0;
+        }
+        let reserved = value(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT);
+        reserved.saturating_sub(value(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT))
+    }
     pub fn raw_stream(&self) -> sys::CUstream {
         self.stream.cu_stream()
     }

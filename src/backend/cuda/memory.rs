@@ -1,6 +1,6 @@
 //! Device memory: allocations by number, and a pinned ring that uploads pass through so that they never wait for the stream.
 use super::driver::{Device, failed};
-use crate::backend::{Buf, Memory, copy_bytes};
+use crate::backend::{Buf, Ledger, Use, copy_bytes};
 use crate::error::{Error, Result};
 use cudarc::driver::{result, sys};
 use std::collections::VecDeque;
@@ -8,31 +8,30 @@ use std::collections::VecDeque;
 struct Slab {
     ptr: sys::CUdeviceptr,
     bytes: usize,
+    what: Use,
 }
 
 /// The allocations that `Buf::slab` counts.
 #[derive(Default)]
 pub(super) struct Slabs {
     slabs: Vec<Option<Slab>>,
-    pub memory: Memory,
+    pub ledger: Ledger,
 }
 
 impl Slabs {
-    /// Zeroed, and a multiple of 256 bytes.
+    /// Zeroed.
     pub fn alloc(&mut self, device: &Device, bytes: usize) -> Result<u32> {
-        let bytes = bytes.next_multiple_of(256).max(256);
         let ptr = alloc(device, bytes).map_err(|e| out_of_memory(device, bytes, e))?;
         // SAFETY: the range was just allocated.
         unsafe { result::memset_d8_async(ptr, 0, bytes, device.raw_stream()) }.map_err(failed("clearing memory"))?;
-        self.memory.used += bytes as u64;
-        self.memory.peak = self.memory.peak.max(self.memory.used);
+        let what = self.ledger.take(bytes as u64);
         // A number is never used again, so that a view of what was freed is found out.
-        self.slabs.push(Some(Slab { ptr, bytes }));
+        self.slabs.push(Some(Slab { ptr, bytes, what }));
         Ok(self.slabs.len() as u32 - 1)
     }
     pub fn free(&mut self, device: &Device, slab: u32) {
         let Some(slab) = self.slabs[slab as usize].take() else { return };
-        self.memory.used -= slab.bytes as u64;
+        self.ledger.give(slab.what, slab.bytes as u64);
         // A failure here means a lost device, which the next `sync` reports.
         let _ = free(device, slab.ptr);
     }

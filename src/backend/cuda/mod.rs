@@ -1,16 +1,21 @@
 //! NVIDIA GPUs through the CUDA driver: kernels compiled for the device at first use, products by cuBLASLt.
 //!
 //! Nothing of CUDA is linked: the driver and the libraries are found at run time (`libs.rs`), and what is missing is an
-//! `Error::Device` that says how to get it. Everything runs on one stream, in order.
-use super::{Backend, Buf, Launch, Memory, same_bytes};
+//! `Error::Device` that says how to get it. Everything runs on one stream, in order, but for copies from and to the host's
+//! memory (`host.rs`).
+use super::dry::Rules;
+use super::{Backend, Buf, CudaRules, HostBuf, Launch, Memory, Use, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use cudarc::driver::result;
+use host::{Touch, Way};
 use std::cell::RefCell;
+use std::rc::Rc;
 
 mod blas;
 mod driver;
 pub mod fast;
+mod host;
 mod kernels;
 pub mod libs;
 mod memory;
@@ -19,10 +24,15 @@ mod report;
 pub mod source;
 pub use report::{CudaDevice, CudaReport, report};
 
+/// With the workspace of cuBLASLt, and without.
+const RULES: CudaRules = CudaRules { workspace: CudaRules::WORKSPACE as u64 };
+const PLAIN_RULES: CudaRules = CudaRules { workspace: 0 };
+
 pub struct Cuda {
     slabs: RefCell<memory::Slabs>,
     kernels: RefCell<kernels::Kernels>,
     ring: RefCell<memory::Ring>,
+    host: RefCell<host::Host>,
     /// `None`: only plain kernels, for tests of the fast paths.
     blas: RefCell<Option<blas::Blas>>,
     /// Last, so that what lives on it goes first.
@@ -33,6 +43,7 @@ impl Cuda {
     pub fn new(ordinal: usize) -> Result<Cuda> {
         let cuda = Cuda::plain(ordinal)?;
         *cuda.blas.borrow_mut() = Some(blas::Blas::new(&cuda.device)?);
+        cuda.slabs.borrow_mut().ledger.take_for(Use::Workspace, RULES.workspace());
         Ok(cuda)
     }
     /// Without fast paths: every op is the plain kernel of its name.
@@ -42,13 +53,31 @@ impl Cuda {
             return Err(Error::device("cuda", what));
         }
         let ring = RefCell::new(memory::Ring::new(&device)?);
-        Ok(Cuda { slabs: RefCell::default(), kernels: RefCell::default(), ring, blas: RefCell::new(None), device })
+        let host = RefCell::new(host::Host::new(&device)?);
+        Ok(Cuda {
+            slabs: RefCell::default(),
+            kernels: RefCell::default(),
+            ring,
+            host,
+            blas: RefCell::new(None),
+            device,
+        })
+    }
+    /// For all but the copies to and from the host.
+    fn wait(&self) -> Result<()> {
+        self.device.bind()?;
+        self.device.stream.synchronize().map_err(driver::failed("waiting for the device"))
     }
     fn run_kernel(&self, launch: &Launch, variant: Option<source::Variant>, pointers: &[u64]) -> Result<()> {
         self.kernels.borrow_mut().run(&self.device, launch, variant, pointers)
     }
     fn ptr(&self, buf: &Buf) -> u64 {
         self.slabs.borrow().ptr(buf)
+    }
+    /// The same, for what is queued next and does this to the buffer.
+    fn reach(&self, buf: &Buf, touch: Touch) -> Result<u64> {
+        self.host.borrow_mut().before(&self.device, buf, touch)?;
+        Ok(self.ptr(buf))
     }
 }
 
@@ -73,28 +102,32 @@ impl Backend for Cuda {
     }
     fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
         self.device.bind()?;
-        let slab = self.slabs.borrow_mut().alloc(&self.device, len * dtype.size())?;
+        let slab = self.slabs.borrow_mut().alloc(&self.device, RULES.bytes(len, dtype) as usize)?;
         Ok(Buf { slab, start: 0, len, dtype, width: dtype.size() })
     }
     fn free(&self, buf: Buf) {
         if self.device.bind().is_ok() {
+            // A failure here means a lost device, which the next `sync` reports.
+            let _ = self.host.borrow_mut().before_free(&self.device, buf.slab);
             self.slabs.borrow_mut().free(&self.device, buf.slab);
         }
     }
     fn upload(&self, to: &mut Buf, bytes: &[u8]) -> Result<()> {
         same_bytes("upload", to.bytes(), bytes.len())?;
         self.device.bind()?;
-        self.ring.borrow_mut().upload(&self.device, self.ptr(to), bytes)
+        let to = self.reach(to, Touch::Writes)?;
+        self.ring.borrow_mut().upload(&self.device, to, bytes)
     }
     fn download(&self, from: &Buf) -> Result<Vec<u8>> {
         self.device.bind()?;
         let mut bytes = vec![0; from.bytes()];
         if !bytes.is_empty() {
-            // SAFETY: `ptr` checked the range; `sync` waits before the bytes are looked at.
-            unsafe { result::memcpy_dtoh_async(&mut bytes, self.ptr(from), self.device.raw_stream()) }
+            let from = self.reach(from, Touch::Reads)?;
+            // SAFETY: `ptr` checked the range; `wait` waits before the bytes are looked at.
+            unsafe { result::memcpy_dtoh_async(&mut bytes, from, self.device.raw_stream()) }
                 .map_err(driver::failed("download"))?;
         }
-        self.sync()?;
+        self.wait()?;
         Ok(bytes)
     }
     fn copy(&self, to: &mut Buf, from: &Buf) -> Result<()> {
@@ -104,13 +137,19 @@ impl Backend for Cuda {
         if to.is_empty() {
             return Ok(());
         }
+        let (place, from) = (self.reach(to, Touch::Writes)?, self.reach(from, Touch::Reads)?);
         // SAFETY: `ptr` checked both ranges, and they do not overlap.
-        unsafe { result::memcpy_dtod_async(self.ptr(to), self.ptr(from), to.bytes(), self.device.raw_stream()) }
+        unsafe { result::memcpy_dtod_async(place, from, to.bytes(), self.device.raw_stream()) }
             .map_err(driver::failed("copy"))
     }
     fn launch(&self, launch: &Launch) -> Result<()> {
         self.device.bind()?;
-        let pointers: Vec<u64> = launch.args().iter().map(|buf| buf.map_or(0, |buf| self.ptr(buf))).collect();
+        let reach = |(arg, buf): (&crate::ops::Arg, &Option<&Buf>)| {
+            let touch = if arg.access.writes() { Touch::Writes } else { Touch::Reads };
+            buf.map_or(Ok(0), |buf| self.reach(buf, touch))
+        };
+        let args = launch.op().spec().args.iter().zip(launch.args());
+        let pointers: Vec<u64> = args.map(reach).collect::<Result<_>>()?;
         let plain = self.blas.borrow().is_none();
         if plain || !fast::run(self, launch, &pointers)? {
             self.run_kernel(launch, None, &pointers)?;
@@ -118,11 +157,53 @@ impl Backend for Cuda {
         Ok(())
     }
     fn sync(&self) -> Result<()> {
-        self.device.bind()?;
-        self.device.stream.synchronize().map_err(driver::failed("waiting for the device"))
+        self.wait()?;
+        self.host.borrow_mut().sync()
     }
     fn memory(&self) -> Memory {
-        Memory { total: Some(self.device.total), ..self.slabs.borrow().memory }
+        Memory { total: Some(self.device.total), ..self.slabs.borrow().ledger.memory }
+    }
+    fn available(&self) -> Option<u64> {
+        self.device.bind().ok()?;
+        let (free, _) = self.device.context.mem_get_info().ok()?;
+        Some(free as u64 + self.device.pooled())
+    }
+    fn rules(&self) -> Rc<dyn Rules> {
+        Rc::new(if self.blas.borrow().is_some() { RULES } else { PLAIN_RULES })
+    }
+    fn charge(&self, to: Use) -> Use {
+        self.slabs.borrow_mut().ledger.charge(to)
+    }
+    fn host_alloc(&self, len: usize, dtype: DType) -> Result<HostBuf> {
+        self.device.bind()?;
+        let (slab, bytes) = self.host.borrow_mut().alloc(RULES.host_bytes(len, dtype) as usize)?;
+        self.slabs.borrow_mut().ledger.take_host(bytes);
+        Ok(HostBuf(Buf { slab, start: 0, len, dtype, width: dtype.size() }))
+    }
+    fn host_free(&self, buf: HostBuf) {
+        // A failure here means a lost device, which the next `sync` reports.
+        if let Ok(bytes) = self.device.bind().and_then(|()| self.host.borrow_mut().free(&buf.0)) {
+            self.slabs.borrow_mut().ledger.give_host(bytes);
+        }
+    }
+    fn to_host(&self, to: &mut HostBuf, from: &Buf) -> Result<()> {
+        super::host::check(&to.0, from)?;
+        self.device.bind()?;
+        self.host.borrow_mut().copy(&self.device, Way::ToHost, (from, self.ptr(from)), &to.0)
+    }
+    fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
+        super::host::check(to, &from.0)?;
+        self.device.bind()?;
+        self.host.borrow_mut().copy(&self.device, Way::FromHost, (to, self.ptr(to)), &from.0)
+    }
+    fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
+        same_bytes("host_upload", to.0.bytes(), bytes.len())?;
+        self.device.bind()?;
+        self.host.borrow_mut().upload(&to.0, bytes)
+    }
+    fn host_download(&self, from: &HostBuf) -> Result<Vec<u8>> {
+        self.device.bind()?;
+        self.host.borrow_mut().download(&from.0)
     }
 }
 

@@ -39,13 +39,14 @@ pub struct MatrixUnit {
 }
 
 /// What luthier looks for, and its name for people.
-const INTEREST: [(Features, &str); 6] = [
+const INTEREST: [(Features, &str); 7] = [
     (Features::IMMEDIATES, "immediates"),
     (Features::SUBGROUP, "subgroups"),
     (Features::SHADER_F16, "f16"),
     (Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative matrix"),
     (Features::TIMESTAMP_QUERY, "timestamps"),
     (Features::PIPELINE_CACHE, "pipeline cache"),
+    (Features::MAPPABLE_PRIMARY_BUFFERS, "host buffers"),
 ];
 
 /// Errors that the device reported by itself; they come out of the next call that waits.

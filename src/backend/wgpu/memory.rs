@@ -1,13 +1,12 @@
-//! Device memory: a tensor of some megabytes has a buffer of its own, smaller ones share slabs.
-use super::text::SLACK;
-use crate::backend::{Buf, Memory};
+//! Device memory: a tensor of some megabytes has a buffer of its own, smaller ones share slabs. Host memory: buffers that the
+//! device copies from and to, and that are mapped to be read.
+use super::rules;
+use crate::backend::{Buf, HostBuf, Ledger, Use};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
-use wgpu::{Buffer, BufferUsages, Device, ErrorFilter};
+use wgpu::{Buffer, BufferUsages, Device, ErrorFilter, Features};
 
-/// Tensors start at multiples of this many bytes: every device can bind there, and loads of 16 bytes are aligned.
-const ALIGN: u64 = 256;
 /// From this size on a tensor has its own buffer.
 const BIG: u64 = 4 << 20;
 /// A slab for small tensors.
@@ -21,8 +20,8 @@ struct Slab {
     shared: bool,
     /// Bytes from the start that were ever handed out: beyond it the memory is still zero.
     touched: u64,
-    /// What each tensor in it takes.
-    taken: BTreeMap<u64, u64>,
+    /// What each tensor in it takes, and for what.
+    taken: BTreeMap<u64, (u64, Use)>,
 }
 
 /// Where a new tensor lies, and whether older values are still in it.
@@ -37,29 +36,26 @@ pub struct Place {
 #[derive(Default)]
 pub struct Heap {
     slabs: Vec<Option<Slab>>,
-    memory: Memory,
+    /// Host memory, by the number that `HostBuf` holds.
+    hosts: Vec<Option<Buffer>>,
+    pub ledger: Ledger,
     max_buffer: u64,
 }
 
 impl Heap {
     pub fn new(max_buffer: u64, total: Option<u64>) -> Heap {
-        Heap { max_buffer, memory: Memory { total, ..Memory::default() }, ..Heap::default() }
-    }
-    pub fn memory(&self) -> Memory {
-        self.memory
+        Heap { max_buffer, ledger: Ledger::new(total), ..Heap::default() }
     }
     pub fn buffer(&self, slab: u32) -> &Buffer {
         &self.slabs[slab as usize].as_ref().expect("the buffer was freed").buffer
     }
 
     pub fn alloc(&mut self, device: &Device, len: usize, dtype: DType) -> Result<Place> {
-        let wanted = (len as u64 * dtype.size() as u64 + SLACK as u64).next_multiple_of(ALIGN);
+        let wanted = rules::bytes(len, dtype);
         let place = if wanted >= BIG { self.own(device, wanted)? } else { self.share(device, wanted)? };
         let slab = self.slabs[place.slab as usize].as_mut().expect("just taken");
-        slab.taken.insert(place.start, wanted);
+        slab.taken.insert(place.start, (wanted, self.ledger.take(wanted)));
         slab.touched = slab.touched.max(place.start + wanted);
-        self.memory.used += wanted;
-        self.memory.peak = self.memory.peak.max(self.memory.used);
         Ok(place)
     }
 
@@ -87,6 +83,14 @@ impl Heap {
     }
 
     fn create(&mut self, device: &Device, bytes: u64, shared: bool) -> Result<u32> {
+        let buffer = self.buffer_of(device, bytes, BufferUsages::STORAGE)?;
+        let free = if shared { BTreeMap::from([(0, bytes)]) } else { BTreeMap::new() };
+        self.slabs.push(Some(Slab { buffer, free, shared, touched: 0, taken: BTreeMap::new() }));
+        Ok(self.slabs.len() as u32 - 1)
+    }
+
+    /// A buffer to copy from and to, and for `usage`.
+    fn buffer_of(&self, device: &Device, bytes: u64, usage: BufferUsages) -> Result<Buffer> {
         if bytes > self.max_buffer {
             let what = format!(
                 "a buffer of {} MiB is wanted, but this device allows {} MiB",
@@ -97,30 +101,48 @@ impl Heap {
         }
         let scopes = [ErrorFilter::OutOfMemory, ErrorFilter::Validation, ErrorFilter::Internal]
             .map(|f| device.push_error_scope(f));
-        let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
         let buffer = device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size: bytes,
-            usage,
+            usage: usage | BufferUsages::COPY_SRC | BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
         let errors: Vec<wgpu::Error> = scopes.into_iter().rev().filter_map(|s| pollster::block_on(s.pop())).collect();
         if let Some(error) = errors.first() {
-            let used = self.memory.used >> 20;
+            let used = self.ledger.memory.used >> 20;
             let what = format!("out of memory: {} MiB wanted, {used} MiB in use ({error})", bytes >> 20);
             return Err(Error::device("wgpu", what));
         }
-        let free = if shared { BTreeMap::from([(0, bytes)]) } else { BTreeMap::new() };
-        self.slabs.push(Some(Slab { buffer, free, shared, touched: 0, taken: BTreeMap::new() }));
-        Ok(self.slabs.len() as u32 - 1)
+        Ok(buffer)
+    }
+
+    pub fn host_alloc(&mut self, device: &Device, len: usize, dtype: DType) -> Result<HostBuf> {
+        if !device.features().contains(Features::MAPPABLE_PRIMARY_BUFFERS) {
+            let what =
+                "this device does not copy from host memory and to it: keep what is to be offloaded on the device";
+            return Err(Error::device("wgpu", what));
+        }
+        let buffer = self.buffer_of(device, rules::host_bytes(len, dtype), BufferUsages::MAP_READ)?;
+        self.ledger.take_host(buffer.size());
+        self.hosts.push(Some(buffer));
+        Ok(HostBuf(Buf { slab: self.hosts.len() as u32 - 1, start: 0, len, dtype, width: dtype.size() }))
+    }
+    pub fn host(&self, buf: &HostBuf) -> &Buffer {
+        self.hosts[buf.0.slab as usize].as_ref().expect("the host buffer was freed")
+    }
+    pub fn host_free(&mut self, buf: HostBuf) {
+        if let Some(buffer) = self.hosts[buf.0.slab as usize].take() {
+            self.ledger.give_host(buffer.size());
+        }
     }
 
     /// Gives a tensor's memory back; says whether its buffer is gone too.
     pub fn free(&mut self, buf: &Buf) -> bool {
         let slot = &mut self.slabs[buf.slab as usize];
         let slab = slot.as_mut().expect("the buffer was freed before");
-        let (start, bytes) = slab.taken.remove_entry(&(buf.start as u64)).expect("`free` takes what `alloc` returned");
-        self.memory.used -= bytes;
+        let (start, (bytes, what)) =
+            slab.taken.remove_entry(&(buf.start as u64)).expect("`free` takes what `alloc` returned");
+        self.ledger.give(what, bytes);
         if !slab.shared {
             *slot = None;
             return true;

@@ -5,7 +5,7 @@
 //! `LUTHIER_WGPU_CHECKED=1` runs as a browser would: with the shaders' bounds and loop checks, zeroed workgroup memory and
 //! params in uniform buffers. `LUTHIER_WGPU_PRODUCTS` chooses what multiplies matrices ([`Products`]).
 use super::kernel_text::{self, Names, Section};
-use super::{Backend, Buf, Launch, Memory, same_bytes};
+use super::{Backend, Buf, HostBuf, Launch, Memory, Use, dry, host, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Elem, Op};
@@ -22,6 +22,7 @@ mod memory;
 mod pipeline;
 pub mod plan;
 mod record;
+mod rules;
 pub mod text;
 
 pub use adapter::{AdapterReport, MatrixUnit, adapters};
@@ -30,6 +31,7 @@ use memory::Heap;
 use pipeline::{Pipelines, Window};
 use plan::{Fast, Plan};
 use record::{PARAMS, Recorder};
+use rules::Rules;
 use text::{ParamsIn, Request, TextArg};
 
 /// A file's common text and its sections.
@@ -38,10 +40,9 @@ pub type Parsed = (&'static str, Vec<Section<'static>>);
 /// One device.
 pub struct Wgpu {
     report: AdapterReport,
-    limits: Limits,
     faults: adapter::Faults,
     device: wgpu::Device,
-    products: Cell<Products>,
+    rules: Rc<Rules>,
     state: RefCell<State>,
 }
 
@@ -92,32 +93,19 @@ impl Wgpu {
             Err(_) => Products::Auto,
         };
         let (report, faults) = (opened.report, opened.faults);
-        Ok(Wgpu { report, limits, faults, device, products: Cell::new(products), state: RefCell::new(state) })
+        let (matrix_unit, memory, products) = (report.matrix_unit, report.memory, Cell::new(products));
+        let rules = Rc::new(Rules { matrix_unit, limits, memory, products });
+        Ok(Wgpu { report, faults, device, rules, state: RefCell::new(state) })
     }
 
     /// What multiplies matrices from now on.
     pub fn set_products(&self, products: Products) {
-        self.products.set(products);
+        self.rules.products.set(products);
     }
 
     /// What the device allows.
     pub fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    /// How a launch is to be run.
-    fn plan(&self, launch: &Launch, names: &Names) -> Plan {
-        let fast = || {
-            let device = coop::Device::new(self.report.matrix_unit?, &self.limits, self.report.memory);
-            let floats = launch.op().spec().args.iter().zip(launch.args()).filter(|(arg, _)| arg.elem == Elem::Float);
-            let dtypes: Vec<_> = floats.filter_map(|(_, buf)| buf.map(|b| b.dtype)).collect();
-            match launch.op().spec().file {
-                "matmul" => coop::plan(launch.op(), names, dtypes.try_into().ok()?, device, self.products.get()),
-                "attention" => attention::plan(launch.op(), names, &dtypes, device, self.products.get()),
-                _ => None,
-            }
-        };
-        fast().unwrap_or_else(|| plan::plan(launch.op(), names))
+        &self.rules.limits
     }
 
     /// The adapter.
@@ -134,13 +122,13 @@ impl Wgpu {
     /// Where a binding must begin and how much it must show for `buf`, and the words from there to its first element.
     fn window(&self, state: &State, op: &str, buf: &Buf) -> Result<(Window, u32)> {
         let whole = state.heap.buffer(buf.slab).size();
-        let limit = self.limits.max_storage_buffer_binding_size / 4 * 4;
+        let limit = self.rules.limits.max_storage_buffer_binding_size / 4 * 4;
         if whole <= limit {
             return Ok(((buf.slab, 0, whole), (buf.start / 4) as u32));
         }
         // a coarse grid, so that neighbouring tensors share their window and its bind group
-        let step = (limit / 4).next_multiple_of(self.limits.min_storage_buffer_offset_alignment.into()).max(256);
-        let align = self.limits.min_storage_buffer_offset_alignment as u64;
+        let step = (limit / 4).next_multiple_of(self.rules.limits.min_storage_buffer_offset_alignment.into()).max(256);
+        let align = self.rules.limits.min_storage_buffer_offset_alignment as u64;
         let end = (buf.start + buf.bytes()) as u64 + text::SLACK as u64;
         for offset in [buf.start as u64 / step * step, buf.start as u64 / align * align] {
             let size = (whole - offset).min(limit);
@@ -188,7 +176,7 @@ impl Wgpu {
 
     /// Workgroups in x, y, z; none when there is nothing to do. A wide one-dimensional grid is folded (see `flat`).
     fn grid(&self, section: &Section, names: &Names) -> Result<Option<[u32; 3]>> {
-        let most = (self.limits.max_compute_workgroups_per_dimension as u64).min(65_535);
+        let most = (self.rules.limits.max_compute_workgroups_per_dimension as u64).min(65_535);
         let mut grid = [1u64; 3];
         for (side, expr) in grid.iter_mut().zip(&section.grid) {
             *side = kernel_text::eval(expr, names).map_err(|e| Error::Bug(format!("shader {}: {e}", section.name)))?;
@@ -238,7 +226,10 @@ impl Wgpu {
             if let Some(old) = old.take() {
                 self.release(state, old);
             }
-            *old = Some(self.take(state, len, dtype)?);
+            let before = state.heap.ledger.charge(Use::Workspace);
+            let made = self.take(state, len, dtype);
+            state.heap.ledger.charge(before);
+            *old = Some(made?);
         }
         Ok(())
     }
@@ -258,6 +249,50 @@ impl Wgpu {
             state.recorder.flush();
             state.pipelines.forget(buf.slab);
         }
+    }
+
+    /// Appends bytes of a buffer that can be mapped, when all that is recorded has run.
+    fn read(
+        &self,
+        recorder: &mut Recorder,
+        host: &wgpu::Buffer,
+        range: std::ops::Range<u64>,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        recorder.flush();
+        let (tell, told) = std::sync::mpsc::channel();
+        host.slice(range.clone()).map_async(wgpu::MapMode::Read, move |result| {
+            // nobody listens only when the download has already failed
+            let _ = tell.send(result);
+        });
+        let waited = recorder.wait();
+        self.check()?;
+        waited.map_err(fail)?;
+        told.recv().map_err(fail)?.map_err(fail)?;
+        out.extend_from_slice(&host.slice(range).get_mapped_range().map_err(fail)?);
+        host.unmap();
+        Ok(())
+    }
+
+    /// Sets the bytes of `to` behind its last whole word; the rest of that word is not ours, so `write` fills a word of its own,
+    /// which is merged on the device.
+    fn merge_tail(
+        &self,
+        state: &mut State,
+        to: &Buf,
+        write: impl FnOnce(&Heap, &mut Recorder, &Buf) -> std::result::Result<(), String>,
+    ) -> Result<()> {
+        let (body, tail) = (to.bytes() / 4 * 4, to.bytes() % 4);
+        let from = self.take(state, 1, DType::U32)?;
+        let State { heap, recorder, .. } = state;
+        write(heap, recorder, &from).map_err(fail)?;
+        let end = Buf { slab: to.slab, start: to.start + body, len: 1, dtype: DType::U32, width: 4 };
+        self.copy_words(state, &end, &from, 1, tail)?;
+        self.release(state, from);
+        Ok(())
     }
 
     /// Words of `from` into `to`; of the last word only `tail` bytes.
@@ -311,18 +346,13 @@ impl Backend for Wgpu {
         if !body.is_empty() {
             recorder.upload(heap.buffer(to.slab), to.start as u64, body).map_err(fail)?;
         }
-        if tail.is_empty() {
-            return self.check();
+        if !tail.is_empty() {
+            let mut word = [0; 4];
+            word[..tail.len()].copy_from_slice(tail);
+            self.merge_tail(state, to, |heap, recorder, to| {
+                recorder.upload(heap.buffer(to.slab), to.start as u64, &word)
+            })?;
         }
-        // the rest of the last word is not ours: merge it on the device
-        let mut word = [0; 4];
-        word[..tail.len()].copy_from_slice(tail);
-        let from = self.take(state, 1, DType::U32)?;
-        let State { heap, recorder, .. } = state;
-        recorder.upload(heap.buffer(from.slab), from.start as u64, &word).map_err(fail)?;
-        let end = Buf { slab: to.slab, start: to.start + body.len(), len: 1, dtype: DType::U32, width: 4 };
-        self.copy_words(state, &end, &from, 1, tail.len())?;
-        self.release(state, from);
         self.check()
     }
 
@@ -340,18 +370,7 @@ impl Backend for Wgpu {
             let len = size.min(end - start);
             let State { heap, recorder, .. } = state;
             recorder.encoder().copy_buffer_to_buffer(heap.buffer(from.slab), start, &host, 0, len);
-            recorder.flush();
-            let (tell, told) = std::sync::mpsc::channel();
-            host.slice(..len).map_async(wgpu::MapMode::Read, move |result| {
-                // nobody listens only when `download` has already failed
-                let _ = tell.send(result);
-            });
-            let waited = recorder.wait();
-            self.check()?;
-            waited.map_err(fail)?;
-            told.recv().map_err(fail)?.map_err(fail)?;
-            out.extend_from_slice(&host.slice(..len).get_mapped_range().map_err(fail)?);
-            host.unmap();
+            self.read(recorder, &host, 0..len, &mut out)?;
         }
         out.truncate(from.bytes());
         Ok(out)
@@ -369,7 +388,7 @@ impl Backend for Wgpu {
         let names = kernel_text::names(spec.fields, launch.params());
         check_heads(launch, &names)?;
         let state = &mut *self.state.borrow_mut();
-        let plan = self.plan(launch, &names);
+        let plan = self.rules.plan(launch, &names);
         let parsed = Self::parsed(state, op, plan.fast)?;
         let arg = |(arg, buf): (&crate::ops::Arg, &Option<&Buf>)| TextArg {
             name: arg.name,
@@ -404,6 +423,93 @@ impl Backend for Wgpu {
     }
 
     fn memory(&self) -> Memory {
-        self.state.borrow().heap.memory()
+        self.state.borrow().heap.ledger.memory
+    }
+
+    /// Not what other programs have taken: the device does not say.
+    fn available(&self) -> Option<u64> {
+        let memory = self.memory();
+        memory.total.map(|total| (total - total / 10).saturating_sub(memory.used))
+    }
+
+    fn rules(&self) -> Rc<dyn dry::Rules> {
+        self.rules.clone()
+    }
+
+    fn charge(&self, to: Use) -> Use {
+        self.state.borrow_mut().heap.ledger.charge(to)
+    }
+
+    fn host_alloc(&self, len: usize, dtype: DType) -> Result<HostBuf> {
+        self.state.borrow_mut().heap.host_alloc(&self.device, len, dtype)
+    }
+
+    fn host_free(&self, buf: HostBuf) {
+        let state = &mut *self.state.borrow_mut();
+        // what is recorded may still copy
+        state.recorder.flush();
+        state.heap.host_free(buf)
+    }
+
+    /// On the one queue there is, in its order: the device does not wait for the host, but nor does it compute meanwhile.
+    fn to_host(&self, to: &mut HostBuf, from: &Buf) -> Result<()> {
+        host::check(&to.0, from)?;
+        let State { heap, recorder, .. } = &mut *self.state.borrow_mut();
+        let (bytes, host) = (from.bytes().next_multiple_of(4) as u64, heap.host(to));
+        let start = to.0.start as u64;
+        if !from.bytes().is_multiple_of(4) && start + bytes < host.size() {
+            return Err(Error::Bug("a part of a host buffer that ends within a word".into()));
+        }
+        if bytes > 0 {
+            recorder.encoder().copy_buffer_to_buffer(heap.buffer(from.slab), from.start as u64, host, start, bytes);
+        }
+        Ok(())
+    }
+
+    fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
+        host::check(to, &from.0)?;
+        let state = &mut *self.state.borrow_mut();
+        let (body, start) = ((to.bytes() / 4 * 4) as u64, from.0.start as u64);
+        let State { heap, recorder, .. } = state;
+        if body > 0 {
+            let place = heap.buffer(to.slab);
+            recorder.encoder().copy_buffer_to_buffer(heap.host(from), start, place, to.start as u64, body);
+        }
+        if to.bytes().is_multiple_of(4) {
+            return Ok(());
+        }
+        self.merge_tail(state, to, |heap, recorder, to| {
+            let place = heap.buffer(to.slab);
+            recorder.encoder().copy_buffer_to_buffer(heap.host(from), start + body, place, to.start as u64, 4);
+            Ok(())
+        })
+    }
+
+    fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
+        same_bytes("host_upload", to.0.bytes(), bytes.len())?;
+        let State { heap, recorder, .. } = &mut *self.state.borrow_mut();
+        let (host, mut words) = (heap.host(to), bytes.to_vec());
+        words.resize(bytes.len().next_multiple_of(4), 0);
+        if words.len() > bytes.len() && to.0.start + words.len() < host.size() as usize {
+            return Err(Error::Bug("a part of a host buffer that ends within a word".into()));
+        }
+        if words.is_empty() {
+            return Ok(());
+        }
+        recorder.upload(host, to.0.start as u64, &words).map_err(fail)?;
+        self.check()
+    }
+
+    fn host_download(&self, from: &HostBuf) -> Result<Vec<u8>> {
+        let State { heap, recorder, .. } = &mut *self.state.borrow_mut();
+        let (start, bytes) = (from.0.start as u64, from.0.bytes());
+        let mut out = Vec::with_capacity(bytes + 4);
+        // a mapping begins at a multiple of 8
+        let first = start / 8 * 8;
+        let end = (start + bytes as u64).next_multiple_of(4);
+        self.read(recorder, heap.host(from), first..end, &mut out)?;
+        out.drain(..(start - first) as usize);
+        out.truncate(bytes);
+        Ok(out)
     }
 }

@@ -7,7 +7,7 @@ use luthier::dtype::DType;
 use luthier::export::bnb::Format;
 use luthier::model::lora::LoraConfig;
 use luthier::model::quantized::{self, Scheme};
-use luthier::model::{LoadOptions, Model, Plan, Session, Tokens};
+use luthier::model::{Keep, LoadOptions, Model, Plan, Session, Tokens};
 use luthier::rng::Rng;
 use luthier::train::method::cross_entropy;
 use luthier::train::optim::{Hyper, Optimizer};
@@ -45,8 +45,8 @@ pub struct Train {
     /// Rank of the adapter, on every linear layer.
     #[arg(long, default_value_t = 16, value_parser = super::at_least(1))]
     rank: usize,
-    /// Activations: kept, or computed again in the backward.
-    #[arg(long, default_value = "keep", value_parser = ["keep", "recompute"])]
+    /// Activations: kept, computed again in the backward (but for attention, or from the blocks' inputs), or on the host.
+    #[arg(long, default_value = "keep", value_parser = ["keep", "attention", "recompute", "offload"])]
     plan: String,
     /// Where to run.
     #[arg(long, default_value = "auto", value_parser = pick::NAMES.to_vec())]
@@ -67,7 +67,13 @@ impl Train {
         let hyper =
             Hyper { beta1, beta2, eps, weight_decay: 0.01, max_grad_norm: 1.0, eight_bit: true, decay_all: false };
         let mut optimizer = Optimizer::new(b, &mut model, hyper)?;
-        let plan = if self.plan == "keep" { Plan::Keep } else { Plan::Recompute };
+        let keep = match self.plan.as_str() {
+            "keep" => Keep::All,
+            "attention" => Keep::Attention,
+            "recompute" => Keep::Input,
+            _ => Keep::Host,
+        };
+        let plan = Plan::Layers(vec![keep; model.spec.layers]);
         let N = self.seq * self.batch;
         let mut session = Session::new(b, &model, N, self.seq, plan)?;
         out(&format!(

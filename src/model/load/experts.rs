@@ -30,7 +30,7 @@ impl<'a> Loader<'a> {
     fn choice_bias(&self, layer: usize, module: &str) -> Result<Param> {
         let (name, E) = (self.spec.names.of(layer, module), self.spec.moe.as_ref().map_or(0, |moe| moe.E));
         let mut param = Param::zeros(self.b, &name, &[E], DType::F32)?;
-        param.set(self.b, &self.tensors.find(&name, &[E])?.to_f32())?;
+        param.set(self.b, &self.values(&self.tensors.find(&name, &[E])?))?;
         Ok(param)
     }
 
@@ -113,7 +113,7 @@ impl<'a> Loader<'a> {
                 Stored::Float(floats) if param.train.is_none() && exact(stored) => {
                     param.set_bytes(self.b, i, &floats.bytes)?;
                 }
-                _ => param.set_part(self.b, i, &stored.to_f32())?,
+                _ => param.set_part(self.b, i, &self.values(stored))?,
             }
         }
         if self.options.full() {

@@ -82,6 +82,38 @@ pub enum Checkpointing {
     Auto,
     Always,
     Never,
+    /// Always, and what it starts from is kept on the host.
+    Offload,
+}
+
+/// An amount of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+impl Bytes {
+    const UNITS: [(&str, u64); 8] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+    ];
+
+    /// As in `8GiB`, `1.5 GB`, `4096`.
+    pub fn parse(text: &str) -> Option<Bytes> {
+        let text = text.trim();
+        let ends = |unit: &str| {
+            let cut = text.len().checked_sub(unit.len())?;
+            text.get(cut..)?.eq_ignore_ascii_case(unit).then(|| text[..cut].trim_end())
+        };
+        let unit = Self::UNITS.iter().find_map(|(unit, size)| ends(unit).map(|number| (number, *size)));
+        let (number, size) = unit.unwrap_or((ends("B").unwrap_or(text), 1));
+        let bytes = number.parse::<f64>().ok()? * size as f64;
+        (bytes >= 1.0 && bytes < 2f64.powi(63)).then_some(Bytes(bytes as u64))
+    }
 }
 
 /// Where a run starts.
@@ -211,11 +243,12 @@ impl Serialize for DType {
 
 impl FromNode for Checkpointing {
     fn wanted() -> String {
-        "\"auto\", true or false".into()
+        "\"auto\", true, false or \"offload\"".into()
     }
     fn from_value(value: &Value) -> Option<Checkpointing> {
         match value {
             Value::Str(s) if s == "auto" => Some(Checkpointing::Auto),
+            Value::Str(s) if s == "offload" || s == "unsloth" => Some(Checkpointing::Offload),
             Value::Bool(true) => Some(Checkpointing::Always),
             Value::Bool(false) => Some(Checkpointing::Never),
             _ => None,
@@ -229,7 +262,27 @@ impl Serialize for Checkpointing {
             Checkpointing::Auto => s.serialize_str("auto"),
             Checkpointing::Always => s.serialize_bool(true),
             Checkpointing::Never => s.serialize_bool(false),
+            Checkpointing::Offload => s.serialize_str("offload"),
         }
+    }
+}
+
+impl FromNode for Bytes {
+    fn wanted() -> String {
+        "an amount of memory, as in \"8GiB\"".into()
+    }
+    fn from_value(value: &Value) -> Option<Bytes> {
+        match value {
+            Value::Str(s) => Bytes::parse(s),
+            Value::Int(i) => u64::try_from(*i).ok().filter(|bytes| *bytes > 0).map(Bytes),
+            _ => None,
+        }
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_u64(self.0)
     }
 }
 

@@ -1,0 +1,72 @@
+//! How an op is run on a device, and what memory that and every tensor takes.
+use super::adapter::MatrixUnit;
+use super::coop::{self, Products};
+use super::plan::{self, Plan};
+use super::text::SLACK;
+use super::{attention, kernel_text};
+use crate::backend::Launch;
+use crate::backend::dry;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::ops::Elem;
+use kernel_text::Names;
+use std::cell::Cell;
+use wgpu::Limits;
+
+/// Tensors start at multiples of this many bytes: every device can bind there, and loads of 16 bytes are aligned.
+const ALIGN: u64 = 256;
+
+pub struct Rules {
+    pub matrix_unit: Option<MatrixUnit>,
+    pub limits: Limits,
+    /// Bytes on the device in all, where the driver says so.
+    pub memory: Option<u64>,
+    pub products: Cell<Products>,
+}
+
+impl Rules {
+    /// How a launch is to be run.
+    pub(super) fn plan(&self, launch: &Launch, names: &Names) -> Plan {
+        let fast = || {
+            let device = coop::Device::new(self.matrix_unit?, &self.limits, self.memory);
+            let floats = launch.op().spec().args.iter().zip(launch.args()).filter(|(arg, _)| arg.elem == Elem::Float);
+            let dtypes: Vec<_> = floats.filter_map(|(_, buf)| buf.map(|b| b.dtype)).collect();
+            match launch.op().spec().file {
+                "matmul" => coop::plan(launch.op(), names, dtypes.try_into().ok()?, device, self.products.get()),
+                "attention" => attention::plan(launch.op(), names, &dtypes, device, self.products.get()),
+                _ => None,
+            }
+        };
+        fast().unwrap_or_else(|| plan::plan(launch.op(), names))
+    }
+}
+
+/// What a tensor takes.
+pub(super) fn bytes(len: usize, dtype: DType) -> u64 {
+    (len as u64 * dtype.size() as u64 + SLACK as u64).next_multiple_of(ALIGN)
+}
+
+/// The same in host memory: copies are of whole words.
+pub(super) fn host_bytes(len: usize, dtype: DType) -> u64 {
+    (len * dtype.size()).next_multiple_of(4).max(4) as u64
+}
+
+impl dry::Rules for Rules {
+    fn name(&self) -> &'static str {
+        "wgpu"
+    }
+    fn bytes(&self, len: usize, dtype: DType) -> u64 {
+        bytes(len, dtype)
+    }
+    fn host_bytes(&self, len: usize, dtype: DType) -> u64 {
+        host_bytes(len, dtype)
+    }
+    fn scratch(&self, launch: &Launch) -> Result<[usize; 2]> {
+        let plan = self.plan(launch, &kernel_text::names(launch.op().spec().fields, launch.params()));
+        Ok([plan.scratch, plan.packed])
+    }
+    /// The last word of what does not end with one, see `merge_tail`.
+    fn patch(&self, bytes: usize) -> usize {
+        usize::from(!bytes.is_multiple_of(4))
+    }
+}

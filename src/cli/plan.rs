@@ -1,0 +1,66 @@
+//! `luthier plan`: the memory that a run will take, without running it.
+use super::{interrupt, out, progress::Progress, say};
+use clap::Args;
+use luthier::Result;
+use luthier::backend::{Memory, Use, pick};
+use luthier::train::config::{self, Bytes, TrainConfig};
+use luthier::train::plan::{self, Budget, Layout, gib};
+use std::path::PathBuf;
+
+/// Say what memory a run will take, and whether it fits.
+#[derive(Args)]
+pub struct Plan {
+    /// The run: a TOML or YAML file. Its model may be a config.json without weights.
+    config: PathBuf,
+    /// Keys that go over the file's, as in max_length=4096.
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Where to run; goes over the config's `backend`.
+    #[arg(long, value_parser = pick::NAMES.to_vec())]
+    backend: Option<String>,
+    /// For a device that is not here, with so much memory: 24GiB. An NVIDIA GPU, where --backend does not say otherwise.
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| Bytes::parse(text).ok_or("a size as in 24GiB"))]
+    device_memory: Option<Bytes>,
+}
+
+impl Plan {
+    pub fn run(mut self) -> Result<()> {
+        self.overrides.extend(self.backend.iter().map(|b| format!("backend={b}")));
+        let config = config::load(&self.config, &self.overrides)?;
+        interrupt::install()?;
+        let mut progress = Progress::new(config.logging_steps);
+        let (rules, budget) = match self.device_memory {
+            Some(Bytes(bytes)) => (pick::rules(&config.backend)?, Budget::given(bytes, &config)),
+            None => {
+                let (backend, which) = pick::pick(&config.backend)?;
+                say!("{which}");
+                (backend.rules(), Budget::of(&*backend, &config))
+            }
+        };
+        let name = rules.name();
+        let layout = plan::plan(&config, rules, budget, &mut progress)?;
+        out(&text(&config, name, &layout))?;
+        if layout.fits() { Ok(()) } else { Err(layout.error(name)) }
+    }
+}
+
+fn text(config: &TrainConfig, backend: &str, layout: &Layout) -> String {
+    let Layout { plan, memory, budget } = layout;
+    let Memory { peak, host_peak, .. } = memory;
+    let line = |(name, bytes): (&str, u64)| format!("  {name:<16}{:>12}  {bytes:>16} bytes\n", gib(bytes));
+    let (rows, tokens) = (config.per_device_train_batch_size, config.max_length);
+    let mut all = format!("{backend}: {rows} x {tokens} tokens a micro-batch; {plan}\n\non the device, at the peak\n");
+    let parts = Use::ALL.iter().map(|what| (what.name(), memory.at_peak[*what as usize]));
+    all.extend(parts.filter(|(_, bytes)| *bytes > 0).map(line));
+    all += &line(("in all", *peak));
+    if *host_peak > 0 {
+        all += "\non the host\n";
+        all += &line(("activations", *host_peak));
+    }
+    match (budget.limit.or(budget.device), layout.fits()) {
+        (None, _) => all += "\nthe device does not say what it has\n",
+        (Some(there), true) => all += &format!("\nfits: {} are there\n", gib(there)),
+        (Some(there), false) => all += &format!("\ndoes not fit: {} are there\n", gib(there)),
+    }
+    all
+}
