@@ -24,7 +24,7 @@
 //!   the range of queries that see it. Packing, windows and caches differ only in these tables.
 //! - **A method is a function of per-token log-probabilities**: it gives coef = ∂loss/∂logp, the model does the rest.
 //! - **The same bits again.** cpu and wgpu are deterministic, and so are cuda's own kernels; a run that was killed goes on as if
-//!   nothing had been.
+//!   nothing had been. cuDNN's attention is not: `deterministic = true` does without its backward.
 //!
 //! # Adding to it
 //! An op: reference, shader, kernel, cases, one row. An architecture: one file in `model/arch/`, one row, goldens. A method:

@@ -92,6 +92,23 @@ impl Bench {
         run::train(&config, &Cpu::new(), &mut Until(stop, Cell::new(0)))?;
         Ok(out)
     }
+    /// Merged into the model, an adapter computes what it did.
+    fn merges(&self, adapter: &Path, tokenizer: &Tokenizer) {
+        let out = self.at("merged");
+        let args = ["export", "--format", "merged-16bit", "--dtype", "float32"];
+        let done = Command::new(env!("CARGO_BIN_EXE_luthier"))
+            .args(args)
+            .args([Path::new("--model"), &self.at("model"), Path::new("--adapter"), adapter, Path::new("--out"), &out])
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+        assert_eq!(read(&out, "config.json")["vocab_size"], self.load(&Cpu::new(), adapter).spec.V);
+        let (b, ids) = (Cpu::new(), tokenizer.encode("<|user|>x<|end|><call>3</call>", false).unwrap());
+        let [want, got] = [adapter, &out].map(|folder| logits(&b, &self.load(&b, folder), &ids));
+        let far = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(want.len() == got.len() && far < 1e-4, "{far}");
+        check_files(&out);
+    }
     /// The model as `generate` loads it.
     fn load(&self, b: &Cpu, folder: &Path) -> Model {
         if !folder.join("adapter_config.json").exists() {
@@ -205,6 +222,7 @@ fn an_adapter_trains_the_rows_of_new_tokens() {
         let bytes = |folder: &Path| std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
         assert!(bytes(&broken) == bytes(&whole), "resuming changes the result");
         keep(&format!("lora_{}_{spare}", if tied { "tied" } else { "own" }), &bench, &whole, &tokenizer);
+        bench.merges(&whole, &tokenizer);
         // and goes on from, with its tokens
         let adapter = format!("adapter={whole:?}");
         let more = bench.train("lora.toml", "more", u64::MAX, &[&adapter]).unwrap();
@@ -220,6 +238,7 @@ fn whole_modules_and_whole_models_get_the_rows_too() {
     let bench = Bench::new(false, 0);
     let saved = bench.train("save.toml", "saved", u64::MAX, &[]).unwrap();
     let tokenizer = check_files(&saved);
+    bench.merges(&saved, &tokenizer);
     assert_eq!(read(&saved, "adapter_config.json")["trainable_token_indices"], Value::Null);
     let stored = tensors(&saved.join("adapter_model.safetensors"));
     assert_eq!(stored.get("base_model.model.lm_head.weight").unwrap().shape, [4102, 32]);

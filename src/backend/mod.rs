@@ -125,6 +125,11 @@ macro_rules! declare {
             fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()>;
             /// As `download`, from host memory; waits for the copies to it.
             fn host_download(&self, from: &HostBuf) -> Result<Vec<u8>>;
+            /// A hint: `span` [N, 2] now holds causal attention within these sequences, query n seeing at most `window` keys; sequence
+            /// s is the tokens cu_seqlens[s]..cu_seqlens[s+1]. It holds until `span` is written.
+            fn sequences(&self, _span: &Buf, _cu_seqlens: &[u32], _window: Option<u32>) {}
+            /// Whether the same calls must give the same bits from now on. Without it, a backend may take faster ways that do not.
+            fn set_deterministic(&self, _wanted: bool) {}
 
             $( $(#[$doc])*
             #[allow(unused_mut, reason = "only an `opt` argument has a flag to fill in")]

@@ -1,5 +1,6 @@
 //! `luthier bench`: how fast this device runs, next to what it can do at most.
 #![expect(non_snake_case, reason = "N, C, F … are the dims of the ops")]
+mod attention;
 mod ops;
 mod train;
 use clap::builder::RangedU64ValueParser;

@@ -3,6 +3,7 @@ mod bench;
 mod data;
 mod doctor;
 mod download;
+mod export;
 mod generate;
 mod init;
 mod inspect;
@@ -44,6 +45,7 @@ enum Command {
     Generate(generate::Generate),
     Init(init::Init),
     Quantize(quantize::Quantize),
+    Export(export::Export),
     Inspect(inspect::Inspect),
     Data(data::Data),
     Bench(bench::Bench),
@@ -57,6 +59,7 @@ pub fn run() -> Result<()> {
         Command::Generate(args) => args.run(),
         Command::Init(args) => args.run(),
         Command::Quantize(args) => args.run(),
+        Command::Export(args) => args.run(),
         Command::Inspect(args) => args.run(),
         Command::Data(args) => args.run(),
         Command::Bench(args) => args.run(),

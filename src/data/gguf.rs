@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 mod bpe;
 mod pieces;
 mod spm;
+mod write;
+pub use write::metadata;
 
 const KEY: &str = "tokenizer.ggml";
 pub(super) const BESIDE: &str = "put the model's tokenizer.json (and tokenizer_config.json) beside the GGUF file";

@@ -71,6 +71,11 @@ impl Template {
         Ok(replace_generation(&Template::text(Some(name), tokenizer)?.text, "if true", "endif").0)
     }
 
+    /// The same of the model's own template.
+    pub fn portable_own(tokenizer: &Tokenizer) -> Result<String> {
+        Ok(replace_generation(&Template::text(None, tokenizer)?.text, "if true", "endif").0)
+    }
+
     pub fn new(source: &TemplateText, tokenizer: &Tokenizer) -> Result<Template> {
         let file = source.file.clone();
         if source.text.len() > MAX_SOURCE || source.text.trim().is_empty() {

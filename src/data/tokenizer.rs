@@ -147,6 +147,12 @@ impl Tokenizer {
         &self.fingerprint
     }
 
+    /// As in tokenizer.json.
+    pub(super) fn json(&self) -> Result<Value> {
+        let text = self.guard("save", || self.inner.to_string(false))?;
+        parse(&self.file, &text)
+    }
+
     fn named(&self, name: &str) -> Option<u32> {
         self.token_to_id(self.names.get(name)?)
     }

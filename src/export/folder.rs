@@ -16,7 +16,9 @@ pub fn copy_companions(model: &Path, out: &Path) -> Result<()> {
     if beside.join("tokenizer.json").exists() {
         return copy_files(beside, out);
     }
-    let made = companions(&Gguf::open(&file)?)?;
+    let gguf = Gguf::open(&file)?;
+    // a model may come without a tokenizer
+    let made = if gguf.get("tokenizer.ggml.model").is_some() { companions(&gguf)? } else { Vec::new() };
     made.iter().try_for_each(|(name, json)| write_json(&out.join(name), json))
 }
 

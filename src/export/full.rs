@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// A shard's size, as Hugging Face's default.
-const SHARD: usize = 5 << 30;
+/// A shard's size, as Hugging Face's "5GB".
+const SHARD: usize = 5_000_000_000;
 
 /// Writes every weight in the model's dtype (those that stay f32 in f32), and the config of `base` with that dtype.
 pub fn save(b: &dyn Backend, model: &Model, base: &Path, out: &Path) -> Result<()> {
@@ -27,7 +27,7 @@ pub fn save(b: &dyn Backend, model: &Model, base: &Path, out: &Path) -> Result<(
         .collect();
     let bytes = |(param, i): (&Param, usize)| Ok(param.value.dtype().encode(&param.get_part(b, i)?));
     write_shards(out, outlines, |name| bytes(params[name]))?;
-    let mut config = config_of(base, model.dtype, None)?;
+    let mut config = config(base, model.dtype, None)?;
     // there may be more tokens than the base has
     config["vocab_size"] = json!(model.spec.V);
     write_json(&out.join("config.json"), &config)
@@ -35,10 +35,11 @@ pub fn save(b: &dyn Backend, model: &Model, base: &Path, out: &Path) -> Result<(
 
 /// The config of a model (a folder, a GGUF file, a config file), with the dtype and the `quantization_config` its weights have now.
 pub fn write_config(from: &Path, dtype: DType, quantization: Option<Value>, to: &Path) -> Result<()> {
-    write_json(to, &config_of(from, dtype, quantization)?)
+    write_json(to, &config(from, dtype, quantization)?)
 }
 
-fn config_of(from: &Path, dtype: DType, quantization: Option<Value>) -> Result<Value> {
+/// The same, not yet written.
+pub(super) fn config(from: &Path, dtype: DType, quantization: Option<Value>) -> Result<Value> {
     let mut config = arch::read_config(from)?;
     let keys = config.as_object_mut().ok_or_else(|| Error::content(from, "", "a JSON object is wanted"))?;
     keys.remove("torch_dtype");

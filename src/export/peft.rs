@@ -1,10 +1,10 @@
 //! PEFT adapters: `adapter_config.json` and `adapter_model.safetensors`, read and written.
-use super::folder::write_json;
+use super::folder::{write, write_json};
 use crate::backend::Backend;
 use crate::data::Tokenizer;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::io::safetensors::{Dtype, Outline, Tensors, Writer};
+use crate::io::safetensors::{Dtype, Outline, Tensor, Tensors, Writer};
 use crate::model::Model;
 use crate::model::lora::{LoraConfig, Targets};
 use crate::model::param::Param;
@@ -19,7 +19,7 @@ const CONFIG: &str = "adapter_config.json";
 const STEM: &str = "adapter_model";
 
 /// The name of an adapter's weight in its file: modules to save get PEFT's prefix, LoRA weights have it.
-fn file_name(name: &str) -> String {
+pub(super) fn file_name(name: &str) -> String {
     let prefix = "base_model.model.";
     if name.starts_with(prefix) { name.to_string() } else { format!("{prefix}{name}") }
 }
@@ -86,14 +86,24 @@ pub fn tokenizer(adapter: Option<&Path>, mut base: Tokenizer, V: usize) -> Resul
 
 /// How many tokens `spec`'s vocabulary must have for the adapter in `folder`, which may have trained or saved more rows.
 pub fn vocab(folder: &Path, spec: &Spec) -> Result<usize> {
-    let (config, tensors) = (read_config(folder)?, open(folder)?);
-    let tables = [spec.names.embed, spec.names.head].map(|module| file_name(&format!("{module}.weight")));
-    let saved = tables
-        .iter()
-        .filter(|name| tensors.contains(name))
-        .map(|name| Ok(tensors.get(name)?.shape.first().copied().unwrap_or(0)));
-    let saved: usize = saved.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
-    Ok(spec.V.max(config.vocab()).max(saved))
+    open_file(folder)?.vocab(spec)
+}
+
+impl AdapterFile {
+    /// As [`vocab`].
+    pub(super) fn vocab(&self, spec: &Spec) -> Result<usize> {
+        let AdapterFile { config, tensors } = self;
+        let tables = [spec.names.embed, spec.names.head].map(|module| file_name(&format!("{module}.weight")));
+        let mut wanted = spec.V.max(config.vocab());
+        for name in tables.iter().filter(|name| tensors.contains(name)) {
+            wanted = wanted.max(tensors.get(name)?.shape.first().copied().unwrap_or(0));
+        }
+        if wanted > token_rows::MAX_VOCAB.max(spec.V) {
+            let what = format!("a vocabulary of {wanted} tokens is wanted; one may have {}", token_rows::MAX_VOCAB);
+            return Err(config.error(tensors.path(), "trainable_token_indices", what));
+        }
+        Ok(wanted)
+    }
 }
 
 /// The adapter's weights.
@@ -104,6 +114,23 @@ fn open(folder: &Path) -> Result<Tensors> {
         return Err(Error::content(pickle, "", what));
     }
     Tensors::open_folder(folder, STEM)
+}
+
+/// Writes the adapter's two files again, each whole, under PEFT's names. Returns the bytes of its weights.
+pub(super) fn copy(folder: &Path, out: &Path) -> Result<u64> {
+    let tensors = open(folder)?;
+    let all: Vec<(&str, Tensor)> = tensors.names().map(|name| Ok((name, tensors.get(name)?))).collect::<Result<_>>()?;
+    let outline = |(name, tensor): &(&str, Tensor)| Outline {
+        name: plain_name(name).to_string(),
+        dtype: tensor.dtype,
+        shape: tensor.shape.to_vec(),
+    };
+    let mut writer = Writer::create(&out.join(format!("{STEM}.safetensors")), all.iter().map(outline).collect())?;
+    all.iter().try_for_each(|(_, tensor)| writer.write(tensor.bytes))?;
+    writer.finish()?;
+    let text = std::fs::read(folder.join(CONFIG)).map_err(Error::read(&folder.join(CONFIG)))?;
+    write(&out.join(CONFIG), &text)?;
+    Ok(all.iter().map(|(_, tensor)| tensor.bytes.len() as u64).sum())
 }
 
 /// A hash of the adapter's weights.
@@ -132,8 +159,37 @@ pub fn load(b: &dyn Backend, model: &mut Model, folder: &Path) -> Result<()> {
     model.put_token_rows(b)
 }
 
+/// An adapter's folder, opened: what it says, and its tensors by their names in the file.
+pub struct AdapterFile {
+    pub config: LoraConfig,
+    pub tensors: Tensors,
+}
+
+/// Opens an adapter's folder.
+pub fn open_file(folder: &Path) -> Result<AdapterFile> {
+    Ok(AdapterFile { config: read_config(folder)?, tensors: open(folder)? })
+}
+
+impl AdapterFile {
+    /// DoRA's magnitudes of a module of O outputs.
+    pub(super) fn magnitude(&self, module: &str, O: usize) -> Result<Vec<f32>> {
+        let tensor = self.tensors.floats(&stored_name(&self.tensors, &magnitude(module)), &[O])?;
+        Ok(tensor.to_f32().expect("floats() gives floats"))
+    }
+}
+
+/// The name of a module's A or B in the file.
+pub(super) fn side(module: &str, side: &str) -> String {
+    format!("base_model.model.{module}.lora_{side}.weight")
+}
+
+/// That of its magnitudes.
+pub(super) fn magnitude(module: &str) -> String {
+    format!("base_model.model.{module}.lora_magnitude_vector")
+}
+
 /// Some versions of PEFT write a magnitude with a suffix.
-fn plain_name(name: &str) -> &str {
+pub(super) fn plain_name(name: &str) -> &str {
     name.strip_suffix(".weight").filter(|name| name.ends_with(".lora_magnitude_vector")).unwrap_or(name)
 }
 

@@ -97,7 +97,14 @@ pub(super) fn write(
 }
 
 /// The parts of one weight, made on the device.
-fn quantized(b: &dyn Backend, floats: &Floats, dtype: DType, O: usize, C: usize, format: Format) -> Result<Parts> {
+pub(super) fn quantized(
+    b: &dyn Backend,
+    floats: &Floats,
+    dtype: DType,
+    O: usize,
+    C: usize,
+    format: Format,
+) -> Result<Parts> {
     let scope = Scope::new(b);
     let (staged_dtype, bytes) = staged(floats, C);
     let mut inp = scope.alloc(O * C, staged_dtype)?;

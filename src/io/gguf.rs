@@ -15,7 +15,9 @@ mod format;
 mod read;
 #[cfg(test)]
 mod tests;
+mod write;
 pub use format::{FORMATS, Format};
+pub use write::{Item, Outline, Pairs, Writer};
 
 /// A value of the metadata.
 #[derive(Clone, Debug, PartialEq)]

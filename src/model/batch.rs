@@ -123,6 +123,14 @@ impl Inputs {
         Ok(Inputs { N, ids: u32s(N)?, order: u32s(N)?, positions: learned, kinds, rope_positions: positions })
     }
 
+    /// Tells the backend what the span tables that were just set stand for. Not of a prompt of any length: a backend may
+    /// prepare for sequences like these, which pays where there are many steps.
+    pub fn tell(&self, b: &dyn Backend, s: &Spec, tokens: &Tokens) {
+        for (inputs, kind) in self.kinds.iter().zip(&s.kinds) {
+            b.sequences(&inputs.span, &tokens.cu_seqlens, kind.window.map(|w| w as u32));
+        }
+    }
+
     /// `past` keys of the only sequence are in a cache before the tokens.
     pub fn set(&mut self, b: &dyn Backend, s: &Spec, tokens: &Tokens, past: usize) -> Result<()> {
         assert_eq!(tokens.ids.len(), self.N, "a batch fills its inputs");

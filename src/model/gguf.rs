@@ -5,16 +5,25 @@ use super::quantized::{Floats, Stored, StoredGguf};
 use super::spec::Spec;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::io::gguf::Value;
 use crate::io::gguf::{Gguf, Tensor};
 use crate::ops::gguf::Packed;
-use names::{Fix, Place};
+use families::Family;
+use names::{in_halves, matrix};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 mod config;
+mod describe;
+mod families;
 mod names;
+mod particular;
+mod same;
 pub use config::config;
+pub use describe::{Described, describe};
+pub use names::{Fix, Place};
+pub use same::differences;
 
 /// A GGUF model's tensors under the names that its [`Spec`] uses.
 pub struct GgufWeights {
@@ -30,7 +39,9 @@ const IN_CONFIG: [&str; 3] = ["rope_freqs.weight", config::LONG, config::SHORT];
 impl GgufWeights {
     /// Without a spec, nothing has a place.
     pub fn new(gguf: Gguf, spec: Option<&Spec>) -> GgufWeights {
-        let places = spec.map_or_else(BTreeMap::new, |spec| names::places(spec, &gguf));
+        let family = gguf.get("general.architecture").and_then(Value::as_text).and_then(Family::of_architecture);
+        let there = |name: &str| gguf.tensor(name).is_some();
+        let places = spec.map_or_else(BTreeMap::new, |spec| names::places(spec, family, there));
         let used: BTreeSet<&str> = places.values().map(|place| place.tensor.as_str()).chain(IN_CONFIG).collect();
         let extra = gguf.names().filter(|name| !used.contains(name)).map(str::to_string).collect();
         GgufWeights { gguf, places, extra }
@@ -55,7 +66,7 @@ impl GgufWeights {
         let file_name = &place.tensor;
         let Some(tensor) = self.gguf.tensor(file_name) else { return wrong(format!("`{file_name}` is missing")) };
         let parts: Vec<usize> = place.part.iter().map(|(_, of)| *of).collect();
-        let want = [&parts, shape].concat();
+        let want = [&parts[..], &place.fix.shape(shape)].concat();
         if tensor.shape != want {
             return wrong(format!("`{file_name}` has shape {:?}, the metadata want {want:?}", tensor.shape));
         }
@@ -75,8 +86,8 @@ impl GgufWeights {
             match place.fix {
                 Fix::Keep => Cow::Borrowed(bytes),
                 Fix::Interleaved { heads } => Cow::Owned(in_halves(bytes, shape[0], heads)),
-                Fix::PlusOne => {
-                    return wrong(format!("`{file_name}` is a norm in {}; floats are wanted", tensor.format.name));
+                Fix::PlusOne | Fix::Rows(_) => {
+                    return wrong(format!("`{file_name}` is in {}; floats are wanted of it", tensor.format.name));
                 }
             },
         );
@@ -87,6 +98,10 @@ impl GgufWeights {
         match fix {
             Fix::Keep => Floats { dtype, bytes: bytes.into() },
             Fix::Interleaved { heads } => Floats { dtype, bytes: in_halves(bytes, shape[0], heads).into() },
+            Fix::Rows(layout) => {
+                let values = layout.to_file(&dtype.decode(bytes), matrix(shape), 1);
+                Floats { dtype, bytes: dtype.encode(&values).into() }
+            }
             Fix::PlusOne => {
                 let values: Vec<f32> = dtype.decode(bytes).iter().map(|x| x - 1.0).collect();
                 Floats { dtype: DType::F32, bytes: DType::F32.encode(&values).into() }
@@ -101,29 +116,5 @@ fn float(tensor: Tensor) -> Option<DType> {
         "F16" => Some(DType::F16),
         "BF16" => Some(DType::Bf16),
         _ => None,
-    }
-}
-
-/// Rows of heads whose RoPE pairs are neighbours, as rows whose pairs lie half a head apart: row 2j + s of a head becomes
-/// row s·D/2 + j.
-fn in_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
-    let (row, half) = (bytes.len() / rows, rows / heads / 2);
-    let mut out = Vec::with_capacity(bytes.len());
-    for head in bytes.chunks(2 * half * row) {
-        for (s, j) in (0..2).flat_map(|s| (0..half).map(move |j| (s, j))) {
-            out.extend_from_slice(&head[(2 * j + s) * row..][..row]);
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pairs_of_neighbours_become_halves() {
-        let rows: Vec<u8> = (0..16).collect();
-        assert_eq!(in_halves(&rows, 8, 2), [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]);
     }
 }

@@ -29,9 +29,6 @@ use std::path::Path;
 
 mod experts;
 
-/// Tokens at most, of what is not in the files.
-const MAX_VOCAB: usize = 1 << 22;
-
 /// How weights are held and which of them are trained.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -197,8 +194,9 @@ impl Model {
         let quantize = (options.load_in_4bit && stored.is_none(), options.load_in_8bit && stored.is_none());
         let rules = options.lora.as_ref().map(|config| Rules::new(config, folder)).transpose()?;
         let wanted = options.vocab.max(options.lora.as_ref().map_or(0, LoraConfig::vocab));
-        if wanted > MAX_VOCAB.max(spec.V) {
-            return Err(Error::Usage(format!("a vocabulary of {wanted} tokens is wanted; one may have {MAX_VOCAB}")));
+        if wanted > token_rows::MAX_VOCAB.max(spec.V) {
+            let most = token_rows::MAX_VOCAB;
+            return Err(Error::Usage(format!("a vocabulary of {wanted} tokens is wanted; one may have {most}")));
         }
         let held = Spec { V: spec.V.max(wanted), ..spec.clone() };
         Loader { b, tensors: &tensors, options, rules, quantize, spec: &spec, staging: None }.model(held, folder)
@@ -309,8 +307,7 @@ impl Loader<'_> {
         }
     }
 
-    /// A weight or bias with a row per token, with rows added up to `V`: the mean of the others, as transformers' own resizing
-    /// has it but for its noise.
+    /// A weight or bias with a row per token, grown to `V` rows.
     fn grown(&self, from: &str, name: &str, V: usize, train: bool) -> Result<Param> {
         let (rows, C) = (self.spec.V, self.spec.C);
         let is_bias = from.ends_with(".bias");
@@ -320,9 +317,7 @@ impl Loader<'_> {
         }
         let mut values = self.tensors.find(from, &shape(rows))?.to_f32();
         let width = if is_bias { 1 } else { C };
-        let mut mean = vec![0.0f64; width];
-        values.chunks(width).for_each(|row| mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += *x as f64));
-        (rows..V).for_each(|_| values.extend(mean.iter().map(|sum| (sum / rows as f64) as f32)));
+        token_rows::grow(&mut values, width, V);
         let train = train || self.options.train && self.options.saves(lora::module_of(name));
         let mut param = Param::zeros(self.b, name, &shape(V), self.options.dtype)?;
         if train {

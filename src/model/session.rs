@@ -81,6 +81,7 @@ impl<'b> Session<'b> {
     /// Embedding, blocks, final norm.
     pub fn forward(&mut self, model: &Model, tokens: &Tokens) -> Result<()> {
         self.inputs.set(self.b, &model.spec, tokens, 0)?;
+        self.inputs.tell(self.b, &model.spec, tokens);
         if self.embed_rows.is_some() {
             self.ids.clone_from(&tokens.ids);
         }

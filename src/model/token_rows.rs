@@ -21,6 +21,9 @@ use std::path::Path;
 /// What PEFT calls such a weight, after its module's name.
 pub const SUFFIX: &str = ".token_adapter.trainable_tokens_delta";
 
+/// Tokens at most, where there are more than the base has.
+pub const MAX_VOCAB: usize = 1 << 22;
+
 pub struct TokenRows {
     pub ids: Vec<u32>,
     /// [tokens, C]
@@ -108,6 +111,15 @@ fn runs(ids: &[u32]) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
         at += run.len();
         (at - run.len(), run[0] as usize, run.len())
     })
+}
+
+/// A weight or bias with a row of `width` values per token, with rows added up to `V`: the mean of the others, as transformers' own
+/// resizing has it but for its noise.
+pub fn grow(values: &mut Vec<f32>, width: usize, V: usize) {
+    let rows = values.len() / width;
+    let mut mean = vec![0.0f64; width];
+    values.chunks(width).for_each(|row| mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += *x as f64));
+    (rows..V).for_each(|_| values.extend(mean.iter().map(|sum| (sum / rows as f64) as f32)));
 }
 
 /// For the embedding's rows. All buffers hold up to N tokens; those of a step that are trained fill their beginning.

@@ -153,6 +153,10 @@ keys! {
         /// Where to run: `"cuda"`, `"wgpu"` (Vulkan, Metal, DX12), `"cpu"`, or `"auto"`, the first of them that works.
         backend: String = "auto".into(), if |b: &String| pick::NAMES.contains(&b.as_str()), "\"auto\", \"cuda\", \"wgpu\" or \"cpu\"";
 
+        /// The same run gives the same bits again on any backend. `false`: CUDA may sum attention's gradients in any order, which is
+        /// faster.
+        deterministic: bool = false;
+
         /// Steps between lines of `metrics.jsonl`.
         logging_steps: u64 = 10, if |n| *n >= 1, "1 or more";
         /// Steps between evaluations; there is one more at the end. transformers' default is never.

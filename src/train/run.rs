@@ -33,6 +33,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         let what = "training in float16 needs loss scaling, which is not there yet: set dtype to bfloat16 (any backend has it) or float32";
         return Err(Error::Usage(what.into()));
     }
+    b.set_deterministic(config.deterministic);
     let base = base_folder(config, reporter)?;
     let Read { spec, tokenizer, added, vocab, data } = read_data(config, &base, reporter)?;
     report_added(&added, spec.V, reporter);

@@ -44,6 +44,7 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "model_name_or_path",
         "adapter",
         "backend",
+        "deterministic",
         "logging_steps",
         "eval_steps",
         "save_steps",

@@ -1,6 +1,7 @@
-//! What runs faster than an op's plain kernel: products by cuBLASLt, attention and products by group on tensor cores.
-use super::Cuda;
+//! What runs faster than an op's plain kernel: products by cuBLASLt, attention by cuDNN, attention and products by group on
+//! tensor cores.
 use super::source::Variant;
+use super::{Cuda, cudnn};
 use crate::backend::Launch;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -20,10 +21,15 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
                 .as_mut()
                 .map_or(Ok(false), |blas| blas.run(&cuda.device, launch.op(), dtypes, [out, a, b], &p))
         }
-        Op::attention_forward | Op::attention_backward => match attention(cuda, launch, pointers) {
-            Some(variant) => cuda.run_kernel(launch, Some(variant), pointers).map(|()| true),
-            None => Ok(false),
-        },
+        Op::attention_forward | Op::attention_backward => {
+            if cudnn::run(cuda, launch, pointers)? {
+                return Ok(true);
+            }
+            match attention(cuda, launch, pointers) {
+                Some(variant) => cuda.run_kernel(launch, Some(variant), pointers).map(|()| true),
+                None => Ok(false),
+            }
+        }
         Op::grouped_nt | Op::grouped_nt_add | Op::grouped_nn | Op::grouped_nn_add | Op::grouped_tn_add => {
             let fits = grouped_fits(cuda, launch, pointers);
             if fits {
@@ -82,12 +88,17 @@ const fn variant(
 /// multiples of 16 bytes.
 fn attention(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Option<Variant> {
     let p: Attention = bytemuck::pod_read_unaligned(launch.params());
-    let spec = launch.op().spec();
-    let mut types = spec.args.iter().zip(launch.args()).filter(|(arg, _)| arg.elem == crate::ops::Elem::Float);
-    let first = types.next()?.1.as_ref()?.dtype();
-    let one_type = first.size() == 2 && types.all(|(_, buf)| buf.is_some_and(|b| b.dtype() == first));
     let aligned = pointers.iter().all(|p| p % 16 == 0) && [p.ld_q, p.ld_k, p.ld_v].iter().all(|ld| ld % 8 == 0);
     let scores = if p.softcap == 0.0 { Scores::Plain } else { Scores::Capped };
     let variant = ATTENTION_VARIANTS.iter().find(|(head, s, _)| *head == p.D && *s == scores).map(|(.., v)| *v);
-    variant.filter(|_| one_type && aligned && p.scale > 0.0 && cuda.device.capability.0 >= 8)
+    let fits = aligned && p.scale > 0.0 && cuda.device.capability.0 >= 8;
+    variant.filter(|_| fits && one_half_type(launch).is_some())
+}
+
+/// The 16-bit type of all arguments that have a choice.
+pub(super) fn one_half_type(launch: &Launch) -> Option<DType> {
+    let spec = launch.op().spec();
+    let mut types = spec.args.iter().zip(launch.args()).filter(|(arg, _)| arg.elem == crate::ops::Elem::Float);
+    let first = types.next()?.1.as_ref()?.dtype();
+    (first.size() == 2 && types.all(|(_, buf)| buf.is_some_and(|b| b.dtype() == first))).then_some(first)
 }

@@ -28,6 +28,7 @@ const LIBRARIES: &[(&str, &[&str], &str, &str)] = &[
     ),
     ("nvrtc", &["13", "12"], "compiling kernels for the device", "pip install nvidia-cuda-nvrtc"),
     ("cublasLt", &["13", "12"], "matrix products", "pip install nvidia-cublas"),
+    ("cudnn", &["9"], "optional: faster attention on Hopper and newer", "pip install nvidia-cudnn-cu13"),
 ];
 
 /// Opens every library that can be found, once per process.

@@ -29,6 +29,13 @@ impl Slabs {
         self.slabs.push(Some(Slab { ptr, bytes, what }));
         Ok(self.slabs.len() as u32 - 1)
     }
+    /// The same, for this whatever the caller's caller is at.
+    pub fn alloc_for(&mut self, what: Use, device: &Device, bytes: usize) -> Result<u32> {
+        let before = self.ledger.charge(what);
+        let slab = self.alloc(device, bytes);
+        self.ledger.charge(before);
+        slab
+    }
     pub fn free(&mut self, device: &Device, slab: u32) {
         let Some(slab) = self.slabs[slab as usize].take() else { return };
         self.ledger.give(slab.what, slab.bytes as u64);

@@ -1,4 +1,5 @@
-//! NVIDIA GPUs through the CUDA driver: kernels compiled for the device at first use, products by cuBLASLt.
+//! NVIDIA GPUs through the CUDA driver: kernels compiled for the device at first use, products by cuBLASLt, attention by cuDNN
+//! where it is there.
 //!
 //! Nothing of CUDA is linked: the driver and the libraries are found at run time (`libs.rs`), and what is missing is an
 //! `Error::Device` that says how to get it. Everything runs on one stream, in order, but for copies from and to the host's
@@ -13,6 +14,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 mod blas;
+mod cudnn;
 mod driver;
 pub mod fast;
 mod host;
@@ -22,6 +24,7 @@ mod memory;
 pub mod nvrtc;
 mod report;
 pub mod source;
+pub use cudnn::AttentionPath;
 pub use report::{CudaDevice, CudaReport, report};
 
 /// With the workspace of cuBLASLt, and without.
@@ -35,15 +38,21 @@ pub struct Cuda {
     host: RefCell<host::Host>,
     /// `None`: only plain kernels, for tests of the fast paths.
     blas: RefCell<Option<blas::Blas>>,
+    cudnn: RefCell<cudnn::Cudnn>,
     /// Last, so that what lives on it goes first.
     device: driver::Device,
 }
 
 impl Cuda {
+    /// `LUTHIER_CUDA_ATTENTION` chooses what runs attention ([`AttentionPath`]).
     pub fn new(ordinal: usize) -> Result<Cuda> {
+        Cuda::with_attention(ordinal, AttentionPath::from_env()?)
+    }
+    pub fn with_attention(ordinal: usize, path: AttentionPath) -> Result<Cuda> {
         let cuda = Cuda::plain(ordinal)?;
         *cuda.blas.borrow_mut() = Some(blas::Blas::new(&cuda.device)?);
         cuda.slabs.borrow_mut().ledger.take_for(Use::Workspace, RULES.workspace());
+        *cuda.cudnn.borrow_mut() = cudnn::Cudnn::new(path)?;
         Ok(cuda)
     }
     /// Without fast paths: every op is the plain kernel of its name.
@@ -54,12 +63,14 @@ impl Cuda {
         }
         let ring = RefCell::new(memory::Ring::new(&device)?);
         let host = RefCell::new(host::Host::new(&device)?);
+        let cudnn = RefCell::new(cudnn::Cudnn::new(AttentionPath::Own)?);
         Ok(Cuda {
             slabs: RefCell::default(),
             kernels: RefCell::default(),
             ring,
             host,
             blas: RefCell::new(None),
+            cudnn,
             device,
         })
     }
@@ -67,6 +78,11 @@ impl Cuda {
     fn wait(&self) -> Result<()> {
         self.device.bind()?;
         self.device.stream.synchronize().map_err(driver::failed("waiting for the device"))
+    }
+    /// Calls of attention that cuDNN ran, and what it planned, a line each.
+    pub fn cudnn(&self) -> (u64, Vec<String>) {
+        let cudnn = self.cudnn.borrow();
+        (cudnn.runs(), cudnn.plans())
     }
     fn run_kernel(&self, launch: &Launch, variant: Option<source::Variant>, pointers: &[u64]) -> Result<()> {
         self.kernels.borrow_mut().run(&self.device, launch, variant, pointers)
@@ -85,6 +101,7 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         // A lost device cannot be tidied, and nobody is left to tell.
         let _ = self.device.bind().and_then(|()| self.sync());
+        self.cudnn.get_mut().close();
         if let Some(blas) = self.blas.get_mut().take() {
             blas.close(&self.device);
         }
@@ -109,12 +126,14 @@ impl Backend for Cuda {
         if self.device.bind().is_ok() {
             // A failure here means a lost device, which the next `sync` reports.
             let _ = self.host.borrow_mut().before_free(&self.device, buf.slab);
+            self.cudnn.borrow_mut().drop_sequences(self, &buf);
             self.slabs.borrow_mut().free(&self.device, buf.slab);
         }
     }
     fn upload(&self, to: &mut Buf, bytes: &[u8]) -> Result<()> {
         same_bytes("upload", to.bytes(), bytes.len())?;
         self.device.bind()?;
+        self.cudnn.borrow_mut().forget(to);
         let to = self.reach(to, Touch::Writes)?;
         self.ring.borrow_mut().upload(&self.device, to, bytes)
     }
@@ -134,6 +153,7 @@ impl Backend for Cuda {
         same_bytes("copy", to.bytes(), from.bytes())?;
         assert!(to.dtype == from.dtype && !to.overlaps(from), "copy: other dtype or overlap");
         self.device.bind()?;
+        self.cudnn.borrow_mut().forget(to);
         if to.is_empty() {
             return Ok(());
         }
@@ -150,11 +170,18 @@ impl Backend for Cuda {
         };
         let args = launch.op().spec().args.iter().zip(launch.args());
         let pointers: Vec<u64> = args.map(reach).collect::<Result<_>>()?;
+        self.cudnn.borrow_mut().forget_written(launch);
         let plain = self.blas.borrow().is_none();
         if plain || !fast::run(self, launch, &pointers)? {
             self.run_kernel(launch, None, &pointers)?;
         }
         Ok(())
+    }
+    fn sequences(&self, span: &Buf, cu_seqlens: &[u32], window: Option<u32>) {
+        self.cudnn.borrow_mut().tell(span, cu_seqlens, window);
+    }
+    fn set_deterministic(&self, wanted: bool) {
+        self.cudnn.borrow_mut().bits = if wanted { cudnn::Bits::Same } else { cudnn::Bits::Any };
     }
     fn sync(&self) -> Result<()> {
         self.wait()?;
@@ -194,6 +221,7 @@ impl Backend for Cuda {
     fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
         super::host::check(to, &from.0)?;
         self.device.bind()?;
+        self.cudnn.borrow_mut().forget(to);
         self.host.borrow_mut().copy(&self.device, Way::FromHost, (to, self.ptr(to)), &from.0)
     }
     fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {

@@ -49,7 +49,10 @@ fn workgroup_memory(op: Op, unit: MatrixUnit, size: u32, cols: u32) -> u32 {
         Op::attention_forward => {
             [fragments + rows * scores + 8 * threads(unit), 2 * fragments + rows * (scores + halves)]
         }
-        _ => [2 * fragments + rows * (scores + halves) + 4 * cols, 2 * fragments + rows * (2 * scores + halves) + 8 * cols],
+        _ => [
+            2 * fragments + rows * (scores + halves) + 4 * cols,
+            2 * fragments + rows * (2 * scores + halves) + 8 * cols,
+        ],
     };
     stages[0].max(stages[1]).max(1024) + 32
 }

@@ -1,11 +1,11 @@
 //! `luthier bench ops`: each op at the sizes of a decoder, in GB/s and TFLOP/s. Bytes: each input read once, each output
 //! written once.
 use super::super::{dtype, out, say};
+use super::attention;
 use clap::Args;
 use luthier::Result;
 use luthier::backend::{Backend, Buf, Scope, pick};
 use luthier::dtype::DType;
-use luthier::ops::attention::Attention;
 use luthier::ops::logprob::LogProb;
 use luthier::ops::matmul::MatMul;
 use luthier::ops::nf4::{BLOCK, Nf4};
@@ -23,7 +23,7 @@ pub struct Ops {
     backend: String,
     /// How activations and weights are stored.
     #[arg(long, default_value = "bfloat16", value_parser = dtype)]
-    dtype: DType,
+    pub(super) dtype: DType,
     /// Only lines whose name contains this.
     #[arg(long, default_value = "")]
     filter: String,
@@ -32,13 +32,13 @@ pub struct Ops {
     size: usize,
     /// Tokens of everything else.
     #[arg(long, default_value_t = 4096, value_parser = super::at_least(2))]
-    tokens: usize,
+    pub(super) tokens: usize,
     /// Channels of everything else; the MLP has 7/2 times as many. Four query heads share keys and values.
     #[arg(long, default_value_t = 4096, value_parser = super::at_least(2))]
-    hidden: usize,
+    pub(super) hidden: usize,
     /// Channels of a head.
     #[arg(long, default_value_t = 128, value_parser = super::at_least(2))]
-    head_dim: usize,
+    pub(super) head_dim: usize,
 }
 
 /// Vocabulary of the head's op.
@@ -47,14 +47,14 @@ const V: usize = 128256;
 const R: usize = 16;
 
 /// What a line of the table runs, with the buffers it needs.
-type Run<'b> = Box<dyn FnMut() -> Result<()> + 'b>;
-type Make = Box<dyn for<'b> Fn(&Scope<'b>) -> Result<Run<'b>>>;
+pub(super) type Run<'b> = Box<dyn FnMut() -> Result<()> + 'b>;
+pub(super) type Make = Box<dyn for<'b> Fn(&Scope<'b>) -> Result<Run<'b>>>;
 
-struct Line {
-    name: String,
-    bytes: f64,
-    flops: f64,
-    make: Make,
+pub(super) struct Line {
+    pub name: String,
+    pub bytes: f64,
+    pub flops: f64,
+    pub make: Make,
 }
 
 impl Ops {
@@ -62,7 +62,7 @@ impl Ops {
         let (backend, which) = pick::pick(&self.backend)?;
         say!("{which}");
         out(&format!("{:<42} {:>10} {:>9} {:>9}\n", "op", "us", "GB/s", "TFLOP/s"))?;
-        let lines = [self.rows(), self.products(), self.attention()].into_iter().flatten();
+        let lines = [self.rows(), self.products(), attention::lines(&self)].into_iter().flatten();
         for line in lines.filter(|line| line.name.contains(&self.filter)) {
             let scope = Scope::new(&*backend);
             let time = median_time(&*backend, &mut (line.make)(&scope)?)?;
@@ -225,67 +225,6 @@ impl Ops {
             }),
         }
     }
-
-    /// Causal, two sequences.
-    fn attention(&self) -> Vec<Line> {
-        let (N, dtype) = (self.tokens, self.dtype);
-        let D = self.head_dim;
-        let K = (self.hidden / D / 4).max(1);
-        let H = self.hidden / D / K * K;
-        let [h, k, d] = [H, K, D].map(|x| x as u32);
-        let scale = 1.0 / (D as f32).sqrt();
-        let p = Attention {
-            N: N as u32,
-            T: N as u32,
-            H: h,
-            K: k,
-            D: d,
-            ld_q: h * d,
-            ld_k: k * d,
-            ld_v: k * d,
-            scale,
-            softcap: 0.0,
-        };
-        let half = N / 2;
-        let pairs = (half * (half + 1) / 2 + (N - half) * (N - half + 1) / 2) as f64;
-        let first = move |n: usize| if n < half { 0 } else { half as u32 };
-        let span = move || (0..N).flat_map(|n| [first(n), n as u32 + 1]).collect::<Vec<u32>>();
-        let reach =
-            move || (0..N).flat_map(|n| [n as u32, if n < half { half } else { N } as u32]).collect::<Vec<u32>>();
-        let io = move |s: &Scope<'_>| -> Result<[Buf; 3]> {
-            Ok([random(s, N * H * D, dtype)?, random(s, N * K * D, dtype)?, random(s, N * K * D, dtype)?])
-        };
-        let line = |name: &str, flops: f64, make| Line { name: format!("{name} 2x{half}"), bytes: 0.0, flops, make };
-        let product = 2.0 * pairs * (H * D) as f64;
-        vec![
-            line(
-                "attention_forward",
-                2.0 * product,
-                Box::new(move |s| {
-                    let (b, [q, k, v], span) = (s.backend(), io(s)?, indices(s, &span())?);
-                    let (mut out, mut lse) = (s.alloc(N * H * D, dtype)?, s.alloc(N * H, DType::F32)?);
-                    Ok(Box::new(move || b.attention_forward(&mut out, &mut lse, &q, &k, &v, &span, &p)))
-                }),
-            ),
-            line(
-                "attention_backward",
-                5.0 * product,
-                Box::new(move |s| {
-                    let (b, [q, k, v]) = (s.backend(), io(s)?);
-                    let (span, reach) = (indices(s, &span())?, indices(s, &reach())?);
-                    let (mut out, mut lse) = (s.alloc(N * H * D, dtype)?, s.alloc(N * H, DType::F32)?);
-                    b.attention_forward(&mut out, &mut lse, &q, &k, &v, &span, &p)?;
-                    let ([mut dq, mut dk, mut dv], dout) = (io(s)?, random(s, N * H * D, dtype)?);
-                    let mut dot = s.alloc(N * H, DType::F32)?;
-                    Ok(Box::new(move || {
-                        b.attention_backward(
-                            &mut dq, &mut dk, &mut dv, &mut dot, &dout, &out, &lse, &q, &k, &v, &span, &reach, &p,
-                        )
-                    }))
-                }),
-            ),
-        ]
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -306,14 +245,14 @@ impl Layout {
 }
 
 /// Normal values; a product of zeros would be faster than real ones.
-fn random(s: &Scope<'_>, len: usize, dtype: DType) -> Result<Buf> {
+pub(super) fn random(s: &Scope<'_>, len: usize, dtype: DType) -> Result<Buf> {
     let mut rng = Rng::named(1, &format!("{len}"));
     let few: Vec<f32> = (0..len.min(1 << 18)).map(|_| rng.normal()).collect();
     let all: Vec<f32> = few.iter().copied().cycle().take(len).collect();
     s.alloc_f32(&all, dtype)
 }
 
-fn indices(s: &Scope<'_>, values: &[u32]) -> Result<Buf> {
+pub(super) fn indices(s: &Scope<'_>, values: &[u32]) -> Result<Buf> {
     let mut buf = s.alloc(values.len(), DType::U32)?;
     s.backend().upload_u32(&mut buf, values)?;
     Ok(buf)

@@ -59,12 +59,47 @@ const PRES: &[Pre] = &[
     Pre { names: &["tekken"], split: Split::Regex(TEKKEN), whole_words: true, nfc: false },
 ];
 
+/// Every name that is known.
+pub(super) fn names() -> Vec<&'static str> {
+    PRES.iter().flat_map(|pre| pre.names).copied().collect()
+}
+
+/// The name that stands for how this `tokenizer.json` splits text.
+pub(super) fn name(json: &Value) -> Option<&'static str> {
+    let split = split(&json["pre_tokenizer"])?;
+    let whole_words = json["model"]["ignore_merges"] == true;
+    let nfc = json["normalizer"]["type"] == "NFC";
+    let mut fit = PRES.iter().filter(|pre| pre.split == split && pre.whole_words == whole_words);
+    let first = fit.clone().next();
+    fit.find(|pre| pre.nfc == nfc).or(first).map(|pre| pre.names[0])
+}
+
+/// The rule in a `pre_tokenizer`, if it is one of those with a name.
+fn split(pre_tokenizer: &Value) -> Option<Split> {
+    let alone = std::slice::from_ref(pre_tokenizer);
+    let stages = pre_tokenizer["pretokenizers"].as_array().map_or(alone, Vec::as_slice);
+    let (last, first) = stages.split_last()?;
+    if last["type"] != "ByteLevel" || last["add_prefix_space"] == true {
+        return None;
+    }
+    let own = last["use_regex"] != false;
+    match (first, own) {
+        ([], true) => Some(Split::Gpt2),
+        ([digits], true) if digits["type"] == "Digits" && digits["individual_digits"] == true => Some(Split::Digits),
+        ([split], false) if split["type"] == "Split" && split["behavior"] == "Isolated" => {
+            let regex = split["pattern"]["Regex"].as_str()?;
+            let known = PRES.iter().map(|pre| pre.split);
+            known.into_iter().find(|known| matches!(known, Split::Regex(own) if *own == regex))
+        }
+        _ => None,
+    }
+}
+
 pub(super) fn make(gguf: &Gguf, pieces: &Pieces) -> Result<Made> {
     let key = format!("{KEY}.pre");
     let name = gguf.get(&key).and_then(Meta::as_text).unwrap_or("default");
     let Some(pre) = PRES.iter().find(|pre| pre.names.contains(&name)) else {
-        let known: Vec<_> = PRES.iter().flat_map(|pre| pre.names).copied().collect();
-        let what = format!("how `{name}` splits text is not known; known: {}; {BESIDE}", known.join(", "));
+        let what = format!("how `{name}` splits text is not known; known: {}; {BESIDE}", names().join(", "));
         return gguf.wrong(&key, what);
     };
     let mut merges = Vec::new();

@@ -6,11 +6,12 @@ use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 
 /// llama.cpp's numbers for kinds of tokens.
-const UNKNOWN: u64 = 2;
-const CONTROL: u64 = 3;
-const USER_DEFINED: u64 = 4;
-const UNUSED: u64 = 5;
-const BYTE: u64 = 6;
+pub(super) const NORMAL: u64 = 1;
+pub(super) const UNKNOWN: u64 = 2;
+pub(super) const CONTROL: u64 = 3;
+pub(super) const USER_DEFINED: u64 = 4;
+pub(super) const UNUSED: u64 = 5;
+pub(super) const BYTE: u64 = 6;
 /// Longer tokens are refused: every way to cut one in two is looked up.
 const MAX_TOKEN: usize = 1024;
 
@@ -36,7 +37,7 @@ impl<'a> Pieces<'a> {
     pub fn read(gguf: &'a Gguf) -> Result<Pieces<'a>> {
         let texts = texts(gguf, "tokens")?;
         let kinds = match gguf.get(&format!("{KEY}.token_type")) {
-            None => vec![1; texts.len()],
+            None => vec![NORMAL; texts.len()],
             Some(_) => list(gguf, "token_type")?.iter().map(|kind| kind.as_u64().unwrap_or(0)).collect(),
         };
         if kinds.len() != texts.len() {
