@@ -43,43 +43,16 @@ fn blocks_are_those_of_ggml() {
         let (got, want) = (quantize(format, &values), golden.get(name).unwrap());
         let row = want.shape[1];
         for (i, (got, want)) in got.chunks(row).zip(want.bytes.chunks(row)).enumerate() {
-            assert!(
-                got == want,
-                "{name}: row {i} differs in {} bytes",
-                got.iter().zip(want).filter(|(a, b)| a != b).count()
-            );
+            assert!(got == want, "{name}: row {i} differs in {} bytes", got.iter().zip(want).filter(|(a, b)| a != b).count());
         }
     }
 }
 
 /// What `model_type`s a GGUF file can hold, and of which it is said that it cannot.
 const WRITTEN: [&str; 26] = [
-    "cohere",
-    "cohere2",
-    "ernie4_5",
-    "exaone4",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "glm4",
-    "gpt2",
-    "gpt_neox",
-    "granite",
-    "llama",
-    "mistral",
-    "mixtral",
-    "olmo2",
-    "olmo3",
-    "olmoe",
-    "phi",
-    "phi3",
-    "qwen2",
-    "qwen2_moe",
-    "qwen3",
-    "qwen3_moe",
-    "seed_oss",
-    "smollm3",
-    "stablelm",
+    "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm4", "gpt2", "gpt_neox", "granite",
+    "llama", "mistral", "mixtral", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+    "seed_oss", "smollm3", "stablelm",
 ];
 
 fn models() -> Vec<PathBuf> {
@@ -132,14 +105,8 @@ fn every_file_type_is_written_and_read() {
     let types = |name: &str| {
         let gguf = Gguf::open(&dir.path().join(format!("{name}.gguf"))).unwrap();
         let named = |tensor: &str| gguf.tensor(tensor).unwrap().format.name;
-        [
-            "token_embd.weight",
-            "blk.0.attn_v.weight",
-            "blk.2.attn_v.weight",
-            "blk.1.ffn_down.weight",
-            "blk.0.attn_norm.weight",
-        ]
-        .map(named)
+        ["token_embd.weight", "blk.0.attn_v.weight", "blk.2.attn_v.weight", "blk.1.ffn_down.weight", "blk.0.attn_norm.weight"]
+            .map(named)
     };
     // six layers: values of 5 and 2 .. in Q6_K, and the embedding, which is the head too
     assert_eq!(types("q4_k_m"), ["Q6_K", "Q4_K", "Q6_K", "Q4_K", "F32"]);
@@ -154,17 +121,12 @@ fn tokenizers_encode_as_before_and_templates_go_along() {
     let (b, dir) = (&Cpu::new() as &dyn Backend, tempfile::tempdir().unwrap());
     let check = |model: &Path, out: &Path| {
         let (was, is) = (Tokenizer::load(model).unwrap(), Tokenizer::load(out).unwrap());
-        for text in
-            ["Hello, world!  12345 x", " leading\n\n\nlines\tand ünïcödé 汉字 🙂", "<|im_start|>user\nHi<|im_end|>", ""]
-        {
+        for text in ["Hello, world!  12345 x", " leading\n\n\nlines\tand ünïcödé 汉字 🙂", "<|im_start|>user\nHi<|im_end|>", ""] {
             for special in [true, false] {
                 assert_eq!(was.encode(text, special).unwrap(), is.encode(text, special).unwrap(), "{text:?} {special}");
             }
         }
-        assert_eq!(
-            (was.bos_id(), was.eos_id(), was.adds_bos().unwrap()),
-            (is.bos_id(), is.eos_id(), is.adds_bos().unwrap())
-        );
+        assert_eq!((was.bos_id(), was.eos_id(), was.adds_bos().unwrap()), (is.bos_id(), is.eos_id(), is.adds_bos().unwrap()));
         let sorted = |t: &Tokenizer| std::collections::BTreeSet::from_iter(t.eos_ids().to_vec());
         assert!(sorted(&was).is_subset(&sorted(&is)), "{:?} {:?}", was.eos_ids(), is.eos_ids());
         (was, is)
@@ -202,7 +164,8 @@ fn adapters_for_llama_cpp() {
     let adapter = dir.path().join("adapter");
     std::fs::create_dir(&adapter).unwrap();
     let config = LoraConfig { use_rslora: true, r: 4, lora_alpha: 6.0, ..LoraConfig::default() };
-    let loaded = Model::load(b, model, &LoadOptions { lora: Some(config), ..LoadOptions::frozen(DType::F32) }).unwrap();
+    let loaded =
+        Model::load(b, model, &LoadOptions { lora: Some(config), ..LoadOptions::frozen(DType::F32) }).unwrap();
     peft::save(b, &loaded, "base", &adapter).unwrap();
     let input = Input { model, adapter: Some(&adapter), dtype: None, name: None };
     let out = dir.path().join("a.gguf");

@@ -1,6 +1,6 @@
 //! A model's spec as the metadata of a GGUF file: the reverse of `config`.
 use super::config::{LONG, SHORT};
-use super::families::{FAMILIES, Family};
+use super::families::{Family, FAMILIES};
 use super::names::{Place, places};
 use crate::error::{Error, Result};
 use crate::io::gguf::{Item, Pairs};
@@ -133,9 +133,7 @@ fn rope(spec: &Spec, family: &Family, keys: &mut Keys) -> Result<Vec<(&'static s
     };
     keys.size("rope.dimension_count", spec.A);
     keys.real("rope.freq_base", rope.theta);
-    if family.architecture == "gemma3"
-        && let Some(sliding) = ropes[1]
-    {
+    if family.architecture == "gemma3" && let Some(sliding) = ropes[1] {
         keys.real("rope.freq_base_swa", sliding.theta);
     }
     scaling(spec, rope, keys)
