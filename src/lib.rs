@@ -23,6 +23,8 @@
 //! - **Who sees whom is data.** Tokens are packed; attention reads for each query the range of keys it sees, and for each key
 //!   the range of queries that see it. Packing, windows and caches differ only in these tables.
 //! - **A method is a function of per-token log-probabilities**: it gives coef = ∂loss/∂logp, the model does the rest.
+//! - **Memory is known before.** A run is rehearsed by its own code on a backend that only counts ([`backend::dry`]), by the rules
+//!   that the real one allocates by; so it is laid out before its first step, and what layers keep is a plan, not a flag.
 //! - **The same bits again.** cpu and wgpu are deterministic, and so are cuda's own kernels; a run that was killed goes on as if
 //!   nothing had been. cuDNN's attention is not: `deterministic = true` does without its backward.
 //!

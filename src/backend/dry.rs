@@ -22,6 +22,10 @@ pub trait Rules {
     fn scratch(&self, _: &Launch) -> Result<[usize; 2]> {
         Ok([0; 2])
     }
+    /// Whether the host's memory is another than the device's.
+    fn host_is_apart(&self) -> bool {
+        true
+    }
     /// u32s that are taken for a moment where so many bytes are written to a buffer.
     fn patch(&self, _: usize) -> usize {
         0

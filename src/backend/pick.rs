@@ -29,7 +29,7 @@ pub fn pick(name: &str) -> Result<(Box<dyn Backend>, String)> {
 /// How a backend takes memory, also on a device that is not here; but wgpu's rules depend on the adapter.
 pub fn rules(name: &str) -> Result<Rc<dyn Rules>> {
     match name {
-        "auto" | "cuda" => Ok(Rc::new(CudaRules { workspace: CudaRules::WORKSPACE as u64 })),
+        "auto" | "cuda" => Ok(Rc::new(CudaRules::FULL)),
         "cpu" => Ok(Rc::new(CpuRules)),
         _ => Ok(pick(name)?.0.rules()),
     }

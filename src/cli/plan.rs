@@ -3,6 +3,7 @@ use super::{interrupt, out, progress::Progress, say};
 use clap::Args;
 use luthier::Result;
 use luthier::backend::{Memory, Use, pick};
+use luthier::model::Place;
 use luthier::train::config::{self, Bytes, TrainConfig};
 use luthier::train::plan::{self, Budget, Layout, gib};
 use std::path::PathBuf;
@@ -45,9 +46,9 @@ impl Plan {
 }
 
 fn text(config: &TrainConfig, backend: &str, layout: &Layout) -> String {
-    let Layout { plan, memory, budget } = layout;
+    let Layout { plan, place, memory, budget } = layout;
     let Memory { peak, host_peak, .. } = memory;
-    let line = |(name, bytes): (&str, u64)| format!("  {name:<16}{:>12}  {bytes:>16} bytes\n", gib(bytes));
+    let line = |(name, bytes): (&str, u64)| format!("  {name:<24}{:>12}  {bytes:>16} bytes\n", gib(bytes));
     let (rows, tokens) = (config.per_device_train_batch_size, config.max_length);
     let mut all = format!("{backend}: {rows} x {tokens} tokens a micro-batch; {plan}\n\non the device, at the peak\n");
     let parts = Use::ALL.iter().map(|what| (what.name(), memory.at_peak[*what as usize]));
@@ -55,7 +56,11 @@ fn text(config: &TrainConfig, backend: &str, layout: &Layout) -> String {
     all += &line(("in all", *peak));
     if *host_peak > 0 {
         all += "\non the host\n";
-        all += &line(("activations", *host_peak));
+        let what = match place {
+            Place::Device => "activations",
+            Place::Host => "weights and activations",
+        };
+        all += &line((what, *host_peak));
     }
     match (budget.limit.or(budget.device), layout.fits()) {
         (None, _) => all += "\nthe device does not say what it has\n",

@@ -266,6 +266,14 @@ impl Attention {
         };
         projections.iter().chain(latent.into_iter().flat_map(|latent| latent.linears())).chain([&self.o])
     }
+    pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let mut all: Vec<&mut Linear> = match &mut self.qkv {
+            Qkv::Projections(p) => p.0.iter_mut().collect(),
+            Qkv::Latent(latent) => latent.linears_mut(),
+        };
+        all.push(&mut self.o);
+        all
+    }
     pub fn params(&self) -> impl Iterator<Item = &Param> {
         let (projections, latent) = match &self.qkv {
             Qkv::Projections(p) => (p.0.as_slice(), None),

@@ -70,7 +70,15 @@ pub struct BlockScratch {
 
 impl Saved {
     /// For layers whose MLPs are of these kinds.
-    pub fn new(scope: &Scope, s: &Spec, mlps: &[MlpKind], N: usize, dtype: DType) -> Result<Saved> {
+    /// With a `tile`, MLPs without experts run so many tokens at a time.
+    pub fn new(
+        scope: &Scope,
+        s: &Spec,
+        mlps: &[MlpKind],
+        N: usize,
+        dtype: DType,
+        tile: Option<usize>,
+    ) -> Result<Saved> {
         let buf = |cols: usize| scope.alloc(N * cols, dtype);
         let stats = || scope.alloc(Norm::rows(s, N).stats(), DType::F32);
         let pre = |_| Ok(Pre { out: buf(s.C)?, stats: stats()? });
@@ -86,7 +94,7 @@ impl Saved {
             pre: (0..pre_norms(s)).map(pre).collect::<Result<_>>()?,
             attention: attention::Saved::new(scope, s, N, dtype)?,
             x2: if sequential { Some(buf(s.C)?) } else { None },
-            mlp: mlp::Saved::new(scope, s, mlps, N, dtype)?,
+            mlp: mlp::Saved::new(scope, s, mlps, N, dtype, tile)?,
             post: if after { Some([post()?, post()?]) } else { None },
         })
     }
@@ -140,12 +148,13 @@ impl BlockScratch {
         N: usize,
         dtype: DType,
         train: bool,
+        tile: Option<usize>,
     ) -> Result<BlockScratch> {
         Ok(BlockScratch {
             linear,
             attention: attention::Scratch::new(scope, s, N, dtype, train)?,
             c: scope.alloc(N * s.C, dtype)?,
-            mlp: mlp::Scratch::new(scope, s, experts, N, dtype, train)?,
+            mlp: mlp::Scratch::new(scope, s, experts, N, dtype, train, tile)?,
         })
     }
 }
@@ -181,7 +190,7 @@ impl Block {
         let n2 = self.normed(b, &norm, 1, pre, x2.as_ref().unwrap_or(x))?;
         self.mlp.forward_saved(b, s, saved_mlp, (mlp, linear), n2, N)?;
         if let (Some([_, weight]), Some([_, post])) = (&self.post_norms, post) {
-            self.mlp.output(b, s, saved_mlp, (mlp, linear), &mut post.inp, N)?;
+            self.mlp.output(b, s, saved_mlp, (mlp, linear), &mut post.inp, n2, N)?;
             norm.forward(b, c, &mut post.stats, &post.inp, weight)?;
         }
         Ok(())
@@ -247,11 +256,11 @@ impl Block {
         let Some(x2) = &saved.x2 else {
             self.attention.output(b, s, (tools, linear), c, &saved.attention, N)?;
             b.residual_forward(out, x, c, &branch(s, N))?;
-            self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, N)?;
+            self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, read(&saved.pre, 1, x), N)?;
             return b.residual_backward(out, c, &branch(s, N));
         };
         if self.post_norms.is_none() {
-            self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, N)?;
+            self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, read(&saved.pre, 1, x2), N)?;
         }
         b.residual_forward(out, x2, c, &branch(s, N))
     }
@@ -271,13 +280,13 @@ impl Block {
         let BlockScratch { linear, attention, c, mlp } = t;
 
         let dm = self.backward_out(b, s, &norm, 1, saved, c, dx)?;
-        let dm = if dm { &*c } else { &*dx };
-        self.mlp.backward_output(b, s, &mut saved.mlp, (mlp, linear), dm, N)?;
+        let dm = same(if dm { &*c } else { &*dx });
+        self.mlp.backward_output(b, s, &mut saved.mlp, (mlp, linear), &dm, N)?;
         if saved.x2.is_none() {
-            self.attention.backward_output(b, s, &saved.attention, (&mut *attention, linear), dm, N)?;
+            self.attention.backward_output(b, s, &saved.attention, (&mut *attention, linear), &dm, N)?;
         }
         let x2 = saved.x2.as_ref().unwrap_or(x);
-        self.mlp.backward(b, s, &saved.mlp, (mlp, linear), c, read(&saved.pre, 1, x2), N)?;
+        self.mlp.backward(b, s, &saved.mlp, (mlp, linear), (&mut *c, &dm), read(&saved.pre, 1, x2), N)?;
         self.backward_normed(b, &norm, 1, saved, dx, c, x2)?;
 
         if saved.x2.is_some() {
@@ -340,6 +349,11 @@ impl Block {
     }
     pub fn experts(&self) -> impl Iterator<Item = &Experts> {
         self.mlp.experts()
+    }
+    /// What the weights of linear layers and experts lie in that are not trained.
+    pub fn frozen_mut(&mut self) -> Vec<&mut Buf> {
+        let linears = self.attention.linears_mut().into_iter().chain(self.mlp.linears_mut());
+        linears.flat_map(|linear| linear.weight.frozen_mut()).collect()
     }
     pub fn params(&self) -> impl Iterator<Item = &Param> {
         let norms = self.pre_norms.iter().chain(self.post_norms.iter().flatten());

@@ -44,13 +44,13 @@ impl<'b> Kept<'b> {
         let host = HostScope::new(b);
         let Some(each) = plan.layers(layers) else {
             let two = [scope.alloc(N * s.C, dtype)?, scope.alloc(N * s.C, dtype)?];
-            let one = Saved::new(scope, s, &s.mlps(), N, dtype)?;
+            let one = Saved::new(scope, s, &s.mlps(), N, dtype, None)?;
             let x = (0..layers + 1).map(|l| two[l % 2].view(0, N * s.C)).collect();
             let saved = (0..layers).map(|_| one.share()).collect();
             return Ok(Kept { plan: None, x, saved, away: Vec::new(), _host: host });
         };
         let _charge = Charge::to(b, Use::Activations);
-        let mut sets = Sets::new(scope, s, &each, N, dtype)?;
+        let mut sets = Sets::new(scope, s, &each, N, dtype, plan.tile(N))?;
         let on_host: Vec<usize> = (0..layers).filter(|l| each[*l] == Keep::Host).collect();
         let slots: Vec<(Buf, Saved)> = (0..SLOTS.min(on_host.len()))
             .map(|_| Ok((scope.alloc(N * s.C, dtype)?, sets.boundary(scope)?)))
@@ -69,7 +69,7 @@ impl<'b> Kept<'b> {
             }
             x.push(scope.alloc(N * s.C, dtype)?);
             saved.push(match keep {
-                Keep::All => Saved::new(scope, s, &[s.mlp(l)], N, dtype)?,
+                Keep::All => Saved::new(scope, s, &[s.mlp(l)], N, dtype, None)?,
                 Keep::Attention => sets.boundary(scope)?,
                 _ => sets.common(),
             });
@@ -117,10 +117,10 @@ struct Sets {
 }
 
 impl Sets {
-    fn new(scope: &Scope, s: &Spec, each: &[Keep], N: usize, dtype: DType) -> Result<Sets> {
+    fn new(scope: &Scope, s: &Spec, each: &[Keep], N: usize, dtype: DType, tile: Option<usize>) -> Result<Sets> {
         let mut mlps: Vec<_> = (0..each.len()).filter(|l| each[*l] != Keep::All).map(|l| s.mlp(l)).collect();
         mlps.dedup();
-        let common = || Saved::new(scope, s, &mlps, N, dtype);
+        let common = || Saved::new(scope, s, &mlps, N, dtype, tile);
         let common = (!mlps.is_empty()).then(common).transpose()?;
         Ok(Sets { common, spare: !each.contains(&Keep::Input) })
     }

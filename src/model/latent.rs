@@ -202,6 +202,10 @@ impl Latent {
         let q_a = self.q_a.iter().map(|narrow| &narrow.down);
         q_a.chain([&self.q_b, &self.kv_a.down, &self.kv_b])
     }
+    pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let Latent { q_a, q_b, kv_a, kv_b } = self;
+        q_a.iter_mut().map(|narrow| &mut narrow.down).chain([q_b, &mut kv_a.down, kv_b]).collect()
+    }
     pub fn params(&self) -> impl Iterator<Item = &Param> {
         let narrow = self.q_a.iter().chain([&self.kv_a]);
         let narrow = narrow.flat_map(|n| n.norm.params().chain(n.down.params()));

@@ -212,6 +212,21 @@ impl Weight {
             },
         }
     }
+
+    /// What it lies in, if it is not trained.
+    pub fn frozen_mut(&mut self) -> Vec<&mut Buf> {
+        match self {
+            Weight::Dense(Param { train: None, value, .. }) => vec![value],
+            Weight::Dense(_) => vec![],
+            Weight::Int8(Int8Weight { codes, scb }) => vec![codes, scb],
+            Weight::Gguf(GgufWeight { blocks, .. }) => vec![blocks],
+            Weight::Mxfp4(Mxfp4Weight { codes, scales, .. }) => vec![codes, scales],
+            Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
+                Nf4Scales::Single { absmax } => vec![codes, absmax],
+                Nf4Scales::Double { qabsmax, nested, map, .. } => vec![codes, qabsmax, nested, map],
+            },
+        }
+    }
 }
 
 impl Linear {

@@ -15,6 +15,7 @@ use super::spec::{
     Bias, ExpertFiles, Gating, Head, LinearSpec, MlpKind, NarrowSpec, NormKind, NormSpec, Positions, QkNorm, Sinks,
     Spec, WeightLayout,
 };
+use super::streamed::{Place, Streamed};
 use super::table::Table;
 use super::token_rows::{self, TokenRows};
 use super::weights::Weights;
@@ -27,7 +28,10 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+mod adapted;
 mod experts;
+mod tables;
+use adapted::{linear_names, stacked_stay};
 
 /// How weights are held and which of them are trained.
 #[derive(Clone, Debug)]
@@ -46,12 +50,23 @@ pub struct LoadOptions {
     pub seed: u64,
     /// Rows of embedding and head at least; those that the files lack start as the mean of the others.
     pub vocab: usize,
+    /// Where the blocks' frozen weights are.
+    pub place: Place,
 }
 
 impl LoadOptions {
     /// For reading a model as it is.
     pub fn frozen(dtype: DType) -> LoadOptions {
-        LoadOptions { dtype, load_in_4bit: false, load_in_8bit: false, lora: None, train: false, seed: 0, vocab: 0 }
+        LoadOptions {
+            dtype,
+            load_in_4bit: false,
+            load_in_8bit: false,
+            lora: None,
+            train: false,
+            seed: 0,
+            vocab: 0,
+            place: Place::Device,
+        }
     }
     /// The first contradiction, if any.
     fn check(&self, spec: &Spec, stored: Option<Scheme>, folder: &Path) -> Result<()> {
@@ -133,33 +148,6 @@ impl LoadOptions {
     }
 }
 
-/// Experts that are one tensor, and their router, are no modules: PEFT has no adapter for them but by `target_parameters`.
-fn stacked_stay(spec: &Spec, rules: &Rules) -> Result<()> {
-    let stacked = spec.moe.as_ref().filter(|moe| moe.files == ExpertFiles::Stacked && !rules.all_linear());
-    for module in stacked.into_iter().flat_map(|moe| [moe.router, moe.gate, moe.up, moe.down]) {
-        for layer in 0..spec.layers {
-            if rules.targets(&spec.names.of(layer, module))? {
-                let what =
-                    format!("adapters on `{module}` of {} are not supported: it is no linear layer", spec.model_type);
-                let hint = "name q_proj, k_proj, v_proj, o_proj, or use \"all-linear\"";
-                return Err(rules.error("target_modules", format!("{what}; {hint}")));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn linear_names(spec: &Spec) -> Vec<String> {
-    let stacked = spec.moe.as_ref().is_some_and(|moe| moe.files == ExpertFiles::Stacked);
-    let of_layer = |l: usize| {
-        let linears = spec.linears(l).into_iter().filter(|linear| !(stacked && is_router(spec, linear.module)));
-        let experts = if stacked { Vec::new() } else { spec.experts(l) };
-        let experts = experts.into_iter().flat_map(move |linear| spec.expert_names(l, linear.module));
-        linears.map(move |linear| spec.names.of(l, linear.module)).chain(experts)
-    };
-    (0..spec.layers).flat_map(of_layer).collect()
-}
-
 /// Sizes of what is quantized while it loads: linear layers and experts, but no routers.
 fn sizes(spec: &Spec) -> impl Iterator<Item = usize> {
     let of_layer = |l| {
@@ -238,7 +226,15 @@ impl Loader<'_> {
             }
             Positions::Implicit => None,
         };
-        let blocks = (0..spec.layers).map(|l| self.block(l)).collect::<Result<Vec<_>>>()?;
+        let mut streamed = (self.options.place == Place::Host).then(Streamed::default);
+        let mut blocks = Vec::new();
+        for l in 0..spec.layers {
+            let mut block = self.block(l)?;
+            if let Some(streamed) = &mut streamed {
+                streamed.take(self.b, &mut block)?;
+            }
+            blocks.push(block);
+        }
         let bias = spec.norm == NormKind::Layer(Bias::Present);
         let final_norm = self.norm(&[spec.names.final_norm.to_string()], &[spec.C], bias)?;
         // As PEFT: a module to save is a copy of its own, which unties a tied head.
@@ -264,7 +260,20 @@ impl Loader<'_> {
         let embed_rows = rows(embed, embed_ids, &embed_table)?;
         let head_rows = rows(head, head_ids, head_table.as_ref().unwrap_or(&embed_table))?;
         let (dtype, embed, head) = (self.options.dtype, embed_table, head_table);
-        Ok(Model { spec, dtype, embed, embed_rows, positions, blocks, final_norm, head, head_rows, head_bias, lora })
+        Ok(Model {
+            spec,
+            dtype,
+            embed,
+            embed_rows,
+            positions,
+            blocks,
+            final_norm,
+            head,
+            head_rows,
+            head_bias,
+            lora,
+            streamed,
+        })
     }
 
     /// Of a weight, where anybody wants them.
@@ -296,34 +305,6 @@ impl Loader<'_> {
                 param.set(self.b, &self.values(&stored))?;
             }
         }
-        Ok(param)
-    }
-
-    /// The same for the embedding or the head, which stays in blocks if it is stored so and the adapter has none of its own.
-    fn table(&self, from: &str, name: &str, V: usize, own: bool, train: bool) -> Result<Table> {
-        match self.tensors.find(from, &[self.spec.V, self.spec.C])? {
-            Stored::Gguf(q) if !own && V == self.spec.V => q.upload(self.b).map(Table::Packed),
-            _ => self.grown(from, name, V, train).map(Table::Dense),
-        }
-    }
-
-    /// A weight or bias with a row per token, grown to `V` rows.
-    fn grown(&self, from: &str, name: &str, V: usize, train: bool) -> Result<Param> {
-        let (rows, C) = (self.spec.V, self.spec.C);
-        let is_bias = from.ends_with(".bias");
-        let shape = |V: usize| if is_bias { vec![V] } else { vec![V, C] };
-        if V == rows {
-            return self.param(from, name, &shape(V), train);
-        }
-        let mut values = self.tensors.find(from, &shape(rows))?.to_f32();
-        let width = if is_bias { 1 } else { C };
-        token_rows::grow(&mut values, width, V);
-        let train = train || self.options.train && self.options.saves(lora::module_of(name));
-        let mut param = Param::zeros(self.b, name, &shape(V), self.options.dtype)?;
-        if train {
-            param.unfreeze(self.b)?;
-        }
-        param.set(self.b, &values)?;
         Ok(param)
     }
 

@@ -8,6 +8,7 @@
 //! up = up(n2)                       [N,F]     dh = down⁻(dout);  h, dup = activation⁻(dh, up)
 //! out = down(activation(up))        [N,C]     dn = up⁻(dup)
 //! ```
+//! In tiles: the forward makes out some tokens at a time and leaves nothing; the backward makes gate and up of the same tokens again.
 use super::block::same;
 use super::experts::Experts;
 use super::linear::{Linear, LinearScratch, Observer, Projections};
@@ -31,6 +32,8 @@ pub enum Mlp {
 pub struct Saved {
     dense: Option<Dense>,
     moe: Option<moe::Saved>,
+    /// Tokens that `dense` has room for, where they are not all.
+    tile: Option<usize>,
 }
 
 struct Dense {
@@ -47,18 +50,33 @@ pub struct Scratch {
 }
 
 impl Saved {
-    pub fn new(scope: &Scope, s: &Spec, kinds: &[MlpKind], N: usize, dtype: DType) -> Result<Saved> {
-        let buf = || scope.alloc(N * s.F, dtype);
+    /// With a `tile`, MLPs without experts run so many tokens at a time.
+    pub fn new(
+        scope: &Scope,
+        s: &Spec,
+        kinds: &[MlpKind],
+        N: usize,
+        dtype: DType,
+        tile: Option<usize>,
+    ) -> Result<Saved> {
+        let buf = || scope.alloc(tile.unwrap_or(N) * s.F, dtype);
         let gated = s.gating == Gating::Gated;
         let dense = || Ok(Dense { gate: gated.then(buf).transpose()?, up: buf()? });
         let dense = kinds.contains(&MlpKind::Dense).then(dense).transpose()?;
         let moe = s.moe.as_ref().filter(|_| kinds.contains(&MlpKind::Moe));
-        Ok(Saved { dense, moe: moe.map(|moe| moe::Saved::new(scope, s, moe, N, dtype)).transpose()? })
+        Ok(Saved { dense, moe: moe.map(|moe| moe::Saved::new(scope, s, moe, N, dtype)).transpose()?, tile })
     }
     /// Other handles of the same buffers.
     pub fn share(&self) -> Saved {
         let dense = |dense: &Dense| Dense { gate: dense.gate.as_ref().map(same), up: same(&dense.up) };
-        Saved { dense: self.dense.as_ref().map(dense), moe: self.moe.as_ref().map(moe::Saved::share) }
+        let moe = self.moe.as_ref().map(moe::Saved::share);
+        Saved { dense: self.dense.as_ref().map(dense), moe, tile: self.tile }
+    }
+    /// For n tokens of a tile.
+    fn tile(&self, n: usize, F: usize) -> Saved {
+        let part = |buf: &Buf| buf.view(0, n * F);
+        let dense = |dense: &Dense| Dense { gate: dense.gate.as_ref().map(part), up: part(&dense.up) };
+        Saved { dense: self.dense.as_ref().map(dense), moe: None, tile: None }
     }
 }
 
@@ -71,9 +89,11 @@ impl Scratch {
         N: usize,
         dtype: DType,
         train: bool,
+        tile: Option<usize>,
     ) -> Result<Scratch> {
         let kinds = s.mlps();
-        let dense = kinds.contains(&MlpKind::Dense).then(|| scope.alloc(N * s.F, dtype)).transpose()?;
+        let h = || scope.alloc(tile.unwrap_or(N) * s.F, dtype);
+        let dense = kinds.contains(&MlpKind::Dense).then(h).transpose()?;
         let moe = s.moe.as_ref().filter(|_| kinds.contains(&MlpKind::Moe));
         let moe = moe.map(|moe| moe::Scratch::new(scope, s, moe, experts, N, dtype, train).map(Box::new));
         Ok(Scratch { dense, moe: moe.transpose()? })
@@ -90,7 +110,27 @@ impl Scratch {
 }
 
 impl Mlp {
-    /// Up to gate and up: all that the backward needs.
+    /// Tokens that it runs at a time, where they are not all.
+    fn tile(&self, saved: &Saved) -> Option<usize> {
+        if let Mlp::Moe(_) = self { None } else { saved.tile }
+    }
+
+    /// Calls `then` with each tile's first token, number of tokens, and room.
+    fn tiles(
+        saved: &Saved,
+        t: &Scratch,
+        (tile, N, F): (usize, usize, usize),
+        mut then: impl FnMut(usize, usize, &mut Saved, &mut Scratch) -> Result<()>,
+    ) -> Result<()> {
+        for first in (0..N).step_by(tile) {
+            let n = tile.min(N - first);
+            let mut own = Scratch { dense: t.dense.as_ref().map(|h| h.view(0, n * F)), moe: None };
+            then(first, n, &mut saved.tile(n, F), &mut own)?;
+        }
+        Ok(())
+    }
+
+    /// Up to gate and up: all that the backward needs. Nothing in tiles.
     pub fn forward_saved(
         &self,
         b: &dyn Backend,
@@ -100,6 +140,9 @@ impl Mlp {
         n2: &Buf,
         N: usize,
     ) -> Result<()> {
+        if self.tile(saved).is_some() {
+            return Ok(());
+        }
         match (self, saved, t) {
             (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate: Some(gate), up }), .. }, _) => {
                 gate_up.forward(b, linear, &mut [gate, up], n2, N)
@@ -114,7 +157,7 @@ impl Mlp {
         }
     }
 
-    /// out [N, C]; right after `forward_saved`.
+    /// out [N, C] from n2 [N, C]; right after `forward_saved`.
     pub fn output(
         &self,
         b: &dyn Backend,
@@ -122,8 +165,16 @@ impl Mlp {
         saved: &Saved,
         (t, linear): (&mut Scratch, &LinearScratch),
         out: &mut Buf,
+        n2: &Buf,
         N: usize,
     ) -> Result<()> {
+        if let Some(tile) = self.tile(saved) {
+            return Self::tiles(saved, t, (tile, N, s.F), |first, n, saved, t| {
+                let [n2, mut out] = [n2, &*out].map(|buf| buf.view(first * s.C, n * s.C));
+                self.forward_saved(b, s, saved, (t, linear), &n2, n)?;
+                self.output(b, s, saved, (t, linear), &mut out, &n2, n)
+            });
+        }
         match (self, saved, t) {
             (
                 Mlp::Dense { down, .. },
@@ -144,7 +195,7 @@ impl Mlp {
         }
     }
 
-    /// The first half of the backward: what wants dout [N, C]. `saved` is used up.
+    /// The first half of the backward: what wants dout [N, C]. `saved` is used up. Nothing in tiles.
     pub fn backward_output(
         &mut self,
         b: &dyn Backend,
@@ -154,6 +205,9 @@ impl Mlp {
         dout: &Buf,
         N: usize,
     ) -> Result<()> {
+        if self.tile(saved).is_some() {
+            return Ok(());
+        }
         match (self, saved, t) {
             (
                 Mlp::Dense { down, .. },
@@ -176,17 +230,25 @@ impl Mlp {
         }
     }
 
-    /// The second half: dn [N, C] = ∂L/∂n2.
+    /// The second half: dn [N, C] = ∂L/∂n2. dout is as the first half had it, and may be where dn goes.
     pub fn backward(
         &mut self,
         b: &dyn Backend,
         s: &Spec,
         saved: &Saved,
         (t, linear): (&mut Scratch, &LinearScratch),
-        dn: &mut Buf,
+        (dn, dout): (&mut Buf, &Buf),
         n2: &Buf,
         N: usize,
     ) -> Result<()> {
+        if let Some(tile) = self.tile(saved) {
+            return Self::tiles(saved, t, (tile, N, s.F), |first, n, saved, t| {
+                let [n2, dout, mut dn] = [n2, dout, &*dn].map(|buf| buf.view(first * s.C, n * s.C));
+                self.forward_saved(b, s, saved, (t, linear), &n2, n)?;
+                self.backward_output(b, s, saved, (t, linear), &dout, n)?;
+                self.backward(b, s, saved, (t, linear), (&mut dn, &dout), &n2, n)
+            });
+        }
         match (self, saved, t) {
             (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate: Some(gate), up }), .. }, _) => {
                 gate_up.backward(b, linear, dn, &[gate, up], n2, N)
@@ -222,8 +284,9 @@ impl Mlp {
         let linears = self.linears().chain(self.experts().map(|experts| &experts.stack));
         linears.flat_map(Linear::params).chain(bias)
     }
-    pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
-        let (linears, bias): (Vec<&mut Linear>, _) = match self {
+    /// Those of experts included; and what is no linear layer's.
+    fn parts_mut(&mut self) -> (Vec<&mut Linear>, Option<&mut Param>) {
+        match self {
             Mlp::Dense { gate_up, down } => (gate_up.0.iter_mut().chain([&mut **down]).collect(), None),
             Mlp::Plain { up, down } => (vec![&mut **up, &mut **down], None),
             Mlp::Moe(moe) => {
@@ -232,8 +295,15 @@ impl Mlp {
                 let experts = gate_up.iter_mut().chain([down]).map(|experts| &mut experts.stack);
                 ([router].into_iter().chain(shared).chain(experts).collect(), bias.as_mut())
             }
-        };
+        }
+    }
+    pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
+        let (linears, bias) = self.parts_mut();
         linears.into_iter().flat_map(Linear::params_mut).chain(bias)
+    }
+    /// Those of experts included.
+    pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        self.parts_mut().0
     }
 }
 

@@ -4,7 +4,7 @@
 //! ids [N] -> embed -> block × L -> final norm -> head, in chunks of tokens -> logp [N]
 //! ```
 //! A training method is a function of logp: it gives coef = ∂loss/∂logp, and [`Session::backward`] turns that into gradients.
-use crate::backend::Backend;
+use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
 use crate::error::Result;
 
@@ -35,6 +35,7 @@ pub mod rope;
 pub mod session;
 pub mod shared;
 pub mod spec;
+pub mod streamed;
 pub mod table;
 pub mod token_rows;
 pub mod weights;
@@ -43,6 +44,7 @@ pub use check::check;
 pub use load::LoadOptions;
 pub use plan::{Keep, Plan};
 pub use session::Session;
+pub use streamed::Place;
 pub use weights::Weights;
 
 /// Weights on a device.
@@ -63,6 +65,8 @@ pub struct Model {
     pub head_bias: Option<param::Param>,
     /// The adapter's config, if there is one.
     pub lora: Option<lora::LoraConfig>,
+    /// The blocks' frozen weights, where they wait on the host.
+    pub streamed: Option<streamed::Streamed>,
 }
 
 impl Model {
@@ -97,7 +101,11 @@ impl Model {
         let linears = self.linears().chain(self.experts().map(|experts| &experts.stack));
         let tables = [Some(&self.embed), self.head.as_ref()].into_iter().flatten().filter_map(table::Table::packed);
         let bufs = frozen.chain(linears.flat_map(|linear| linear.weight.quantized())).chain(tables);
-        bufs.for_each(|buf| b.free(buf.view(0, buf.len())));
+        let away = |buf: &&Buf| self.streamed.as_ref().is_some_and(|streamed| streamed.holds(buf));
+        bufs.filter(|buf| !away(buf)).for_each(|buf| b.free(buf.view(0, buf.len())));
+        if let Some(streamed) = self.streamed {
+            streamed.free(b);
+        }
     }
     /// All values, those of the adapter and of its own copies of modules included.
     pub fn all_parameters(&self) -> u64 {

@@ -38,6 +38,9 @@ pub enum Plan {
     Recompute,
     /// A choice for each layer.
     Layers(Vec<Keep>),
+    /// The same, none of them [`Keep::All`]; and MLPs without experts run so many tokens at a time, so that gate and up of all tokens
+    /// never exist. Weight gradients are then sums of sums.
+    Tiled(Vec<Keep>, usize),
 }
 
 impl Plan {
@@ -47,10 +50,20 @@ impl Plan {
             Plan::Inference => None,
             Plan::Keep => Some(vec![Keep::All; layers]),
             Plan::Recompute => Some(vec![Keep::Input; layers]),
-            Plan::Layers(each) => {
+            Plan::Layers(each) | Plan::Tiled(each, _) => {
                 assert_eq!(each.len(), layers, "a plan for each layer");
                 Some(each.clone())
             }
+        }
+    }
+}
+
+impl Plan {
+    /// Tokens that an MLP runs at a time, of N; `None`: all.
+    pub(super) fn tile(&self, N: usize) -> Option<usize> {
+        match self {
+            Plan::Tiled(each, rows) if !each.contains(&Keep::All) && (1..N).contains(rows) => Some(*rows),
+            _ => None,
         }
     }
 }
@@ -62,14 +75,18 @@ impl std::fmt::Display for Plan {
             Plan::Inference => f.write_str("nothing is kept"),
             Plan::Keep => f.write_str("all layers keep"),
             Plan::Recompute => f.write_str("all layers recompute"),
-            Plan::Layers(each) => {
+            Plan::Layers(each) | Plan::Tiled(each, _) => {
                 let count = |keep: &Keep| each.iter().filter(|k| *k == keep).count();
                 let parts = Keep::ALL.iter().map(|keep| (count(keep), keep.name())).filter(|(n, _)| *n > 0);
                 let part = |(n, name)| match n == each.len() {
                     true => format!("all layers {name}"),
                     false => format!("{n} layers {name}"),
                 };
-                f.write_str(&parts.map(part).collect::<Vec<_>>().join(", "))
+                f.write_str(&parts.map(part).collect::<Vec<_>>().join(", "))?;
+                match self {
+                    Plan::Tiled(_, rows) => write!(f, ", MLPs {rows} tokens at a time"),
+                    _ => Ok(()),
+                }
             }
         }
     }

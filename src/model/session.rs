@@ -54,7 +54,7 @@ impl<'b> Session<'b> {
             N,
             inputs: Inputs::new(&scope, s, N, positions)?,
             kept: Kept::new(&scope, s, N, dtype, &plan)?,
-            scratch: BlockScratch::new(&scope, s, (linear, experts), N, dtype, train)?,
+            scratch: BlockScratch::new(&scope, s, (linear, experts), N, dtype, train, plan.tile(N))?,
             h: stream()?,
             stats: scope.alloc(Norm::rows(s, N).stats(), DType::F32)?,
             dh: if train { Some((stream()?, stream()?)) } else { None },
@@ -108,6 +108,10 @@ impl<'b> Session<'b> {
             b.residual_backward(&mut self.kept.x[0], &self.h, &Residual { P: (N * s.C) as u32, scale: 1.0 })?;
         }
         for (l, block) in model.blocks.iter().enumerate() {
+            if let Some(streamed) = &model.streamed {
+                streamed.want(b, l)?;
+                streamed.want(b, l + 1)?;
+            }
             let Kept { x, saved, .. } = &mut self.kept;
             let [x, out] = x.get_disjoint_mut([l, l + 1]).expect("an input and an output");
             let cache = caches.map(|(c, T)| Cache { k: &c[l].0, v: &c[l].1, T });
@@ -132,7 +136,7 @@ impl<'b> Session<'b> {
     pub fn backward(&mut self, model: &mut Model, labels: &[u32], coef: &[f32]) -> Result<()> {
         let (b, N) = (self.b, self.N);
         let Model {
-            spec: s, dtype, embed, positions, blocks, final_norm, head, head_bias, embed_rows, head_rows, ..
+            spec: s, dtype, embed, positions, blocks, final_norm, head, head_bias, embed_rows, head_rows, streamed, ..
         } = model;
         let (dx, dh) = self.dh.as_mut().expect("a session for training");
         // a tied head's rows are the embedding's
@@ -142,6 +146,10 @@ impl<'b> Session<'b> {
         b.fill(dx, 0.0)?;
         Norm::rows(s, N).backward(b, final_norm, dx, dh, &self.kept.x[blocks.len()], &self.stats)?;
         for (l, block) in blocks.iter_mut().enumerate().rev() {
+            if let Some(streamed) = streamed {
+                streamed.want(b, l)?;
+                l.checked_sub(1).map_or(Ok(()), |next| streamed.want(b, next))?;
+            }
             let keep = self.kept.keep(l);
             let (x, saved, t) = (&self.kept.x[l], &mut self.kept.saved[l], &mut self.scratch);
             match keep {

@@ -148,6 +148,9 @@ keys! {
         /// as far as memory asks for it. `"offload"`, or Unsloth's name for it, `"unsloth"`: what recomputing starts from waits in
         /// the host's memory. TRL's default is `true`.
         gradient_checkpointing: Checkpointing = Checkpointing::Auto;
+        /// The base's frozen blocks wait in the host's memory and come to the device layer by layer; wants a `[lora]` table. Where not
+        /// given, only if the run does not fit otherwise.
+        offload_weights: Option<bool> = None;
         /// Memory of the device that the run may take, as in `"8GiB"` or `"8GB"`; what is free when it starts where not given.
         memory_limit: Option<Bytes> = None;
         /// Where to run: `"cuda"`, `"wgpu"` (Vulkan, Metal, DX12), `"cpu"`, or `"auto"`, the first of them that works.
@@ -302,6 +305,10 @@ impl TrainConfig {
                 let what = "freezes the base, so there is nothing to train: add a [lora] table, or set it to false";
                 return Err(source.fail_at(key, format!("`{key}` {what}")));
             }
+        }
+        if self.offload_weights == Some(true) && self.lora.is_none() {
+            let what = "`offload_weights` is about a frozen base, and none is: add a [lora] table, or take it out";
+            return Err(source.fail_at("offload_weights", what));
         }
         if self.load_in_4bit && self.load_in_8bit {
             let what = "`load_in_8bit` and `load_in_4bit` exclude each other: keep one";

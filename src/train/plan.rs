@@ -12,9 +12,13 @@ use crate::backend::{Backend, Memory, Use};
 use crate::error::{Error, Result};
 use crate::model::lora::LoraConfig;
 use crate::model::spec::Spec;
-use crate::model::{Keep, Model, Plan, Session, Tokens, Weights, session};
+use crate::model::{Keep, Model, Place, Plan, Session, Tokens, Weights, session};
+use cost::{Costs, Tiles};
 use std::path::Path;
 use std::rc::Rc;
+
+/// Tokens that MLPs run at a time where memory is short: so many that products stay efficient.
+const TILE: usize = 8192;
 
 /// What there is for a run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,8 +34,6 @@ impl Budget {
     pub fn of(b: &dyn Backend, config: &TrainConfig) -> Budget {
         let (available, memory) = (b.available(), b.memory());
         let total = memory.total.map(|total| total - memory.used);
-        // a driver takes some for the kernels that it loads on the way, and its pool has gaps
-        let margin = |bytes: u64| bytes - (bytes / 32).min(1 << 30);
         let found = match b.name() {
             "cpu" => Budget { device: available.map(|bytes| bytes / 5 * 4), limit: None },
             "wgpu" => Budget { device: available, limit: total },
@@ -41,12 +43,17 @@ impl Budget {
     }
     /// Of a device that is not here.
     pub fn given(bytes: u64, config: &TrainConfig) -> Budget {
-        Budget { device: Some(bytes), limit: Some(bytes) }.within(config.memory_limit.map(|limit| limit.0))
+        Budget { device: Some(margin(bytes)), limit: Some(bytes) }.within(config.memory_limit.map(|limit| limit.0))
     }
     fn within(self, most: Option<u64>) -> Budget {
         let within = |bytes: Option<u64>| most.map_or(bytes, |most| Some(bytes.map_or(most, |bytes| bytes.min(most))));
         Budget { device: within(self.device), limit: within(self.limit) }
     }
+}
+
+/// A driver takes some for the kernels that it loads on the way, and its pool has gaps.
+fn margin(bytes: u64) -> u64 {
+    bytes - (bytes / 32).min(1 << 30)
 }
 
 /// A run as its memory sees it.
@@ -64,6 +71,8 @@ pub struct Rehearsal<'a> {
 /// What a run keeps for its backward, and what it takes in all.
 pub struct Layout {
     pub plan: Plan,
+    /// Where the blocks' frozen weights are.
+    pub place: Place,
     /// At the end of the rehearsal, with its peak.
     pub memory: Memory,
     pub budget: Budget,
@@ -123,11 +132,12 @@ impl Rehearsal<'_> {
     }
 
     /// Everything that a run does with memory, in its order.
-    fn run(&self, rules: &Rc<dyn Rules>, plan: &Plan) -> Result<Shown> {
+    fn run(&self, rules: &Rc<dyn Rules>, plan: &Plan, place: Place) -> Result<Shown> {
         let (config, N) = (self.config, self.N());
         let dry = Dry::new(rules.clone(), None);
         let b: &dyn Backend = &dry;
-        let mut model = Model::load(b, self.base, &setup::load_options(config, self.lora.clone(), self.vocab))?;
+        let options = setup::load_options(config, self.lora.clone(), self.vocab, place);
+        let mut model = Model::load(b, self.base, &options)?;
         let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
         let mut session = Session::new(b, &model, N, config.max_length, plan.clone())?;
         let rows = 0..config.per_device_train_batch_size;
@@ -146,31 +156,52 @@ impl Rehearsal<'_> {
         session.forward(&model, &tokens)?;
         session.logprobs(&model, &labels)?;
         // it speaks before the first step, too, but then has not taken more than now
-        if let Some(tokens) = self.prompt {
+        if let (Some(tokens), Place::Device) = (self.prompt, place) {
             run::speak(b, &model, &vec![0; tokens], 0, &[])?;
         }
         Ok(Shown { memory: b.memory(), spec: model.spec })
     }
 
-    /// The plan of the run on a backend of these rules, and all that it takes.
+    /// The plan of the run on a backend of these rules, and all that it takes. Only where nothing else helps do frozen weights go
+    /// to the host, unless the config says so.
     pub fn layout(&self, rules: Rc<dyn Rules>, budget: Budget) -> Result<Layout> {
-        let lean = Plan::Recompute;
-        let Shown { memory, spec } = self.run(&rules, &lean)?;
-        let kept = |plan: &Plan| session::kept_bytes(&rules, &spec, self.N(), self.config.dtype, plan);
-        // what the run takes at its peak besides what is kept
-        let others = memory.peak - memory.at_peak[Use::Activations as usize];
-        let room = budget.device.map(|bytes| bytes.saturating_sub(others));
+        let may = self.lora.is_some() && rules.host_is_apart();
+        match self.config.offload_weights {
+            Some(true) => self.layout_at(&rules, budget, Place::Host),
+            None if may => {
+                let here = self.layout_at(&rules, budget, Place::Device)?;
+                if here.fits() { Ok(here) } else { self.layout_at(&rules, budget, Place::Host) }
+            }
+            _ => self.layout_at(&rules, budget, Place::Device),
+        }
+    }
+
+    fn layout_at(&self, rules: &Rc<dyn Rules>, budget: Budget, place: Place) -> Result<Layout> {
+        let (N, whole) = (self.N(), self.run(rules, &Plan::Recompute, place)?);
+        let spec = &whole.spec;
+        // dropout's masks are of whole inputs
+        let dropout = self.lora.as_ref().is_some_and(|lora| lora.lora_dropout > 0.0);
+        let tiled = match N > TILE && !dropout {
+            true => Some(self.run(rules, &Plan::Tiled(vec![Keep::Input; spec.layers], TILE), place)?),
+            false => None,
+        };
+        // all that the run takes on the device at its peak, and on the host
+        let bytes = |plan: &Plan| {
+            let shown = if let Plan::Tiled(..) = plan { tiled.as_ref().unwrap_or(&whole) } else { &whole };
+            let kept = session::kept_bytes(rules, spec, N, self.config.dtype, plan)?;
+            Ok((shown.memory.peak - shown.memory.at_peak[Use::Activations as usize] + kept.0, kept.1))
+        };
         let choices: &[Keep] = match self.config.gradient_checkpointing {
             Checkpointing::Never => &[Keep::All],
             Checkpointing::Always => &[Keep::Attention, Keep::Input],
             Checkpointing::Offload => &[Keep::Host],
-            // the cpu's host is the cpu
-            Checkpointing::Auto if rules.name() == "cpu" => &[Keep::All, Keep::Attention, Keep::Input],
-            Checkpointing::Auto => &Keep::ALL,
+            Checkpointing::Auto if rules.host_is_apart() => &Keep::ALL,
+            Checkpointing::Auto => &[Keep::All, Keep::Attention, Keep::Input],
         };
-        let costs = cost::Costs::new(rules.name(), &spec, self.N(), self.config.max_length);
-        let plan = cost::choose(&costs, choices, room.unwrap_or(u64::MAX), kept)?;
-        let memory = self.run(&rules, &plan)?.memory;
-        Ok(Layout { plan, memory, budget })
+        let tiles: &[Tiles] = if tiled.is_some() { &[Tiles::Whole, Tiles::Of(TILE)] } else { &[Tiles::Whole] };
+        let costs = Costs::new(rules.name(), spec, (N, self.config.max_length), whole.memory.host_peak);
+        let plan = cost::choose(&costs, choices, tiles, budget.device.unwrap_or(u64::MAX), bytes)?;
+        let memory = self.run(rules, &plan, place)?.memory;
+        Ok(Layout { plan, place, memory, budget })
     }
 }

@@ -17,7 +17,7 @@ use crate::export::peft;
 use crate::infer::{self, Sampling};
 use crate::io::hub;
 use crate::model::spec::{Positions, Spec};
-use crate::model::{self, Model, Session, Tokens};
+use crate::model::{self, Model, Place, Session, Tokens};
 use crate::rng::Rng;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -78,7 +78,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     if !layout.fits() {
         return Err(layout.error(b.name()));
     }
-    let mut model = Model::load(b, &base, &setup::load_options(config, lora, vocab))?;
+    let mut model = Model::load(b, &base, &setup::load_options(config, lora, vocab, layout.place))?;
     if let Some(own) = &own {
         // also before a checkpoint, which holds what is trained: an adapter may have saved what is not
         peft::load(b, &mut model, own.folder)?;
@@ -109,7 +109,16 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     disk::publish(&config.output_dir.join("config.toml"), |file| disk::write(file, config.to_toml()?.as_bytes()))?;
     report_parameters(&model, reporter);
     let (plan, peak) = (&layout.plan, gib(layout.memory.peak));
-    reporter.message(&format!("activations: {plan}; {peak} of memory; {total} steps of {N} tokens"));
+    let host = if layout.memory.host_peak > 0 {
+        format!(", {} on the host", gib(layout.memory.host_peak))
+    } else {
+        String::new()
+    };
+    reporter.message(&format!("activations: {plan}; {peak} of memory{host}; {total} steps of {N} tokens"));
+    if layout.place == Place::Host {
+        let what = "the frozen weights wait on the host and come layer by layer: for every token that the model would say, so it is not asked";
+        reporter.message(what);
+    }
     reporter.start(state.global_step, total);
     let schedule = Schedule::new(config, total);
     let clock = Clock { since: Instant::now(), tokens: 0, epoch: 0.0 };
@@ -383,7 +392,7 @@ impl Run<'_> {
 
     /// What the model says to the first held-out record (or the first of all), greedily.
     fn sample(&self, reporter: &mut dyn Reporter) -> Result<()> {
-        let Some(prompt) = prompt(self.data) else { return Ok(()) };
+        let Some(prompt) = prompt(self.data).filter(|_| self.model.streamed.is_none()) else { return Ok(()) };
         let ids = speak(self.b, &self.model, &prompt, self.config.seed, self.tokenizer.eos_ids())?;
         reporter.sample(&self.tokenizer.decode(&prompt, true)?, &self.tokenizer.decode(&ids, true)?);
         Ok(())

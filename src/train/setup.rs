@@ -4,9 +4,9 @@ use super::optim::Hyper;
 use crate::data::{self, BatchOptions, DataOptions, NewTokens, Packing, Source, Tokenizer};
 use crate::error::{Error, Result};
 use crate::export::peft;
-use crate::model::LoadOptions;
 use crate::model::lora::{LoraConfig, TokenIndices};
 use crate::model::spec::{Head, Spec};
+use crate::model::{LoadOptions, Place};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -120,7 +120,12 @@ pub(super) fn lora(keys: &LoraKeys) -> LoraConfig {
 }
 
 /// `lora`: the adapter's config; `vocab`: tokens at least.
-pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>, vocab: usize) -> LoadOptions {
+pub(super) fn load_options(
+    config: &TrainConfig,
+    lora: Option<LoraConfig>,
+    vocab: usize,
+    place: Place,
+) -> LoadOptions {
     let seed = config.lora.as_ref().and_then(|lora| lora.seed).unwrap_or(config.seed);
     LoadOptions {
         dtype: config.dtype,
@@ -130,6 +135,7 @@ pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>, vocab
         train: true,
         seed,
         vocab,
+        place,
     }
 }
 

@@ -52,6 +52,7 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "resume_from_checkpoint",
         "gradient_checkpointing",
         "memory_limit",
+        "offload_weights",
         // may be changed on the way, after a loss that ran off for one
         "learning_rate",
         "embedding_learning_rate",

@@ -185,16 +185,17 @@ impl Host {
         Ok(())
     }
 
-    /// Lets go of the copies that have ended.
+    /// Lets go of the copies that have ended; those of one way end in their order.
     fn forget(&mut self) {
-        let spare = &mut self.spare;
-        // SAFETY: the events are alive. An error other than "not yet" comes out of the next call that waits.
-        self.copies.retain(|copy| match unsafe { result::event::query(copy.done) } {
-            Ok(()) => {
+        let (spare, mut running) = (&mut self.spare, [false; 2]);
+        self.copies.retain(|copy| {
+            let behind = &mut running[copy.way as usize];
+            // SAFETY: the events are alive. An error other than "not yet" comes out of the next call that waits.
+            *behind = *behind || unsafe { result::event::query(copy.done) }.is_err();
+            if !*behind {
                 spare.push(copy.done);
-                false
             }
-            Err(_) => true,
+            *behind
         });
     }
 

@@ -27,9 +27,7 @@ pub mod source;
 pub use cudnn::AttentionPath;
 pub use report::{CudaDevice, CudaReport, report};
 
-/// With the workspace of cuBLASLt, and without.
-const RULES: CudaRules = CudaRules { workspace: CudaRules::WORKSPACE as u64 };
-const PLAIN_RULES: CudaRules = CudaRules { workspace: 0 };
+const RULES: CudaRules = CudaRules::FULL;
 
 pub struct Cuda {
     slabs: RefCell<memory::Slabs>,
@@ -196,7 +194,8 @@ impl Backend for Cuda {
         Some(free as u64 + self.device.pooled())
     }
     fn rules(&self) -> Rc<dyn Rules> {
-        Rc::new(if self.blas.borrow().is_some() { RULES } else { PLAIN_RULES })
+        let workspace = if self.blas.borrow().is_some() { RULES.workspace } else { 0 };
+        Rc::new(CudaRules { workspace, cudnn: self.cudnn.borrow().may_run(self.device.capability) })
     }
     fn charge(&self, to: Use) -> Use {
         self.slabs.borrow_mut().ledger.charge(to)

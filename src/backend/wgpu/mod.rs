@@ -94,7 +94,8 @@ impl Wgpu {
         };
         let (report, faults) = (opened.report, opened.faults);
         let (matrix_unit, memory, products) = (report.matrix_unit, report.memory, Cell::new(products));
-        let rules = Rc::new(Rules { matrix_unit, limits, memory, products });
+        let discrete = report.kind == "DiscreteGpu";
+        let rules = Rc::new(Rules { matrix_unit, limits, memory, products, discrete });
         Ok(Wgpu { report, faults, device, rules, state: RefCell::new(state) })
     }
 

@@ -22,6 +22,8 @@ pub struct Rules {
     /// Bytes on the device in all, where the driver says so.
     pub memory: Option<u64>,
     pub products: Cell<Products>,
+    /// A card of its own, and not a part of the processor.
+    pub discrete: bool,
 }
 
 impl Rules {
@@ -64,6 +66,9 @@ impl dry::Rules for Rules {
     fn scratch(&self, launch: &Launch) -> Result<[usize; 2]> {
         let plan = self.plan(launch, &kernel_text::names(launch.op().spec().fields, launch.params()));
         Ok([plan.scratch, plan.packed])
+    }
+    fn host_is_apart(&self) -> bool {
+        self.discrete
     }
     /// The last word of what does not end with one, see `merge_tail`.
     fn patch(&self, bytes: usize) -> usize {

@@ -7,7 +7,7 @@ use luthier::dtype::DType;
 use luthier::export::bnb::Format;
 use luthier::model::lora::LoraConfig;
 use luthier::model::quantized::{self, Scheme};
-use luthier::model::{Keep, LoadOptions, Model, Plan, Session, Tokens};
+use luthier::model::{Keep, LoadOptions, Model, Place, Plan, Session, Tokens};
 use luthier::rng::Rng;
 use luthier::train::method::cross_entropy;
 use luthier::train::optim::{Hyper, Optimizer};
@@ -48,6 +48,9 @@ pub struct Train {
     /// Activations: kept, computed again in the backward (but for attention, or from the blocks' inputs), or on the host.
     #[arg(long, default_value = "keep", value_parser = ["keep", "attention", "recompute", "offload"])]
     plan: String,
+    /// The frozen weights wait on the host and come layer by layer.
+    #[arg(long)]
+    offload_weights: bool,
     /// Where to run.
     #[arg(long, default_value = "auto", value_parser = pick::NAMES.to_vec())]
     backend: String,
@@ -129,7 +132,8 @@ impl Train {
     fn load_options(&self) -> LoadOptions {
         let lora = LoraConfig { r: self.rank, lora_alpha: 2.0 * self.rank as f64, ..LoraConfig::default() };
         let lora = if self.method == "full" { None } else { Some(lora) };
-        LoadOptions { lora, train: true, ..LoadOptions::frozen(DType::Bf16) }
+        let place = if self.offload_weights { Place::Host } else { Place::Device };
+        LoadOptions { lora, train: true, place, ..LoadOptions::frozen(DType::Bf16) }
     }
 
     /// Random ids; each token's label is the next of its sequence.

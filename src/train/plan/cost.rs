@@ -6,7 +6,7 @@
 //! ```
 //! Of the choices only those are of use that no mixture of two others beats; a plan gives the first layers the leaner one of two
 //! neighbours among them, and the others the richer one.
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::spec::{LinearSpec, MlpKind, Spec};
 use crate::model::{Keep, Plan};
 
@@ -38,11 +38,13 @@ pub struct Costs {
     forward: f64,
     /// Of what is computed again from the boundary, and from the input.
     again: [f64; 2],
+    /// Bytes of frozen weights that come from the host, twice a step.
+    streamed: u64,
 }
 
 impl Costs {
-    /// For N tokens in sequences of T.
-    pub fn new(backend: &str, s: &Spec, N: usize, T: usize) -> Costs {
+    /// For N tokens in sequences of T; `streamed` bytes of weights wait on the host.
+    pub fn new(backend: &str, s: &Spec, (N, T): (usize, usize), streamed: u64) -> Costs {
         let (mut forward, mut again) = (0.0, [0.0; 2]);
         for l in 0..s.layers {
             let sum = |linears: Vec<LinearSpec>| linears.iter().map(|l| 2.0 * (l.O() * l.C * N) as f64).sum::<f64>();
@@ -63,37 +65,109 @@ impl Costs {
             again[1] += first + o + attention + if s.norm_place.after() { down } else { 0.0 };
         }
         let each = |sum: f64| sum / s.layers.max(1) as f64;
-        Costs { rates: Rates::of(backend), layers: s.layers, forward: each(forward), again: again.map(each) }
+        let streamed = streamed / s.layers.max(1) as u64;
+        Costs { rates: Rates::of(backend), layers: s.layers, forward: each(forward), again: again.map(each), streamed }
+    }
+
+    /// Seconds that a plan takes beyond keeping everything; `host`: bytes that go there.
+    fn of(&self, plan: &Plan, host: u64) -> f64 {
+        let each = plan.layers(self.layers).unwrap_or_default();
+        let away = each.iter().filter(|keep| **keep == Keep::Host).count() as u64;
+        each.iter().map(|keep| self.seconds(*keep, host.checked_div(away).unwrap_or(0))).sum()
     }
 
     /// Seconds that a layer takes beyond keeping everything; `away`: bytes that go to the host.
     fn seconds(&self, keep: Keep, away: u64) -> f64 {
         let Rates { flops, bus, beside } = self.rates;
-        let copy = away as f64 / bus;
-        let behind = |work: f64| if beside { (copy - work / flops).max(0.0) } else { copy };
+        // what copying takes longer than the products meanwhile, beyond what `others` on the same way take longer anyway
+        let behind = |work: f64, others: u64| {
+            let late = |bytes: u64| bytes as f64 / bus - if beside { work / flops } else { 0.0 };
+            late(away + others).max(0.0) - late(others).max(0.0)
+        };
         let [boundary, input] = self.again;
         match keep {
             Keep::All => 0.0,
             Keep::Attention => boundary / flops,
             Keep::Input => input / flops,
-            Keep::Host => boundary / flops + behind(self.forward) + behind(2.0 * self.forward + boundary),
+            Keep::Host => {
+                boundary / flops + behind(self.forward, 0) + behind(2.0 * self.forward + boundary, self.streamed)
+            }
         }
+    }
+}
+
+/// How MLPs may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tiles {
+    Whole,
+    /// So many tokens at a time.
+    Of(usize),
+}
+
+impl Tiles {
+    fn plan(self, each: Vec<Keep>) -> Plan {
+        match self {
+            Tiles::Whole => Plan::Layers(each),
+            Tiles::Of(rows) => Plan::Tiled(each, rows),
+        }
+    }
+    /// What a plan costs more, as a share: packed weights are unpacked for each tile.
+    fn surcharge(self) -> f64 {
+        if self == Tiles::Whole { 0.0 } else { 0.05 }
     }
 }
 
 /// The fastest plan of these choices whose bytes on the device are at most `room`, or the leanest. `bytes`: on the device and on
 /// the host.
-pub fn choose(costs: &Costs, choices: &[Keep], room: u64, bytes: impl Fn(&Plan) -> Result<(u64, u64)>) -> Result<Plan> {
+pub fn choose(
+    costs: &Costs,
+    choices: &[Keep],
+    tiles: &[Tiles],
+    room: u64,
+    bytes: impl Fn(&Plan) -> Result<(u64, u64)>,
+) -> Result<Plan> {
+    let mut best: Option<(bool, f64, u64, Plan)> = None;
+    for tiles in tiles {
+        let own: Vec<Keep> =
+            choices.iter().copied().filter(|keep| *tiles == Tiles::Whole || *keep != Keep::All).collect();
+        if own.is_empty() {
+            continue;
+        }
+        let (plan, device, host) = fastest(costs, &own, *tiles, room, &bytes)?;
+        let seconds =
+            costs.of(&plan, host) + tiles.surcharge() * costs.forward / costs.rates.flops * costs.layers as f64;
+        let fits = device <= room;
+        let better = best.as_ref().is_none_or(|(others, time, size, _)| match (fits, others) {
+            (true, true) => seconds < *time,
+            (false, false) => device < *size,
+            (fits, _) => fits,
+        });
+        if better {
+            best = Some((fits, seconds, device, plan));
+        }
+    }
+    best.map(|(.., plan)| plan).ok_or_else(|| Error::Bug("a plan without choices".into()))
+}
+
+/// The fastest that fits, or the leanest, of one way to run MLPs; with its bytes.
+fn fastest(
+    costs: &Costs,
+    choices: &[Keep],
+    tiles: Tiles,
+    room: u64,
+    bytes: &impl Fn(&Plan) -> Result<(u64, u64)>,
+) -> Result<(Plan, u64, u64)> {
     let L = costs.layers;
     let uniform = |keep: &Keep| {
-        let (device, host) = bytes(&Plan::Layers(vec![*keep; L]))?;
-        Ok((*keep, device as f64, costs.seconds(*keep, host / L.max(1) as u64)))
+        let plan = tiles.plan(vec![*keep; L]);
+        let (device, host) = bytes(&plan)?;
+        Ok((*keep, device as f64, costs.of(&plan, host)))
     };
     let hull = hull(choices.iter().map(uniform).collect::<Result<_>>()?);
     let plan = |i: usize| {
         let (step, leaner) = (i / L.max(1), i % L.max(1));
         let at = |step: usize| hull[step.min(hull.len() - 1)];
-        Plan::Layers((0..L).map(|l| at(step + usize::from(l < leaner))).collect())
+        tiles.plan((0..L).map(|l| at(step + usize::from(l < leaner))).collect())
     };
     // bytes fall with i, and seconds rise
     let (mut first, mut last) = (0, (hull.len() - 1) * L);
@@ -101,7 +175,9 @@ pub fn choose(costs: &Costs, choices: &[Keep], room: u64, bytes: impl Fn(&Plan) 
         let middle = (first + last) / 2;
         if bytes(&plan(middle))?.0 <= room { last = middle } else { first = middle + 1 }
     }
-    Ok(plan(first))
+    let plan = plan(first);
+    let (device, host) = bytes(&plan)?;
+    Ok((plan, device, host))
 }
 
 /// From the fastest on, those of (choice, bytes, seconds) that are on the lower convex hull.
@@ -143,7 +219,7 @@ mod tests {
     #[test]
     fn as_much_is_kept_as_fits() {
         let rates = Rates { flops: 1.0, bus: 1.0, beside: true };
-        let costs = Costs { rates, layers: 4, forward: 3.0, again: [1.0, 3.0] };
+        let costs = Costs { rates, layers: 4, forward: 3.0, again: [1.0, 3.0], streamed: 0 };
         let bytes = |plan: &Plan| {
             let of = |keep: Keep| match keep {
                 Keep::All => 10,
@@ -154,12 +230,30 @@ mod tests {
             Ok((plan.layers(4).unwrap().into_iter().map(of).sum(), 0))
         };
         let choices = [Keep::All, Keep::Attention, Keep::Input];
-        let plan = |room| choose(&costs, &choices, room, bytes).unwrap().layers(4).unwrap();
+        let plan = |room| choose(&costs, &choices, &[Tiles::Whole], room, bytes).unwrap().layers(4).unwrap();
         assert_eq!(plan(100), [Keep::All; 4]);
         assert_eq!(plan(39), [Keep::Attention, Keep::All, Keep::All, Keep::All]);
         assert_eq!(plan(13), [Keep::Attention; 4]);
         assert_eq!(plan(10), [Keep::Input, Keep::Attention, Keep::Attention, Keep::Attention]);
         // nothing fits: the leanest there is
         assert_eq!(plan(2), [Keep::Input; 4]);
+    }
+
+    /// Tiles cost a little, and take less than what they spare.
+    #[test]
+    fn tiles_come_before_attention_is_computed_again() {
+        let rates = Rates { flops: 1.0, bus: 1.0, beside: true };
+        let costs = Costs { rates, layers: 2, forward: 3.0, again: [1.0, 3.0], streamed: 0 };
+        let bytes = |plan: &Plan| {
+            let of = |keep: Keep| if keep == Keep::Attention { 3 } else { 1 };
+            let gate = if let Plan::Tiled(..) = plan { 1 } else { 8 };
+            Ok((gate + plan.layers(2).unwrap().into_iter().map(of).sum::<u64>(), 0))
+        };
+        let choices = [Keep::Attention, Keep::Input];
+        let plan = |room| choose(&costs, &choices, &[Tiles::Whole, Tiles::Of(4)], room, bytes).unwrap();
+        assert_eq!(plan(14), Plan::Layers(vec![Keep::Attention; 2]));
+        assert_eq!(plan(12), Plan::Tiled(vec![Keep::Attention; 2], 4));
+        assert_eq!(plan(5), Plan::Tiled(vec![Keep::Input, Keep::Attention], 4));
+        assert_eq!(plan(1), Plan::Tiled(vec![Keep::Input; 2], 4));
     }
 }

@@ -100,6 +100,15 @@ impl Cudnn {
         }
         Ok(Cudnn { path, bits: Bits::Any, sequences: Vec::new(), library: Library::Unopened, runs: 0 })
     }
+    /// Whether a backward may run here.
+    pub fn may_run(&self, capability: (i32, i32)) -> bool {
+        let wanted = match self.path {
+            AttentionPath::Own => false,
+            AttentionPath::Auto => matches!(capability.0, 9 | 10),
+            AttentionPath::Cudnn => capability.0 >= 8,
+        };
+        wanted && self.bits == Bits::Any && libs::missing("cudnn").is_none()
+    }
     /// Calls that cuDNN has run.
     pub fn runs(&self) -> u64 {
         self.runs
