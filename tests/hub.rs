@@ -332,7 +332,7 @@ fn data_sets_by_name() {
     let set = Source::new("org/chats");
     assert_eq!(texts(&set).unwrap(), ["one", "two"]);
     let log = server.log();
-    assert_eq!(log[0], format!("GET /api/datasets/org/chats/revision/main"));
+    assert_eq!(log[0], "GET /api/datasets/org/chats/revision/main");
     assert!(!log.iter().any(|line| line.contains("test.jsonl") || line.contains("model.bin")), "{log:?}");
     let snapshot = cache.path().join("datasets--org--chats/snapshots").join(COMMIT);
     let link = snapshot.join("data/train-00000-of-00002.jsonl");

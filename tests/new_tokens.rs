@@ -227,7 +227,7 @@ fn an_adapter_trains_the_rows_of_new_tokens() {
         let adapter = format!("adapter={whole:?}");
         let more = bench.train("lora.toml", "more", u64::MAX, &[&adapter]).unwrap();
         check_files(&more);
-        let other = format!("new_tokens=[\"<other>\"]");
+        let other = "new_tokens=[\"<other>\"]".to_string();
         let refused = bench.train("lora.toml", "other", u64::MAX, &[&adapter, &other]).unwrap_err();
         assert!(refused.to_string().contains("go with a new adapter"), "{refused}");
     }

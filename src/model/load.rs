@@ -12,8 +12,8 @@ use super::norm::NormParams;
 use super::param::Param;
 use super::quantized::{self, Floats, Scheme, Stored};
 use super::spec::{
-    Bias, ExpertFiles, Gating, Head, LinearSpec, MlpKind, NarrowSpec, NormKind, NormSpec, Positions, QkNorm, Sinks,
-    Spec, WeightLayout,
+    Bias, Gating, Head, LinearSpec, MlpKind, NarrowSpec, NormKind, NormSpec, Positions, QkNorm, Sinks, Spec,
+    WeightLayout,
 };
 use super::streamed::{Place, Streamed};
 use super::table::Table;

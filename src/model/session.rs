@@ -136,7 +136,18 @@ impl<'b> Session<'b> {
     pub fn backward(&mut self, model: &mut Model, labels: &[u32], coef: &[f32]) -> Result<()> {
         let (b, N) = (self.b, self.N);
         let Model {
-            spec: s, dtype, embed, positions, blocks, final_norm, head, head_bias, embed_rows, head_rows, streamed, ..
+            spec: s,
+            dtype,
+            embed,
+            positions,
+            blocks,
+            final_norm,
+            head,
+            head_bias,
+            embed_rows,
+            head_rows,
+            streamed,
+            ..
         } = model;
         let (dx, dh) = self.dh.as_mut().expect("a session for training");
         // a tied head's rows are the embedding's

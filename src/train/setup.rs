@@ -120,12 +120,7 @@ pub(super) fn lora(keys: &LoraKeys) -> LoraConfig {
 }
 
 /// `lora`: the adapter's config; `vocab`: tokens at least.
-pub(super) fn load_options(
-    config: &TrainConfig,
-    lora: Option<LoraConfig>,
-    vocab: usize,
-    place: Place,
-) -> LoadOptions {
+pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>, vocab: usize, place: Place) -> LoadOptions {
     let seed = config.lora.as_ref().and_then(|lora| lora.seed).unwrap_or(config.seed);
     LoadOptions {
         dtype: config.dtype,
