@@ -9,7 +9,7 @@ use luthier::error::Error;
 use luthier::export::peft;
 use luthier::io::safetensors::{Dtype, Outline, Writer};
 use luthier::model::lora::{LoraConfig, Targets};
-use luthier::model::{LoadOptions, Model, Plan, Session};
+use luthier::model::{LoadOptions, Model, Plan, Session, arch};
 use luthier::train::optim::{Hyper, Optimizer, Rates};
 use std::path::{Path, PathBuf};
 mod support;
@@ -33,8 +33,9 @@ fn check(what: &str, err: f64, tol: f64) -> Result<(), Error> {
 
 fn load(b: &dyn Backend, base: &Path, adapter: &Path, train: bool) -> Result<Model, Error> {
     let lora = Some(peft::read_config(adapter)?);
-    let mut model =
-        Model::load(b, &base.join("model"), &LoadOptions { train, lora, ..LoadOptions::frozen(DType::F32) })?;
+    let vocab = peft::vocab(adapter, &arch::read_spec(&base.join("model"))?)?;
+    let options = LoadOptions { train, lora, vocab, ..LoadOptions::frozen(DType::F32) };
+    let mut model = Model::load(b, &base.join("model"), &options)?;
     peft::load(b, &mut model, adapter)?;
     Ok(model)
 }
@@ -150,7 +151,6 @@ fn other_kinds_of_adapters_are_named() {
         ("lora_bias", "true"),
         ("init_lora_weights", "\"pissa_niter_4\""),
         ("target_parameters", "[\"experts.gate_up_proj\"]"),
-        ("trainable_token_indices", "[1, 2]"),
         ("layer_replication", "[[0, 2], [1, 3]]"),
         ("r", "0"),
         ("rank_pattern", "{\"q_proj\": 100000}"),

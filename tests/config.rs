@@ -247,7 +247,9 @@ fn mistakes_are_named_with_their_line() {
             &[".columns.prompt must be text that is not empty, got 7"],
         ),
         ("eval_dataset = {path = 'a', roles = {bot = 'robot'}}", &[".roles must be one of system", "got \"robot\""]),
-        ("eval_dataset = {path = 'a', split = 'all'}", &[".split must be one of train, validation, test, got \"all\""]),
+        ("eval_dataset = {path = 'a', split = 7}", &[".split must be text that is not empty, got 7"]),
+        ("dataset_test_split = 'test'\neval_split = 0.1", &["line 4", "`dataset_test_split` excludes"]),
+        ("dataset_test_split = 'test'", &["`dataset_test_split` is of folders and data sets"]),
         ("eval_dataset = {path = 'a', merged_prompt = 'x'}", &[".merged_prompt names no {column}"]),
         ("eval_dataset = {path = 'a', merged_prompt = '[[{x}'}", &[".merged_prompt has a [[part without its ]]"]),
         (

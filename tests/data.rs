@@ -1,8 +1,8 @@
 //! Data files -> batches: chat templates against transformers' own renderings, masks, packing, errors, hostile files.
 use luthier::data::tokenizer::TemplateText;
 use luthier::data::{
-    self, Batch, BatchOptions, Chat, DataOptions, EpochPlan, Example, Finding, IGNORE, Packing, Source, Template,
-    Tokenizer, TrainOn,
+    self, Batch, BatchOptions, Chat, DataOptions, EpochPlan, Example, ExampleRef, Finding, IGNORE, Packing, Source,
+    Template, Tokenizer, TrainOn,
 };
 use luthier::error::{Error, Result};
 use serde_json::{Value, json};
@@ -106,7 +106,7 @@ fn masks_cover_the_assistants_words_and_its_end_token() {
     for template in [None, Some("chatml".to_string())] {
         let opts = DataOptions { chat_template: template, ..options(vec![file.clone()]) };
         let data = data::load(&opts, &tokenizer).unwrap();
-        let example = &data.train[0];
+        let example = &data.train.to_vec()[0];
         let text = |wanted: bool| {
             let runs = example.trained.chunk_by(|a, b| a == b);
             let (mut at, mut out) = (0, vec![]);
@@ -130,7 +130,7 @@ fn masks_cover_the_assistants_words_and_its_end_token() {
         );
     }
     let all = data::load(&DataOptions { train_on: TrainOn::Chat, ..options(vec![file]) }, &tokenizer).unwrap();
-    assert_eq!(all.train[0].targets(), all.train[0].len() - 1);
+    assert_eq!(all.train.get(0).targets(), all.train.get(0).len() - 1);
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn texts_and_completions_end_with_eos() {
     let file =
         write(&dir, "a.jsonl", "{\"text\": \"let x = 1;\"}\r\n\n{\"prompt\": \"2 + 2 = \", \"completion\": \"4\"}");
     let data = data::load(&DataOptions { train_on: TrainOn::Chat, ..options(vec![file]) }, &tokenizer).unwrap();
-    let [text, completion] = &data.train[..] else { panic!("two examples") };
+    let [text, completion] = &data.train.to_vec()[..] else { panic!("two examples") };
     assert_eq!(tokenizer.decode(&text.ids, false).unwrap(), "<|begin_of_text|>let x = 1;<|end_of_text|>");
     assert_eq!(text.targets(), text.len() - 1);
     let trained: Vec<u32> =
@@ -188,10 +188,11 @@ fn pretraining_takes_documents() {
     let opts = DataOptions { pretrain: true, max_length: 64, train_on: TrainOn::Chat, ..options(vec![file.clone()]) };
     let data = data::load(&opts, &tokenizer).unwrap();
     assert_eq!(data.train.len(), 3);
-    assert!(data.train[1].len() > 300 && data.report.findings.count(Finding::Truncated) == 0);
+    assert!(data.train.get(1).len() > 300 && data.report.findings.count(Finding::Truncated) == 0);
     assert!(
         data.train
             .iter()
+            .map(ExampleRef::to_example)
             .all(|e| e.ids[0] == tokenizer.bos_id().unwrap() && e.ids.last() == Some(&tokenizer.eos_id().unwrap()))
     );
     let err = data::load(&DataOptions { pretrain: false, ..opts }, &tokenizer).err().unwrap();
@@ -269,7 +270,7 @@ fn packing_loses_nothing_and_mixes_nothing() {
         let owner = examples.iter().enumerate().flat_map(|(i, e)| e.ids.iter().map(move |id| (*id, i))).collect();
         let trained = examples.iter().flat_map(|e| e.ids.iter().copied().zip(e.trained.iter().copied())).collect();
         for epoch in 0..2 {
-            let all: Vec<Batch> = data::batches(&examples, &opts, epoch).collect();
+            let all: Vec<Batch> = data::batches(&examples.iter().cloned().collect(), &opts, epoch).collect();
             all.iter().for_each(|batch| check_batch(batch, &opts, &trained, &owner));
             let mut seen: Vec<u32> = all.iter().flat_map(|b| &b.ids).copied().filter(|id| *id != PAD).collect();
             seen.sort();
@@ -345,7 +346,7 @@ fn errors_name_file_and_line() {
     }
     // a text has no roles: all of it counts, whatever assistant_only_loss says
     let text = data::load(&options(vec![write(&dir, "text.jsonl", b"{\"text\": \"x y\"}")]), &tokenizer).unwrap();
-    assert!(text.train[0].trained.iter().all(|t| *t));
+    assert!(text.train.get(0).trained().all(|t| t));
     let at = |entry: &str| data::load(&options(vec![entry.to_string()]), &tokenizer).err().unwrap();
     assert!(matches!(at("no/such.jsonl"), Error::Read { .. }));
     assert!(at("no/such*.jsonl").to_string().contains("matches no file"));

@@ -7,24 +7,12 @@ use luthier::rng::Rng;
 use luthier::train::config;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 use tempfile::TempDir;
 
-/// Most take milliseconds; the machine may be busy.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// Runs `f` on a thread of its own: it must come back in time, and not by a panic.
-fn ends<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'static) -> T {
-    let (send, receive) = mpsc::channel();
-    let thread = std::thread::Builder::new().stack_size(8 << 20).spawn(move || send.send(f())).unwrap();
-    match receive.recv_timeout(LIMIT) {
-        Ok(value) => value,
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("{name}: takes longer than {LIMIT:?}"),
-        Err(mpsc::RecvTimeoutError::Disconnected) => panic!("{name}: panics: {:?}", thread.join().err()),
-    }
-}
+#[path = "hostile/common.rs"]
+mod common;
+use common::{ends, wounded};
 
 fn base() -> Arc<Tokenizer> {
     static BASE: OnceLock<Arc<Tokenizer>> = OnceLock::new();
@@ -44,28 +32,6 @@ fn load(dir: &TempDir, name: &str, bytes: &[u8], pretrain: bool) -> Option<Strin
     let text = error.to_string();
     assert!(text.contains(name) && text.len() < 2000 && !text.contains('\u{1b}'), "{name}: {text}");
     Some(text)
-}
-
-/// A seeded wound: bits flipped, pieces cut out, doubled, zeroed, or the end lost.
-fn wounded(bytes: &[u8], rng: &mut Rng) -> Vec<u8> {
-    let mut out = bytes.to_vec();
-    let (at, len) = (rng.below(out.len()), 1 + rng.below(40));
-    let end = out.len().min(at + len);
-    match rng.below(6) {
-        0 => out.truncate(at),
-        1 => (0..1 + rng.below(8)).for_each(|_| {
-            let i = rng.below(out.len());
-            out[i] ^= 1 << rng.below(8);
-        }),
-        2 => drop(out.drain(at..end)),
-        3 => {
-            let piece = out[at..end].to_vec();
-            out.splice(at..at, piece);
-        }
-        4 => out[at..end].fill(0),
-        _ => out[at..end].fill(0xFF),
-    }
-    out
 }
 
 /// What is wrong with a record, and what the message must say of it.

@@ -1,4 +1,5 @@
 //! Models by name, from a Hub that the test itself serves.
+use luthier::data::{self, DataOptions, Source, Tokenizer};
 use luthier::io::hub::{Event, Hub, Kind};
 use luthier::model::{LoadOptions, Model};
 use luthier::{Error, Result, backend::cpu::Cpu, dtype::DType};
@@ -342,4 +343,79 @@ fn a_folder_is_pushed() {
         let e = push(&Hub { token, ..hub.clone() }).unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains("HF_TOKEN"), "{e}");
     }
+}
+
+/// A data set of two splits, one of them in two files, and a subset that its card lists.
+fn chats() -> Repo {
+    let row = |text: &str| format!("{}\n", serde_json::json!({ "text": text })).into_bytes();
+    let card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n  - split: test\n    \
+        path: data/test.jsonl\n- config_name: extra\n  data_files: extra/*.csv\n---\n";
+    let files = [
+        ("README.md", card.as_bytes().to_vec()),
+        ("data/train-00000-of-00002.jsonl", row("one")),
+        ("data/train-00001-of-00002.jsonl", row("two")),
+        ("data/test.jsonl", row("three")),
+        ("extra/a.csv", b"text\nfour\n".to_vec()),
+        ("model.bin", b"not for us".to_vec()),
+    ];
+    let files = files.into_iter().map(|(name, bytes)| (name.to_string(), bytes)).collect();
+    Repo { commit: COMMIT.into(), revisions: vec!["main".into(), "v1".into()], files, gated: None }
+}
+
+#[test]
+fn data_sets_by_name() {
+    let script = Repo { files: [("set.py".to_string(), b"import os".to_vec())].into(), ..chats() };
+    let gated = Repo { gated: Some("secret".into()), ..chats() };
+    let repos = [("datasets/org/chats", chats()), ("datasets/org/script", script), ("datasets/org/gated", gated)];
+    let server = Server::start(repos);
+    let cache = TempDir::new().unwrap();
+    let tokenizer = Tokenizer::load("assets/base".as_ref()).unwrap();
+    let hub = |offline| Hub { endpoint: server.url.clone(), token: None, cache: cache.path().to_path_buf(), offline };
+    let texts_of = |source: &Source, hub: &Hub| -> Result<Vec<String>> {
+        let mut source = source.clone();
+        data::hub::fetch_from(hub, &mut source, false, &mut |_| true)?;
+        let options = DataOptions { sources: vec![source], max_length: 32, ..Default::default() };
+        let data = data::load(&options, &tokenizer)?;
+        data.train.to_vec().iter().map(|example| tokenizer.decode(&example.ids, true)).collect()
+    };
+    let texts = |source: &Source| texts_of(source, &hub(false));
+    let set = Source::new("org/chats");
+    assert_eq!(texts(&set).unwrap(), ["one", "two"]);
+    let log = server.log();
+    assert_eq!(log[0], "GET /api/datasets/org/chats/revision/main");
+    assert!(!log.iter().any(|line| line.contains("test.jsonl") || line.contains("model.bin")), "{log:?}");
+    let snapshot = cache.path().join("datasets--org--chats/snapshots").join(COMMIT);
+    let link = snapshot.join("data/train-00000-of-00002.jsonl");
+    assert!(
+        link.is_file()
+            && link
+                .canonicalize()
+                .unwrap()
+                .starts_with(cache.path().canonicalize().unwrap().join("datasets--org--chats/blobs"))
+    );
+    let split = |split: &str| Source { split: Some(split.into()), ..set.clone() };
+    assert_eq!(texts(&split("test")).unwrap(), ["three"]);
+    assert_eq!(texts(&Source { name: Some("extra".into()), ..set.clone() }).unwrap(), ["four"]);
+    assert_eq!(texts(&Source::new("org/chats@v1")).unwrap(), ["one", "two"]);
+    assert_eq!(texts(&Source::new("hf://datasets/org/chats/data/t*.jsonl")).unwrap(), ["three", "one", "two"]);
+    // nothing but the listing is asked for again
+    server.log();
+    texts(&set).unwrap();
+    assert_eq!(server.log().len(), 1);
+    assert_eq!(texts_of(&set, &hub(true)).unwrap(), ["one", "two"]);
+    for (source, want) in [
+        (split("dev"), "has no split \"dev\", only test, train"),
+        (Source { name: Some("no".into()), ..set.clone() }, "README.md lists default, extra"),
+        (Source::new("org/script"), "refs/convert/parquet"),
+        (Source::new("org/nothing"), "no such data set at"),
+        (Source::new("org/chats@v9"), "has no revision `v9`"),
+        (Source::new("org/gated"), "the data set is gated"),
+        (Source::new("hf://datasets/org/chats/data/*.parquet"), "has no file data/*.parquet"),
+        (Source::new("hf://datasets/org"), "is no name of a data set"),
+    ] {
+        let error = texts(&source).unwrap_err();
+        assert!([65, 74].contains(&error.exit_code()) && error.to_string().contains(want), "{}: {error}", source.path);
+    }
+    // what ends like a data file is a path
+    assert!(matches!(texts(&Source::new("org/chats.jsonl")).unwrap_err(), Error::Read { .. }));
 }

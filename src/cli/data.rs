@@ -2,10 +2,11 @@
 use super::{download, out};
 use clap::{Args, Subcommand};
 use luthier::Result;
-use luthier::data::{self, BatchOptions, Dataset, EpochPlan, Example, Packing, Tokenizer};
+use luthier::data::{self, BatchOptions, Dataset, EpochPlan, ExampleRef, Examples, Packing, Tokenizer};
 use luthier::export::peft;
 use luthier::io::hub::Kind;
 use luthier::model::arch;
+use luthier::train;
 use luthier::train::config::{self, TrainConfig};
 use luthier::train::{batch_options, data_options};
 use std::io::IsTerminal;
@@ -52,18 +53,24 @@ impl Preview {
         let mut config = config::load(&self.config, &self.overrides)?;
         config.model_name_or_path = download::resolve(&config.model_name_or_path, Kind::Model)?;
         let base = &config.model_name_or_path;
-        let mut tokenizer = Tokenizer::load(base)?;
         // the model's config is opened for an adapter only
-        if config.adapter.is_some() {
-            tokenizer = peft::tokenizer(config.adapter.as_deref(), tokenizer, arch::read_spec(base)?.V)?;
+        let vocab = match &config.adapter {
+            Some(adapter) => peft::vocab(adapter, &arch::read_spec(base)?)?,
+            None => 0,
+        };
+        let (tokenizer, _) = train::tokenizer(&config, base, Tokenizer::load(base)?, vocab)?;
+        let mut options = data_options(&config);
+        let pretrain = options.pretrain;
+        for source in options.sources.iter_mut().chain(&mut options.eval_sources) {
+            download::fetch(source, pretrain)?;
         }
-        let data = data::load(&data_options(&config), &tokenizer)?;
+        let data = data::load(&options, &tokenizer)?;
         out(&summary(&config, &data, &tokenizer))?;
         let paint = Paint::choose();
         let (n, shown) = (data.train.len(), self.samples.min(data.train.len()));
         for i in 0..shown {
             let at = i * n / shown;
-            out(&sample(&data.train[at], at, &tokenizer, &paint)?)?;
+            out(&sample(data.train.get(at), at, &tokenizer, &paint)?)?;
         }
         Ok(())
     }
@@ -85,6 +92,9 @@ fn summary(config: &TrainConfig, data: &Dataset, tokenizer: &Tokenizer) -> Strin
     );
     let options = batch_options(config, tokenizer, true);
     text += &rows(&data.train, &options);
+    for note in &data.notes {
+        text += &format!("note      {}\n", clean(note));
+    }
     for found in r.findings.iter() {
         let what = if found.finding.is_warning() { "warning" } else { "note" };
         text += &format!("{what:9} {}\n", clean(&found.to_string()));
@@ -92,8 +102,8 @@ fn summary(config: &TrainConfig, data: &Dataset, tokenizer: &Tokenizer) -> Strin
     text
 }
 
-fn lengths(examples: &[Example], max_length: usize) -> String {
-    let mut lengths: Vec<usize> = examples.iter().map(Example::len).collect();
+fn lengths(examples: &Examples, max_length: usize) -> String {
+    let mut lengths = examples.lengths();
     lengths.sort();
     let at = |share: f64| lengths[((lengths.len() - 1) as f64 * share).round() as usize];
     let mean = lengths.iter().sum::<usize>() as f64 / lengths.len() as f64;
@@ -107,8 +117,8 @@ fn lengths(examples: &[Example], max_length: usize) -> String {
 }
 
 /// How full the rows of an epoch are, and what the other way would give.
-fn rows(examples: &[Example], options: &BatchOptions) -> String {
-    let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
+fn rows(examples: &Examples, options: &BatchOptions) -> String {
+    let lengths = examples.lengths();
     let plan = |packing| EpochPlan::new(&lengths, &BatchOptions { packing, ..options.clone() }, 0);
     let line = |plan: &EpochPlan| {
         format!("{} rows of {}, {:.1} % full", plan.rows.len(), options.max_length, 100.0 * plan.fill())
@@ -146,15 +156,15 @@ impl Paint {
     }
 }
 
-fn sample(example: &Example, index: usize, tokenizer: &Tokenizer, paint: &Paint) -> Result<String> {
+fn sample(example: ExampleRef, index: usize, tokenizer: &Tokenizer, paint: &Paint) -> Result<String> {
     let mut out = format!("\n── example {index}: {} tokens, {} trained ──\n", example.len(), example.targets());
     let mut stream = tokenizer.stream(false);
     let mut runs: Vec<(bool, String)> = vec![];
-    for (id, trained) in example.ids.iter().zip(&example.trained) {
-        let text = stream.push(*id)?;
-        match runs.last_mut().filter(|(kind, _)| kind == trained) {
+    for (id, trained) in example.ids().zip(example.trained()) {
+        let text = stream.push(id)?;
+        match runs.last_mut().filter(|(kind, _)| *kind == trained) {
             Some((_, run)) => run.push_str(&text),
-            None => runs.push((*trained, text)),
+            None => runs.push((trained, text)),
         }
     }
     let rest = stream.finish()?;

@@ -1,6 +1,7 @@
 //! A model's files on their way here: a bar on a terminal, a line a file elsewhere.
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use luthier::Result;
+use luthier::data::{self, Source};
 use luthier::io::hub::{self, Event, Kind};
 use std::io::{IsTerminal, stderr};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,15 @@ use std::path::{Path, PathBuf};
 pub fn resolve(path: &Path, kind: Kind) -> Result<PathBuf> {
     let mut download = Download::default();
     hub::resolve(path, kind, &mut |event| {
+        download.show(event);
+        true
+    })
+}
+
+/// What a source of data needs of the Hub.
+pub fn fetch(source: &mut Source, pretrain: bool) -> Result<()> {
+    let mut download = Download::default();
+    data::hub::fetch(source, pretrain, &mut |event| {
         download.show(event);
         true
     })

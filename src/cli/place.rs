@@ -7,8 +7,8 @@ use luthier::error::Result;
 use luthier::export::peft;
 use luthier::infer::Options;
 use luthier::io::hub::Kind;
-use luthier::model::Model;
 use luthier::model::load::LoadOptions;
+use luthier::model::{self, Model};
 use std::path::{Path, PathBuf};
 
 /// Where a model is, where it runs, and how it is held.
@@ -69,7 +69,9 @@ impl Place {
     pub fn load(&self, b: &dyn Backend, adapter: Option<&Path>) -> Result<Model> {
         let (load_in_4bit, load_in_8bit) = (self.load_in_4bit, self.load_in_8bit);
         let lora = adapter.map(peft::read_config).transpose()?;
-        let options = LoadOptions { load_in_4bit, load_in_8bit, lora, ..LoadOptions::frozen(self.dtype) };
+        let spec = model::check(&self.model)?.sound()?.0;
+        let vocab = adapter.map_or(Ok(spec.V), |adapter| peft::vocab(adapter, &spec))?;
+        let options = LoadOptions { load_in_4bit, load_in_8bit, lora, vocab, ..LoadOptions::frozen(self.dtype) };
         let mut model = Model::load(b, &self.model, &options)?;
         if let Some(adapter) = adapter {
             peft::load(b, &mut model, adapter)?;

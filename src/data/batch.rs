@@ -1,6 +1,6 @@
 //! Rows of a plan -> the arrays that a step reads. N = rows · max_length is the same for every batch; what a row's sequences
 //! leave over is one more sequence, of pad tokens, whose labels are all [`IGNORE`].
-use super::example::Example;
+use super::examples::{ExampleRef, Examples};
 use super::pack::{BatchOptions, EpochPlan, Piece};
 
 /// The label that counts for nothing, as in `ops::logprob`.
@@ -27,13 +27,13 @@ pub struct Batch {
 
 impl EpochPlan {
     /// Batch `i` of the epoch. `examples` are those that the plan's lengths were taken from.
-    pub fn batch(&self, i: usize, examples: &[Example]) -> Batch {
+    pub fn batch(&self, i: usize, examples: &Examples) -> Batch {
         let opts = &self.opts;
         let mut batch = Batch { cu_seqlens: vec![0], ..Batch::default() };
         for row in i * opts.rows..(i + 1) * opts.rows {
             let pieces = self.rows.get(row).map(Vec::as_slice).unwrap_or_default();
             for piece in pieces {
-                batch.push(piece, &examples[piece.example]);
+                batch.push(piece, examples.get(piece.example));
             }
             let used: usize = pieces.iter().map(|piece| piece.len).sum();
             batch.pad(opts.max_length - used, opts.pad_id);
@@ -45,11 +45,11 @@ impl EpochPlan {
 
 impl Batch {
     /// A piece's last token is labelled too if its example goes on: no target is lost where a row ends.
-    fn push(&mut self, piece: &Piece, example: &Example) {
+    fn push(&mut self, piece: &Piece, example: ExampleRef) {
         let (start, end) = (piece.start, piece.start + piece.len);
-        self.ids.extend_from_slice(&example.ids[start..end]);
-        self.labels.extend((start + 1..=end).map(|next| match example.trained.get(next) {
-            Some(true) => example.ids[next],
+        self.ids.extend(example.ids().skip(start).take(piece.len));
+        self.labels.extend((start + 1..=end).map(|next| match example.get(next) {
+            Some((id, true)) => id,
             _ => IGNORE,
         }));
         self.tokens += piece.len;
@@ -72,8 +72,7 @@ impl Batch {
 }
 
 /// All batches of an epoch, in order.
-pub fn batches<'a>(examples: &'a [Example], opts: &BatchOptions, epoch: u64) -> impl Iterator<Item = Batch> + 'a {
-    let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
-    let plan = EpochPlan::new(&lengths, opts, epoch);
+pub fn batches<'a>(examples: &'a Examples, opts: &BatchOptions, epoch: u64) -> impl Iterator<Item = Batch> + 'a {
+    let plan = EpochPlan::new(&examples.lengths(), opts, epoch);
     (0..plan.len()).map(move |i| plan.batch(i, examples))
 }

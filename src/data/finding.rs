@@ -1,8 +1,9 @@
 //! What is odd about data, counted while it is encoded: it trains, but perhaps not what was meant.
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Finding {
     /// Cut to max_length.
     Truncated,
@@ -51,7 +52,7 @@ impl Finding {
             Finding::EvalInTrain => "examples of the evaluation are trained on, too",
             Finding::TemplateTokens => {
                 "control tokens of the chat template are unknown to the tokenizer, which will spell them out: choose a \
-                chat_template that fits the model"
+                chat_template that fits the model, or add them with new_tokens or [special_tokens]"
             }
         }
     }

@@ -1,13 +1,17 @@
 //! Sources -> examples: read, check and encode everything before any training.
 use super::example::{Encoder, Example, TrainOn};
+use super::examples::{Examples, Stores};
 use super::finding::{Finding, Findings};
 use super::record::{self, Body, Record};
-use super::{DataOptions, Dataset, Report, Source, Template, Tokenizer, merge, read};
+use super::store::{self, Builder, Meta, Store};
+use super::{DataOptions, Dataset, Progress, Report, Source, Template, Tokenizer, Watch, cache, merge, read};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 use rayon::prelude::*;
 use std::collections::HashSet;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The stream of the seed that decides the split; epochs use 0, 1, 2 ...
 const SPLIT_STREAM: u64 = u64::MAX;
@@ -17,22 +21,30 @@ const EXTENSION_STREAMS: u64 = 1 << 61;
 
 /// Reads, checks and encodes everything; examples keep the order of the files.
 pub fn load(opts: &DataOptions, tokenizer: &Tokenizer) -> Result<Dataset> {
+    load_watched(opts, tokenizer, &mut |_| true)
+}
+
+/// As [`load`]; `watch` sees how it goes.
+pub fn load_watched(opts: &DataOptions, tokenizer: &Tokenizer, watch: &mut Watch) -> Result<Dataset> {
     check(opts)?;
-    let mut loader = Loader { opts, tokenizer, template: None, report: Report::default() };
-    let (train, of_source) = loader.examples(&opts.sources)?;
-    let (mut eval, _) = loader.examples(&opts.eval_sources)?;
-    let mut kept = vec![true; train.len()];
-    if opts.eval_split > 0.0 {
-        kept = split(train.len(), opts)?;
-        eval.extend(train.iter().zip(&kept).filter(|(_, kept)| !**kept).map(|(example, _)| example.clone()));
-    }
-    let mut report = loader.report;
-    duplicates(&train, &kept, &eval, opts.eval_sources.is_empty(), &mut report.findings);
-    let train = weigh(train, &kept, &of_source, opts)?;
-    report.tokens = train.iter().map(Example::len).sum();
-    report.targets = train.iter().map(Example::targets).sum();
-    let mut data = Dataset { train, eval, report };
-    data.report.fingerprint = fingerprint(&data);
+    let mut loader = Loader { opts, tokenizer, watch, template: None, report: Report::default(), notes: vec![] };
+    let (stores, of_source) = loader.stores(&opts.sources)?;
+    let (eval_stores, _) = loader.stores(&opts.eval_sources)?;
+    let (mut report, notes) = (loader.report, loader.notes);
+    let kept = match opts.eval_split > 0.0 {
+        true => split(stores.len(), opts)?,
+        false => vec![true; stores.len()],
+    };
+    let picks = weigh(&kept, &of_source, opts)?;
+    let held_out = || (0..kept.len()).filter(|i| !kept[*i]).collect();
+    let eval = match opts.eval_sources.is_empty() {
+        true => Examples::new(stores.clone(), held_out()),
+        false => Examples::new(eval_stores.clone(), (0..eval_stores.len()).collect()),
+    };
+    let all = Examples::new(stores.clone(), (0..stores.len()).collect());
+    duplicates(&all, &kept, &eval, opts.eval_sources.is_empty(), &mut report.findings);
+    let mut data = Dataset { train: Examples::new(stores, picks), eval, report, notes };
+    measure(&mut data);
     Ok(data)
 }
 
@@ -67,24 +79,27 @@ fn check(opts: &DataOptions) -> Result<()> {
     }
 }
 
-struct Loader<'a> {
+struct Loader<'a, 'w> {
     opts: &'a DataOptions,
     tokenizer: &'a Tokenizer,
+    watch: &'a mut Watch<'w>,
     /// Loaded when the first chat comes.
     template: Option<Template>,
     report: Report,
+    notes: Vec<String>,
 }
 
-impl Loader<'_> {
+impl Loader<'_, '_> {
     /// The examples of all sources, and which of them are whose.
-    fn examples(&mut self, sources: &[Source]) -> Result<(Vec<Example>, Vec<Range<usize>>)> {
-        let (mut examples, mut of_source, before) = (vec![], vec![], self.report.records);
+    fn stores(&mut self, sources: &[Source]) -> Result<(Arc<Stores>, Vec<Range<usize>>)> {
+        let (mut stores, mut of_source, before, mut start) = (vec![], vec![], self.report.records, 0);
         for (i, source) in sources.iter().enumerate() {
-            let start = examples.len();
-            self.source(source, i as u64, &mut examples)?;
-            of_source.push(start..examples.len());
+            let store = self.source(source, i as u64)?;
+            of_source.push(start..start + store.len());
+            start += store.len();
+            stores.push(store);
         }
-        if let (true, Some(first)) = (examples.is_empty(), sources.first()) {
+        if let (0, Some(first)) = (start, sources.first()) {
             let what = format!(
                 "the loss counts no token of any of the {} records; is there an assistant's message, and does \
                 max_length = {} reach it?",
@@ -93,41 +108,99 @@ impl Loader<'_> {
             );
             return Err(Error::content(&first.path, "", what));
         }
-        Ok((examples, of_source))
+        Ok((Arc::new(Stores::new(stores)), of_source))
     }
 
-    fn source(&mut self, source: &Source, index: u64, examples: &mut Vec<Example>) -> Result<()> {
-        let mut all: Vec<Record> = vec![];
-        for file in source.files(self.opts.pretrain)? {
-            self.report.files += 1;
-            let mut rows = 0;
-            let wants = |name: &str| record::wants(source, name);
-            read::read(&file, self.opts.pretrain, &wants, &mut |block| {
-                rows += block.len();
-                let records = record::records(&file, source, block)?;
-                match source.conversation_extension {
-                    1 => self.encode(&records, examples),
-                    _ => {
-                        all.extend(records);
-                        Ok(())
-                    }
-                }
-            })?;
-            if rows == 0 {
-                return Err(Error::content(&file, "", "has no record"));
+    fn source(&mut self, source: &Source, index: u64) -> Result<Store> {
+        let files = source.files(self.opts.pretrain)?;
+        let mut notes = vec![];
+        let (store, meta) = match &self.opts.cache {
+            Some(folder) => {
+                let before = cache::stamps(&files)?;
+                let key = cache::key(source, index, &files, self.opts, self.tokenizer)?;
+                let make = |builder: &mut Builder| {
+                    let meta = self.encode_all(source, index, &files, builder)?;
+                    unchanged(&files, before)?;
+                    Ok(meta)
+                };
+                cache::get(folder, &key, &mut notes, make)?
             }
-        }
-        let rng = Rng::stream(self.opts.seed, EXTENSION_STREAMS + index);
-        self.encode(&merge::extend(all, source.conversation_extension, rng)?, examples)
+            None => {
+                let mut builder = Builder::in_memory();
+                let before = cache::stamps(&files)?;
+                let meta = self.encode_all(source, index, &files, &mut builder)?;
+                unchanged(&files, before)?;
+                (builder.into_store(), meta)
+            }
+        };
+        self.notes.extend(notes);
+        self.tell(meta, &files)?;
+        Ok(store)
     }
 
-    /// In parallel; the error is the first bad record's, whatever thread it came from.
-    fn encode(&mut self, records: &[Record], examples: &mut Vec<Example>) -> Result<()> {
-        if self.template.is_none() && records.iter().any(|r| matches!(r.body, Body::Chat { .. })) {
+    /// Takes over what was seen of a source.
+    fn tell(&mut self, meta: Meta, files: &[PathBuf]) -> Result<()> {
+        if meta.chats {
+            self.template()?;
+        }
+        self.report.files += files.len();
+        self.report.records += meta.records;
+        for (finding, count, file, at) in meta.findings {
+            let place = || format!("{}: {at}", files.get(file).map_or(Path::new(""), PathBuf::as_path).display());
+            self.report.findings.add(finding, count, place);
+        }
+        Ok(())
+    }
+
+    fn template(&mut self) -> Result<&Template> {
+        if self.template.is_none() {
             let template = Template::load(self.opts.chat_template.as_deref(), self.tokenizer)?;
             let unknown = template.unknown_tokens(self.tokenizer);
             self.report.findings.add(Finding::TemplateTokens, unknown.len(), || unknown.join(", "));
             self.template = Some(template);
+        }
+        Ok(self.template.as_ref().expect("loaded above"))
+    }
+
+    fn encode_all(&mut self, source: &Source, index: u64, files: &[PathBuf], out: &mut Builder) -> Result<Meta> {
+        let (mut all, mut meta): (Vec<(usize, Record)>, Meta) = (vec![], Meta::default());
+        for (n, file) in files.iter().enumerate() {
+            let mut rows = 0;
+            let wants = |name: &str| record::wants(source, name);
+            read::read(file, self.opts.pretrain, &wants, &mut |block| {
+                rows += block.len();
+                let records = record::records(file, source, block)?;
+                match source.conversation_extension {
+                    1 => self.encode(&records, |_| n, out, &mut meta)?,
+                    _ => all.extend(records.into_iter().map(|record| (n, record))),
+                }
+                match (self.watch)(Progress { file, rows }) {
+                    true => Ok(()),
+                    false => Err(Error::Interrupted("interrupted while the data was encoded".into())),
+                }
+            })?;
+            if rows == 0 {
+                return Err(Error::content(file, "", "has no record"));
+            }
+        }
+        let rng = Rng::stream(self.opts.seed, EXTENSION_STREAMS + index);
+        let (of_file, records): (Vec<usize>, Vec<Record>) = all.into_iter().unzip();
+        let records = merge::extend(records, source.conversation_extension, rng)?;
+        self.encode(&records, |i| of_file[i], out, &mut meta)?;
+        Ok(meta)
+    }
+
+    /// In parallel; the error is the first bad record's, whatever thread it came from. `file`: the number of a record's file.
+    fn encode(
+        &mut self,
+        records: &[Record],
+        file: impl Fn(usize) -> usize,
+        out: &mut Builder,
+        meta: &mut Meta,
+    ) -> Result<()> {
+        if records.iter().any(|r| matches!(r.body, Body::Chat { .. })) {
+            meta.chats = true;
+            self.template()?;
         }
         let pretrain = self.opts.pretrain;
         let encoder = Encoder {
@@ -136,18 +209,28 @@ impl Loader<'_> {
             train_on: if pretrain { TrainOn::Everything } else { self.opts.train_on },
             max_length: if pretrain { usize::MAX } else { self.opts.max_length },
         };
-        let encoded: Vec<Result<(Example, Vec<Finding>)>> = records.par_iter().map(|r| encoder.encode(r)).collect();
-        for (record, result) in records.iter().zip(encoded) {
-            let (example, found) = result?;
-            self.report.records += 1;
-            for finding in &found {
-                self.report.findings.add(*finding, 1, || format!("{}: {}", record.file.display(), record.at));
-            }
+        let encode = |record| {
+            let (example, found) = encoder.encode(record)?;
+            Ok((store::hash(&example.ids), example, found))
+        };
+        let encoded: Vec<Result<(u64, Example, Vec<Finding>)>> = records.par_iter().map(encode).collect();
+        for (i, (record, result)) in records.iter().zip(encoded).enumerate() {
+            let (hash, example, found) = result?;
+            meta.records += 1;
+            found.iter().for_each(|finding| meta.find(*finding, file(i), &record.at));
             if !found.contains(&Finding::WithoutTargets) {
-                examples.push(example);
+                out.push(&example, hash)?;
             }
         }
         Ok(())
+    }
+}
+
+fn unchanged(files: &[PathBuf], before: Vec<cache::Stamp>) -> Result<()> {
+    let now = cache::stamps(files)?;
+    match (0..files.len()).find(|i| now[*i] != before[*i]) {
+        Some(i) => Err(Error::content(&files[i], "", "was changed while it was read: start again once it is whole")),
+        None => Ok(()),
     }
 }
 
@@ -165,52 +248,53 @@ fn split(n: usize, opts: &DataOptions) -> Result<Vec<bool>> {
 }
 
 /// Takes each source's kept examples as often as its weight says.
-fn weigh(all: Vec<Example>, kept: &[bool], of_source: &[Range<usize>], opts: &DataOptions) -> Result<Vec<Example>> {
-    if opts.sources.iter().all(|source| source.weight == 1.0) {
-        return Ok(all.into_iter().zip(kept).filter(|(_, kept)| **kept).map(|(example, _)| example).collect());
-    }
+fn weigh(kept: &[bool], of_source: &[Range<usize>], opts: &DataOptions) -> Result<Vec<usize>> {
     let mut out = vec![];
     for (i, (source, range)) in opts.sources.iter().zip(of_source).enumerate() {
         let mut mine: Vec<usize> = range.clone().filter(|i| kept[*i]).collect();
         let (whole, part) = (source.weight.trunc() as usize, source.weight.fract());
-        for _ in 0..whole {
-            out.extend(mine.iter().map(|i| all[*i].clone()));
-        }
+        (0..whole).for_each(|_| out.extend(&mine));
         let some = (mine.len() as f64 * part).round() as usize;
         if whole == 0 && some == 0 && !mine.is_empty() {
             let what = format!("weight {} leaves none of {} records", source.weight, mine.len());
             return Err(Error::content(&source.path, "", what));
         }
-        Rng::stream(opts.seed, WEIGHT_STREAMS + i as u64).shuffle(&mut mine);
-        mine.truncate(some);
-        mine.sort();
-        out.extend(mine.into_iter().map(|i| all[i].clone()));
+        if some > 0 {
+            Rng::stream(opts.seed, WEIGHT_STREAMS + i as u64).shuffle(&mut mine);
+            mine.truncate(some);
+            mine.sort();
+            out.extend(mine);
+        }
     }
     Ok(out)
 }
 
 /// What comes twice; of a split, an example that is evaluated and trained on counts as repeated, too.
-fn duplicates(train: &[Example], kept: &[bool], eval: &[Example], is_split: bool, findings: &mut Findings) {
-    let hash = |example: &Example| *blake3::hash(bytemuck::cast_slice(&example.ids)).as_bytes();
+fn duplicates(all: &Examples, kept: &[bool], eval: &Examples, is_split: bool, findings: &mut Findings) {
     let mut seen = HashSet::new();
-    let repeated = train.iter().filter(|example| !seen.insert(hash(example))).count();
+    let repeated = all.hashes().filter(|hash| !seen.insert(*hash)).count();
     findings.add(Finding::Repeated, repeated, String::new);
     if is_split {
-        seen = train.iter().zip(kept).filter(|(_, kept)| **kept).map(|(example, _)| hash(example)).collect();
+        seen = all.hashes().zip(kept).filter(|(_, kept)| **kept).map(|(hash, _)| hash).collect();
     }
-    let shared = eval.iter().filter(|example| seen.contains(&hash(example))).count();
+    let shared = eval.hashes().filter(|hash| seen.contains(hash)).count();
     findings.add(Finding::EvalInTrain, shared, String::new);
 }
 
-fn fingerprint(data: &Dataset) -> String {
-    let mut hash = blake3::Hasher::new();
+/// Counts tokens, and hashes all of them with their masks.
+fn measure(data: &mut Dataset) {
+    let (mut hash, mut bytes) = (blake3::Hasher::new(), vec![]);
     for examples in [&data.train, &data.eval] {
         hash.update(&(examples.len() as u64).to_le_bytes());
-        for example in examples {
-            hash.update(&(example.len() as u64).to_le_bytes());
-            hash.update(bytemuck::cast_slice(&example.ids));
-            hash.update(&example.trained.iter().map(|t| *t as u8).collect::<Vec<_>>());
+        for example in examples.iter() {
+            bytes.clear();
+            bytes.extend((example.len() as u64).to_le_bytes());
+            example.ids().for_each(|id| bytes.extend(id.to_le_bytes()));
+            bytes.extend(example.trained().map(u8::from));
+            hash.update(&bytes);
         }
     }
-    hash.finalize().to_hex().to_string()
+    data.report.tokens = data.train.iter().map(|example| example.len()).sum();
+    data.report.targets = data.train.iter().map(|example| example.targets()).sum();
+    data.report.fingerprint = hash.finalize().to_hex().to_string();
 }

@@ -1,6 +1,7 @@
-//! Data files -> batches: [`source`] finds files, [`read`] their rows, [`record`] says what a row is, [`template`] and
-//! [`tokenizer`] turn records into token ids, [`example`] says which of these the loss counts, [`finding`] what is odd,
-//! [`pack`] plans an epoch, [`batch`] builds its batches.
+//! Data files -> batches: [`source`] finds files ([`hub`] fetches them), [`read`] their rows, [`record`] says what a row is, [`template`] and
+//! [`tokenizer`] turn records into token ids ([`new_tokens`]
+//! gives a tokenizer more), [`example`] says which of these the loss counts, [`finding`] what is odd,
+//! [`cache`] keeps them, [`pack`] plans an epoch, [`batch`] builds its batches.
 //!
 //! ```no_run
 //! # fn main() -> luthier::error::Result<()> {
@@ -16,32 +17,41 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Files are read some 32 MB at a time and encoded in parallel; what stays in memory are the examples, 5 bytes a token.
+//! Files are read some 8 MB at a time and encoded in parallel. Tokens take 4 bytes each in memory, or lie in a file
+//! of the [`cache`] that is mapped, and then some 100 bytes an example stay in memory, however long it is.
 pub mod batch;
 pub mod builtin;
+pub mod cache;
 pub mod example;
+pub mod examples;
 pub mod finding;
 pub mod gguf;
+pub mod hub;
 mod load;
 mod merge;
 mod message;
+pub mod new_tokens;
 pub mod pack;
 mod python;
 pub mod read;
 pub mod record;
 pub mod source;
+mod store;
 pub mod template;
 pub mod tokenizer;
 mod tokenizer_check;
 
 pub use batch::{Batch, IGNORE, batches};
 pub use example::{Example, TrainOn};
+pub use examples::{ExampleRef, Examples};
 pub use finding::{Finding, Findings};
-pub use load::load;
+pub use load::{load, load_watched};
 pub use merge::check as check_merged_prompt;
 pub use message::ROLES;
+pub use new_tokens::NewTokens;
 pub use pack::{BatchOptions, EpochPlan, Packing};
 pub use source::Source;
+use std::path::{Path, PathBuf};
 pub use template::{Chat, Template};
 pub use tokenizer::Tokenizer;
 
@@ -60,7 +70,20 @@ pub struct DataOptions {
     pub pretrain: bool,
     /// The name of a built-in template, a `.jinja` file, or None for the model's own.
     pub chat_template: Option<String>,
+    /// The folder where tokens are kept for the next time, see [`cache`]; None: in memory.
+    pub cache: Option<PathBuf>,
 }
+
+/// How far a file is encoded.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    pub file: &'a Path,
+    /// Records of it so far.
+    pub rows: usize,
+}
+
+/// Sees progress block by block; `false` ends the loading with [`Error::Interrupted`](crate::error::Error::Interrupted).
+pub type Watch<'w> = dyn FnMut(Progress) -> bool + 'w;
 
 /// What [`load`] did. records = those of train, before weights, + eval + without targets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,7 +99,9 @@ pub struct Report {
 }
 
 pub struct Dataset {
-    pub train: Vec<Example>,
-    pub eval: Vec<Example>,
+    pub train: Examples,
+    pub eval: Examples,
     pub report: Report,
+    /// Where tokens came from; unlike the report not the same for the same data.
+    pub notes: Vec<String>,
 }

@@ -7,6 +7,7 @@ mod parquet;
 mod table;
 use super::source::extension;
 use crate::error::{Error, Result};
+use memmap2::Mmap;
 use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::Read;
@@ -15,9 +16,9 @@ use std::path::Path;
 /// Longest row that is read.
 const MAX_ROW: usize = 16 << 20;
 /// Bytes of rows that are handed on together; at least one row.
-const BLOCK: usize = 32 << 20;
-/// A text file is one string.
-const MAX_TEXT: u64 = 4 << 30;
+const BLOCK: usize = 8 << 20;
+/// Longest document of a text file.
+const MAX_DOCUMENT: usize = 4 << 30;
 
 /// One record as the file holds it.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,8 +60,8 @@ pub fn read(file: &Path, pretrain: bool, wants: &dyn Fn(&str) -> bool, take: &mu
     }
 }
 
-/// The first bytes of a regular file.
-fn start(file: &Path) -> Result<Vec<u8>> {
+/// Nothing else is opened: a pipe may never end.
+pub(super) fn check_regular(file: &Path) -> Result<()> {
     let meta = std::fs::metadata(file).map_err(Error::read(file))?;
     if meta.is_dir() {
         return Err(Error::content(file, "", "is a directory where a file is wanted"));
@@ -68,6 +69,12 @@ fn start(file: &Path) -> Result<Vec<u8>> {
     if !meta.is_file() {
         return Err(Error::content(file, "", "is not a regular file; save the data to one first"));
     }
+    Ok(())
+}
+
+/// The first bytes of a regular file.
+fn start(file: &Path) -> Result<Vec<u8>> {
+    check_regular(file)?;
     let mut start = vec![];
     let opened = File::open(file).map_err(Error::read(file))?;
     opened.take(64).read_to_end(&mut start).map_err(Error::read(file))?;
@@ -96,25 +103,39 @@ fn foreign(bytes: &[u8]) -> Option<&'static str> {
     KINDS.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, kind)| *kind)
 }
 
-/// Documents separated by form feeds.
-fn documents(file: &Path, take: &mut Take) -> Result<()> {
-    let size = std::fs::metadata(file).map_err(Error::read(file))?.len();
-    if size > MAX_TEXT {
-        let what = format!("has {size} bytes; a text may have {MAX_TEXT}: split it into several files");
-        return Err(Error::content(file, "", what));
-    }
-    let bytes = std::fs::read(file).map_err(Error::read(file))?;
+/// A file's text where it lies, so that it may be larger than the memory; a byte order mark is left out.
+fn with_text(file: &Path, take: impl FnOnce(&str) -> Result<()>) -> Result<()> {
+    let opened = File::open(file).map_err(Error::read(file))?;
+    // SAFETY: data files are not changed while they are read; one that is, is refused at the end by its size or its time.
+    let bytes = unsafe { Mmap::map(&opened) }.map_err(Error::read(file))?;
     let text = std::str::from_utf8(&bytes).map_err(|e| {
         let line = 1 + bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count();
         Error::content(file, format!("line {line}"), format!("must be UTF-8, is not at byte {}", e.valid_up_to()))
     })?;
-    let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
-    let parts = text.split('\x0C').map(str::trim).enumerate().filter(|(_, text)| !text.is_empty());
-    let row = |(i, text): (usize, &str)| {
-        let fields = Map::from_iter([("text".to_string(), Value::from(text))]);
-        Ok(Row { at: format!("document {}", i + 1), fields })
-    };
-    take(parts.map(row).collect())
+    take(text.strip_prefix('\u{FEFF}').unwrap_or(text))
+}
+
+/// Documents separated by form feeds.
+fn documents(file: &Path, take: &mut Take) -> Result<()> {
+    with_text(file, |text| {
+        let (mut block, mut bytes) = (vec![], 0);
+        let parts = text.split('\x0C').map(str::trim).enumerate().filter(|(_, text)| !text.is_empty());
+        for (i, text) in parts {
+            if text.len() > MAX_DOCUMENT {
+                let what =
+                    format!("has {} bytes; one may have {MAX_DOCUMENT}: put form feeds between documents", text.len());
+                return Err(Error::content(file, format!("document {}", i + 1), what));
+            }
+            bytes += text.len();
+            let fields = Map::from_iter([("text".to_string(), Value::from(text))]);
+            block.push(Ok(Row { at: format!("document {}", i + 1), fields }));
+            if bytes > BLOCK {
+                bytes = 0;
+                take(std::mem::take(&mut block))?;
+            }
+        }
+        take(block)
+    })
 }
 
 /// The field's name for people.

@@ -22,7 +22,9 @@ const MAX_DEPTH: usize = 8;
 pub struct Source {
     /// A file, a folder or a glob.
     pub path: String,
-    /// Of a folder's or glob's files only those of this split: `train`, `validation` or `test`.
+    /// A subset of a data set on the Hub.
+    pub name: Option<String>,
+    /// Of a folder's, a glob's or a data set's files only those of this split: `train`, `validation`, `test` ..
     pub split: Option<String>,
     /// How often an epoch sees each record: 2 twice, 0.25 a quarter of them, which `seed` chooses.
     pub weight: f64,
@@ -34,6 +36,8 @@ pub struct Source {
     pub merged_prompt: Option<String>,
     /// Each chat goes on with this many others less one, chosen by `seed`.
     pub conversation_extension: usize,
+    /// The files that a name on the Hub stands for, once they are here.
+    pub found: Option<Vec<PathBuf>>,
 }
 
 impl Source {
@@ -41,13 +45,21 @@ impl Source {
     pub fn new(path: impl Into<String>) -> Source {
         Source {
             path: path.into(),
+            name: None,
             split: None,
             weight: 1.0,
             columns: BTreeMap::new(),
             roles: BTreeMap::new(),
             merged_prompt: None,
             conversation_extension: 1,
+            found: None,
         }
+    }
+
+    /// Whether it may have several splits, of which none is chosen: a folder or a data set.
+    pub fn has_splits(&self) -> bool {
+        let file = is_data(Path::new(&self.path), true) || self.path.contains(['*', '?', '[']);
+        self.split.is_none() && !file
     }
 
     /// The file's name of our column `name`.
@@ -57,6 +69,9 @@ impl Source {
 
     /// The files, at least one: a folder's and a glob's are sorted.
     pub fn files(&self, pretrain: bool) -> Result<Vec<PathBuf>> {
+        if let Some(found) = &self.found {
+            return Ok(found.clone());
+        }
         let path = Path::new(&self.path);
         let fail = |what: String| Err(Error::content(path, "", what));
         let mut found = vec![];
@@ -80,7 +95,8 @@ impl Source {
                 false => Ok(found),
             };
         };
-        let chosen: Vec<PathBuf> = found.iter().filter(|f| split_of(path, f) == Some(wanted)).cloned().collect();
+        let chosen: Vec<PathBuf> =
+            found.iter().filter(|f| split_below(path, f).as_ref() == Some(wanted)).cloned().collect();
         if chosen.is_empty() {
             return fail(format!("has no file of the split {wanted:?}, only {}", splits_of(path, &found).join(", ")));
         }
@@ -99,6 +115,8 @@ impl Serialize for Source {
         struct Table<'a> {
             path: &'a str,
             #[serde(skip_serializing_if = "Option::is_none")]
+            name: &'a Option<String>,
+            #[serde(skip_serializing_if = "Option::is_none")]
             split: &'a Option<String>,
             weight: f64,
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -109,9 +127,9 @@ impl Serialize for Source {
             #[serde(skip_serializing_if = "BTreeMap::is_empty")]
             roles: &'a BTreeMap<String, String>,
         }
-        let Source { path, split, weight, columns, roles, merged_prompt, conversation_extension } = self;
+        let Source { path, name, split, weight, columns, roles, merged_prompt, conversation_extension, .. } = self;
         let (weight, conversation_extension) = (*weight, *conversation_extension);
-        Table { path, split, weight, merged_prompt, conversation_extension, columns, roles }.serialize(s)
+        Table { path, name, split, weight, merged_prompt, conversation_extension, columns, roles }.serialize(s)
     }
 }
 
@@ -132,13 +150,12 @@ fn search(dir: &Path, pretrain: bool, depth: usize, out: &mut Vec<PathBuf>) -> R
     paths.sort();
     for path in paths {
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
-        if name.starts_with('.') || NO_DATA.contains(&name) {
+        if name.starts_with('.') {
             continue;
         }
-        let kind = extension(&path);
         if path.is_dir() && depth > 0 {
             search(&path, pretrain, depth - 1, out)?;
-        } else if path.is_file() && (KINDS.contains(&kind.as_str()) || (pretrain && kind == "txt")) {
+        } else if path.is_file() && is_data(&path, pretrain) {
             out.push(path);
         }
     }
@@ -150,18 +167,42 @@ pub(super) fn extension(file: &Path) -> String {
     file.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase()
 }
 
-/// The split that a file's name, or else a folder's between it and `root`, speaks of: `data/train-00000-of-00002.parquet`.
-fn split_of(root: &Path, file: &Path) -> Option<&'static str> {
-    let below = file.strip_prefix(root).unwrap_or(file).to_str()?.to_ascii_lowercase();
-    let words = |part: &str| part.split(|c: char| !c.is_ascii_alphanumeric()).map(str::to_string).collect::<Vec<_>>();
-    below.rsplit(['/', '\\']).find_map(|part| {
+/// Whether a file's name says that it holds records; of pretraining, plain texts do, too.
+pub(super) fn is_data(file: &Path, pretrain: bool) -> bool {
+    let name = file.file_name().and_then(|n| n.to_str()).unwrap_or("");
+    let kind = extension(file);
+    !name.starts_with('.') && !NO_DATA.contains(&name) && (KINDS.contains(&kind.as_str()) || pretrain && kind == "txt")
+}
+
+/// The split that a file's name, or else a folder's before it, speaks of: `data/train_sft-00000-of-00002.parquet` by its form,
+/// `my-train.jsonl` and `test/a.csv` by their words.
+pub(super) fn split_of(file: &str) -> Option<String> {
+    let words = |part: &str| -> Vec<String> {
+        part.to_ascii_lowercase().split(|c: char| !c.is_ascii_alphanumeric()).map(str::to_string).collect()
+    };
+    file.rsplit(['/', '\\']).find_map(|part| {
         let words = words(part);
-        SPLITS.iter().find(|(_, names)| words.iter().any(|w| names.contains(&w.as_str()))).map(|(split, _)| *split)
+        let known = SPLITS.iter().find(|(_, names)| words.iter().any(|w| names.contains(&w.as_str())));
+        numbered(part).or(known.map(|(split, _)| split.to_string()))
     })
 }
 
-fn splits_of(root: &Path, files: &[PathBuf]) -> Vec<&'static str> {
-    let mut splits: Vec<_> = files.iter().map(|f| split_of(root, f).unwrap_or("without a name")).collect();
+/// `train` of `train-00000-of-00002`, with whatever follows.
+fn numbered(name: &str) -> Option<String> {
+    let digits = |text: &str| text.len() >= 5 && text.bytes().take(5).all(|b| b.is_ascii_digit());
+    let (front, count) = name.split_once("-of-").filter(|(_, count)| digits(count))?;
+    let (split, number) = front.rsplit_once('-').filter(|(split, number)| digits(number) && !split.is_empty())?;
+    let plain = split.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '.');
+    (plain && number.len() == 5 && !count.is_empty()).then(|| split.to_string())
+}
+
+fn split_below(root: &Path, file: &Path) -> Option<String> {
+    split_of(file.strip_prefix(root).unwrap_or(file).to_str()?)
+}
+
+fn splits_of(root: &Path, files: &[PathBuf]) -> Vec<String> {
+    let mut splits: Vec<_> =
+        files.iter().map(|f| split_below(root, f).unwrap_or_else(|| "without a name".into())).collect();
     splits.sort();
     splits.dedup();
     splits

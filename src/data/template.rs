@@ -48,7 +48,7 @@ impl Template {
         Template::new(&Template::text(name, tokenizer)?, tokenizer)
     }
 
-    fn text(name: Option<&str>, tokenizer: &Tokenizer) -> Result<TemplateText> {
+    pub(super) fn text(name: Option<&str>, tokenizer: &Tokenizer) -> Result<TemplateText> {
         match name {
             None => tokenizer.chat_template().cloned().ok_or_else(|| {
                 let what = "this model has no chat template; set chat_template, say to \"chatml\" or a .jinja file";

@@ -2,7 +2,7 @@
 //! `special_tokens_map.json`, `generation_config.json`, `chat_template.jinja`.
 //!
 //! The files are untrusted: [`tokenizer_check`](super::tokenizer_check) looks first, and a panic of the crate is an error here.
-use super::tokenizer_check;
+use super::{NewTokens, tokenizer_check};
 use crate::error::{Error, Result};
 use crate::io::gguf::{self, Gguf};
 use serde_json::{Map, Value};
@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-const MAX_TOKENIZER: u64 = 64 << 20;
-const MAX_CONFIG: u64 = 16 << 20;
+pub(super) const MAX_TOKENIZER: u64 = 64 << 20;
+pub(super) const MAX_CONFIG: u64 = 16 << 20;
 /// Loading ends with encoding and decoding this: a tokenizer that fails on plain text fails now.
 const PROBE: &str = "The quick brown fox, 1234 jumps\n\n\tover «ünïcödé» 汉字 🙂 dogs.  ";
 
@@ -34,18 +34,28 @@ pub struct Tokenizer {
     special: Vec<String>,
     eos: Vec<u32>,
     template: Option<TemplateText>,
+    fingerprint: String,
 }
 
 impl Tokenizer {
     /// Reads a model directory, of which only `tokenizer.json` must be there, or a GGUF file. A `tokenizer.json` beside a GGUF
     /// file wins over what is in it.
     pub fn load(path: &Path) -> Result<Tokenizer> {
-        let Parts { file, json, config_file, names, template, generation_file, generation } = parts(path)?;
-        let inner = open(&file, json)?;
+        Tokenizer::load_with(path, &NewTokens::default())
+    }
+
+    /// The same with more tokens.
+    pub fn load_with(path: &Path, new: &NewTokens) -> Result<Tokenizer> {
+        let mut parts = parts(path)?;
+        new.apply(&mut parts)?;
+        let Parts { file, json, config_file, names, template, generation_file, generation } = parts;
+        let (inner, text) = open(&file, json)?;
+        let all = serde_json::json!([text, names, generation.get("eos_token_id")]);
+        let fingerprint = blake3::hash(all.to_string().as_bytes()).to_hex().to_string();
         let vocab = inner.get_vocab(true);
         let special = inner.get_added_tokens_decoder().into_values().filter(|t| t.special).map(|t| t.content).collect();
         let vocab_size = vocab.values().max().map_or(0, |id| *id as usize + 1);
-        let mut tokenizer = Tokenizer { inner, file, vocab_size, names, special, eos: vec![], template };
+        let mut tokenizer = Tokenizer { inner, file, vocab_size, names, special, eos: vec![], template, fingerprint };
         tokenizer.special.sort();
         tokenizer.eos = tokenizer.eos_ids_of(&config_file, &generation_file, generation)?;
         tokenizer.probe()?;
@@ -131,6 +141,10 @@ impl Tokenizer {
     }
     pub fn file(&self) -> &Path {
         &self.file
+    }
+    /// Of all that decides how texts become ids, and of the named tokens; not of the chat template.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// As in tokenizer.json.
@@ -278,11 +292,13 @@ fn read_json(file: &Path) -> Result<Value> {
     parse(file, &read(file, MAX_TOKENIZER)?)
 }
 
-fn open(file: &Path, mut json: Value) -> Result<tokenizers::Tokenizer> {
+/// The tokenizer, and the text it was made from.
+fn open(file: &Path, mut json: Value) -> Result<(tokenizers::Tokenizer, String)> {
     tokenizer_check::check(&mut json).map_err(|(at, what)| Error::content(file, at, what))?;
-    let mut inner = guard(file, "load", || tokenizers::Tokenizer::from_bytes(json.to_string()))?;
+    let text = json.to_string();
+    let mut inner = guard(file, "load", || tokenizers::Tokenizer::from_bytes(&text))?;
     inner.with_padding(None);
-    Ok(inner)
+    Ok((inner, text))
 }
 
 /// The text of `file`, of at most `limit` bytes, without a byte order mark.
@@ -298,7 +314,7 @@ pub(super) fn read(file: &Path, limit: u64) -> Result<String> {
     Ok(text.strip_prefix('\u{FEFF}').map(str::to_string).unwrap_or(text))
 }
 
-fn parse<T: serde::de::DeserializeOwned>(file: &Path, text: &str) -> Result<T> {
+pub(super) fn parse<T: serde::de::DeserializeOwned>(file: &Path, text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|e| Error::content(file, format!("line {}", e.line()), format!("bad JSON: {e}")))
 }
 

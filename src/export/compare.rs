@@ -6,7 +6,8 @@ use crate::backend::Backend;
 use crate::data::Tokenizer;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::model::{self, LoadOptions, Model, Plan, Session, Tokens};
+use crate::model::spec::Spec;
+use crate::model::{self, LoadOptions, Model, Plan, Session, Tokens, arch};
 use rayon::prelude::*;
 use std::path::Path;
 
@@ -40,13 +41,19 @@ impl Side<'_> {
     /// The tokenizer that goes with it, if it has one.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         let checked = model::check(self.model)?;
-        let V = checked.spec.as_ref().map_or(0, |spec| spec.V);
+        let V = checked.spec.as_ref().map_or(Ok(0), |spec| self.vocab(spec))?;
         checked.tokenizer.map(|base| peft::tokenizer(self.adapter, base, V)).transpose()
+    }
+
+    /// Tokens of its vocabulary, the adapter's own among them.
+    fn vocab(&self, spec: &Spec) -> Result<usize> {
+        self.adapter.map_or(Ok(spec.V), |adapter| peft::vocab(adapter, spec))
     }
 
     fn load(&self, b: &dyn Backend, dtype: DType) -> Result<Model> {
         let lora = self.adapter.map(peft::read_config).transpose()?;
-        let mut model = Model::load(b, self.model, &LoadOptions { lora, ..LoadOptions::frozen(dtype) })?;
+        let vocab = self.vocab(&arch::read_spec(self.model)?)?;
+        let mut model = Model::load(b, self.model, &LoadOptions { lora, vocab, ..LoadOptions::frozen(dtype) })?;
         if let Some(adapter) = self.adapter {
             peft::load(b, &mut model, adapter)?;
         }

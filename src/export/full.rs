@@ -27,7 +27,10 @@ pub fn save(b: &dyn Backend, model: &Model, base: &Path, out: &Path) -> Result<(
         .collect();
     let bytes = |(param, i): (&Param, usize)| Ok(param.value.dtype().encode(&param.get_part(b, i)?));
     write_shards(out, outlines, |name| bytes(params[name]))?;
-    write_config(base, model.dtype, None, &out.join("config.json"))
+    let mut config = config(base, model.dtype, None)?;
+    // there may be more tokens than the base has
+    config["vocab_size"] = json!(model.spec.V);
+    write_json(&out.join("config.json"), &config)
 }
 
 /// The config of a model (a folder, a GGUF file, a config file), with the dtype and the `quantization_config` its weights have now.

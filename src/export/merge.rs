@@ -3,6 +3,7 @@
 //! ```text
 //! LoRA    W' = W + s·B·A          s = alpha/r, or alpha/√r when rank-stabilized
 //! DoRA    W' = m/‖W + s·B·A‖ ∘ (W + s·B·A), norms of rows
+//! trainable_token_indices: the adapter's own rows of embedding and head, which may be more than the base has
 //! modules_to_save: the adapter's own copy; that of a tied embedding or head unties them
 //! ```
 //! Sums are f32, of what the base's codes stand for where it is quantized; a result is rounded once.
@@ -14,6 +15,7 @@ use crate::model::layout::Layout;
 use crate::model::lora::Rules;
 use crate::model::quantized::{Floats, Scheme, Stored};
 use crate::model::spec::{ExpertFiles, Head, Spec, WeightSpec};
+use crate::model::token_rows;
 use crate::model::{self, Weights};
 use crate::ops::matmul::MatMul;
 use rayon::prelude::*;
@@ -38,8 +40,10 @@ struct Module {
 
 pub struct Merged {
     pub folder: PathBuf,
-    /// Of what comes out: untied where the adapter has a copy of embedding or head.
+    /// Of what comes out: untied where the adapter has a copy of embedding or head, with more tokens where it has more.
     pub spec: Spec,
+    /// Tokens of the base.
+    base_V: usize,
     pub scheme: Option<Scheme>,
     weights: Weights,
     adapter: Option<AdapterFile>,
@@ -64,8 +68,11 @@ impl Merged {
         if spec.head == Head::Tied && (own(spec.names.embed) || own(spec.names.head)) {
             spec.head = Head::Own;
         }
-        let modules = modules(&spec);
-        let merged = Merged { folder: folder.to_path_buf(), spec, scheme, weights, adapter, modules };
+        let (modules, base_V) = (modules(&spec), spec.V);
+        if let Some(file) = &adapter {
+            spec.V = file.vocab(&spec)?;
+        }
+        let merged = Merged { folder: folder.to_path_buf(), spec, base_V, scheme, weights, adapter, modules };
         merged.check()?;
         Ok(merged)
     }
@@ -73,8 +80,7 @@ impl Merged {
     /// The 16-bit type of the base; bfloat16 where it has none.
     pub fn dtype(&self) -> Result<DType> {
         let embed = [format!("{}.weight", self.spec.names.embed)];
-        let shape = [self.spec.V, self.spec.C];
-        Ok(match self.weights.find(&embed[0], &shape)? {
+        Ok(match self.weights.find(&embed[0], &[self.base_V, self.spec.C])? {
             Stored::Float(Floats { dtype: dtype @ (DType::F16 | DType::Bf16), .. }) => dtype,
             _ => DType::Bf16,
         })
@@ -105,12 +111,47 @@ impl Merged {
             adapter.tensors.floats(&peft::file_name(&weight.name), &weight.shape)?;
             wanted.insert(peft::file_name(&weight.name));
         }
+        for (module, ids) in self.token_rows(adapter)? {
+            let name = peft::file_name(&format!("{module}{}", token_rows::SUFFIX));
+            adapter.tensors.floats(&name, &[ids.len(), self.spec.C])?;
+            wanted.insert(name);
+        }
         match adapter.tensors.names().find(|name| !wanted.contains(peft::plain_name(name))) {
             Some(extra) => {
                 Err(Error::content(adapter.tensors.path(), extra, "the base model has no place for this tensor"))
             }
             None => Ok(()),
         }
+    }
+
+    /// Modules of whose rows the adapter has some, with their tokens.
+    fn token_rows<'a>(&'a self, adapter: &'a AdapterFile) -> Result<Vec<(&'static str, &'a [u32])>> {
+        let wanted = token_rows::wanted(&adapter.config, &self.spec, &self.folder)?;
+        let modules = [self.spec.names.embed, self.spec.names.head].into_iter().zip(wanted);
+        Ok(modules.filter_map(|(module, ids)| Some((module, ids?))).collect())
+    }
+
+    /// A weight with a row per token, where it differs from the base's.
+    fn tokens(&self, name: &str, stored: &Stored) -> Result<Option<Vec<f32>>> {
+        let names = [self.spec.names.embed, self.spec.names.head];
+        let module = name.strip_suffix(".weight").or(name.strip_suffix(".bias")).unwrap_or(name);
+        let Some(adapter) = self.adapter.as_ref().filter(|_| names.contains(&module)) else { return Ok(None) };
+        let rows = self.token_rows(adapter)?.into_iter().find(|(own, _)| *own == module && name.ends_with(".weight"));
+        if rows.is_none() && self.spec.V == self.base_V {
+            return Ok(None);
+        }
+        let (C, mut values) = (self.spec.C, stored.to_f32());
+        token_rows::grow(&mut values, if name.ends_with(".bias") { 1 } else { C }, self.spec.V);
+        if let Some((_, ids)) = rows {
+            let own = adapter
+                .tensors
+                .floats(&peft::file_name(&format!("{module}{}", token_rows::SUFFIX)), &[ids.len(), C])?;
+            let own = Floats::from(own).to_f32();
+            for (id, row) in ids.iter().zip(own.chunks(C)) {
+                values[*id as usize * C..][..C].copy_from_slice(row);
+            }
+        }
+        Ok(Some(values))
     }
 
     /// The tensors that come out, and the type that each is stored in where floats are of `dtype`.
@@ -160,10 +201,19 @@ impl Merged {
             return Ok(Found::Stored(Stored::Float(own.into())));
         }
         let head = format!("{}.weight", self.spec.names.head);
+        let per_token =
+            [&head, &format!("{}.weight", self.spec.names.embed), &format!("{}.bias", self.spec.names.head)];
+        let mut shape = weight.shape.clone();
+        if per_token.iter().any(|own| *own == name) {
+            shape[0] = self.base_V;
+        }
         let stored = match name == head && self.untied()? {
-            true => self.weights.find(&format!("{}.weight", self.spec.names.embed), &weight.shape)?,
-            false => self.weights.find(name, &weight.shape)?,
+            true => self.weights.find(&format!("{}.weight", self.spec.names.embed), &shape)?,
+            false => self.weights.find(name, &shape)?,
         };
+        if let Some(values) = self.tokens(name, &stored)? {
+            return Ok(Found::New(values));
+        }
         let module = name.strip_suffix(".weight").unwrap_or(name);
         match (&self.adapter, self.modules.get(module)) {
             (Some(adapter), Some(sizes)) if adapter.tensors.contains(&peft::side(module, "A")) => {

@@ -9,6 +9,7 @@ use crate::model::Model;
 use crate::model::adapters::Detached;
 use crate::model::lora::{LoraConfig, Targets};
 use crate::model::param::Param;
+use crate::model::{spec::Spec, token_rows};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -31,7 +32,8 @@ fn file_names(param: &Param) -> impl Iterator<Item = (String, usize)> {
 
 /// The adapter's weights: A, B and magnitudes of each adapted linear, and the modules it keeps a copy of.
 fn adapter_params<'m>(model: &'m Model, config: &'m LoraConfig) -> impl Iterator<Item = &'m Param> {
-    model.params().filter(move |p| p.name.contains(".lora_") || config.saves_param(&p.name))
+    let own = |p: &Param| p.name.contains(".lora_") || p.name.ends_with(token_rows::SUFFIX);
+    model.params().filter(move |p| own(p) || config.saves_param(&p.name))
 }
 
 /// As PEFT would list them: the names that "all-linear" stands for.
@@ -112,11 +114,34 @@ pub fn tokenizer(adapter: Option<&Path>, mut base: Tokenizer, V: usize) -> Resul
     }
     let tokenizer = Tokenizer::load(folder)?;
     let ids = tokenizer.vocab_size();
+    let V = V.max(read_config(folder)?.vocab());
     if ids > V {
         let what = format!("{ids} tokens, but the model's embedding has {V} rows: not an adapter for this model");
         return Err(Error::content(tokenizer.file(), "", what));
     }
     Ok(tokenizer)
+}
+
+/// How many tokens `spec`'s vocabulary must have for the adapter in `folder`, which may have trained or saved more rows.
+pub fn vocab(folder: &Path, spec: &Spec) -> Result<usize> {
+    open_file(folder)?.vocab(spec)
+}
+
+impl AdapterFile {
+    /// As [`vocab`].
+    pub(super) fn vocab(&self, spec: &Spec) -> Result<usize> {
+        let AdapterFile { config, tensors } = self;
+        let tables = [spec.names.embed, spec.names.head].map(|module| file_name(&format!("{module}.weight")));
+        let mut wanted = spec.V.max(config.vocab());
+        for name in tables.iter().filter(|name| tensors.contains(name)) {
+            wanted = wanted.max(tensors.get(name)?.shape.first().copied().unwrap_or(0));
+        }
+        if wanted > token_rows::MAX_VOCAB.max(spec.V) {
+            let what = format!("a vocabulary of {wanted} tokens is wanted; one may have {}", token_rows::MAX_VOCAB);
+            return Err(config.error(tensors.path(), "trainable_token_indices", what));
+        }
+        Ok(wanted)
+    }
 }
 
 /// The adapter's weights.
@@ -169,7 +194,7 @@ pub fn load(b: &dyn Backend, model: &mut Model, folder: &Path) -> Result<()> {
             param.set_part(b, i, &values.to_f32().expect("floats() gives floats"))?;
         }
     }
-    Ok(())
+    model.put_token_rows(b)
 }
 
 /// The adapter of `folder` for a model that has none now, ready to be exchanged; `base` is the model's folder, for errors.

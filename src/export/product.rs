@@ -127,7 +127,8 @@ fn gguf_folder(b: &dyn Backend, product: Product, input: &Input, at: &Path) -> R
     };
     let file = format!("{}-{}.gguf", input.name(), quant.name.to_uppercase());
     let bytes = gguf_file(b, product, input, &at.join(&file))?;
-    let V = arch::read_spec(input.model)?.V;
+    let spec = arch::read_spec(input.model)?;
+    let V = input.adapter.map_or(Ok(spec.V), |adapter| peft::vocab(adapter, &spec))?;
     if let Some(tokenizer) = tokenizer(input, V)? {
         folder::write(&at.join("Modelfile"), gguf::modelfile::text(&tokenizer, &file)?.as_bytes())?;
     }
@@ -177,6 +178,7 @@ fn outlines(weights: &[(WeightSpec, DType)]) -> Vec<Outline> {
 /// The base's config for what comes out.
 fn config(merged: &Merged, dtype: DType, quantization: Option<Value>, at: &Path) -> Result<()> {
     let mut config = full::config(&merged.folder, dtype, quantization)?;
+    config["vocab_size"] = json!(merged.spec.V);
     if merged.untied()? {
         config["tie_word_embeddings"] = json!(false);
     }

@@ -10,6 +10,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 mod cache;
 mod client;
+pub mod dataset;
 mod fetch;
 mod name;
 mod upload;
@@ -167,33 +168,34 @@ impl Hub {
                     Err(absent(path, ErrorKind::NotConnected, what))
                 }
             },
-            Err(fetch::Stop::Fault(fault)) => Err(self.refusal(path, name, fault)),
+            Err(fetch::Stop::Fault(fault)) => Err(self.refusal(path, name, fault, "model")),
             Err(fetch::Stop::Error(e)) => Err(e),
             Ok(folder) => Ok(folder),
         }
     }
 
     /// What to do about an answer that refuses.
-    fn refusal(&self, path: &Path, name: &Name, fault: Fault) -> Error {
+    fn refusal(&self, path: &Path, name: &Name, fault: Fault, thing: &str) -> Error {
         let Fault::Refused { status, code } = &fault else { return fault.error(&path.to_string_lossy()) };
-        let page = format!("{}/{}", self.endpoint.trim_end_matches('/'), name.repo);
+        let place = if thing == "model" { "" } else { "datasets/" };
+        let page = format!("{}/{place}{}", self.endpoint.trim_end_matches('/'), name.repo);
         let token = match self.token {
             Some(_) => "the token in use (HF_TOKEN, or the one `hf auth login` saved) has no access to it",
             None => "set HF_TOKEN to a token of yours",
         };
         let (kind, what) = match (status, code.as_str()) {
             (_, "GatedRepo") | (403, _) => {
-                let what = format!("the model is gated: accept its licence at {page}, and then {token}");
-                let again = format!("the model is gated: accept its licence at {page}; {token} yet");
+                let what = format!("the {thing} is gated: accept its licence at {page}, and then {token}");
+                let again = format!("the {thing} is gated: accept its licence at {page}; {token} yet");
                 (ErrorKind::PermissionDenied, if self.token.is_some() { again } else { what })
             }
             (_, "RevisionNotFound") => {
                 let revision = &name.revision;
-                (ErrorKind::NotFound, format!("the model has no revision `{revision}`: {page}/tree/main lists them"))
+                (ErrorKind::NotFound, format!("the {thing} has no revision `{revision}`: {page}/tree/main lists them"))
             }
             (401 | 404, "RepoNotFound") | (401, _) => {
                 let what = format!(
-                    "no such folder here and no such model at {page}: check the name; if it is private, {token}"
+                    "no such folder here and no such {thing} at {page}: check the name; if it is private, {token}"
                 );
                 (ErrorKind::NotFound, what)
             }

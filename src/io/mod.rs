@@ -1,4 +1,5 @@
 //! Bytes to named tensors and back; nothing about models.
+pub mod disk;
 pub mod gguf;
 pub mod hub;
 pub mod links;

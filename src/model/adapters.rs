@@ -99,6 +99,11 @@ impl Model {
         if self.lora.is_some() {
             return Err(Error::Bug("a model has one adapter at a time".into()));
         }
+        if config.trainable_token_indices.is_some() {
+            let what = "an adapter with rows of tokens of its own cannot be exchanged for another while the model runs: merge it \
+                        into a model with `luthier export --format merged-16bit`, or give it to `luthier generate`";
+            return Err(config.error(folder, "trainable_token_indices", what));
+        }
         let options = LoadOptions { lora: Some(config.clone()), ..LoadOptions::frozen(self.dtype) };
         options.check(&self.spec, None, folder)?;
         let rules = Rules::new(config, folder)?;

@@ -2,9 +2,11 @@
 //!
 //! forward   z = softcap(scale·h·Wᵀ + bias) [n, V] in f32,  logp = z[label] − log Σ exp z
 //! backward  dz = coef·(1[label] − softmax z)·softcap′,  dh = scale·dz·W,  dW += scale·dzᵀ·h,  dbias += Σ_n dz
+use super::Model;
 use super::param::Param;
 use super::spec::Spec;
 use super::table::{SLICE_BYTES, Slices, Table};
+use super::token_rows::{Chunk, HeadGrad, TokenRows};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -45,12 +47,23 @@ pub(super) struct HeadScratch {
     lse: Buf,
     labels: Buf,
     coef: Buf,
+    /// For rows that are trained alone.
+    rows_grad: Option<HeadGrad>,
 }
 
 impl HeadScratch {
-    pub fn new(scope: &Scope, s: &Spec, table: &Table, N: usize, dtype: DType, train: bool) -> Result<HeadScratch> {
+    pub fn new(scope: &Scope, model: &Model, N: usize, train: bool) -> Result<HeadScratch> {
+        let (s, dtype) = (&model.spec, model.dtype);
+        let (table, rows) = match &model.head {
+            Some(own) => (own, &model.head_rows),
+            None => (&model.embed, &model.embed_rows),
+        };
         let slices = Slices::new(scope, table, [s.V, s.C], dtype, SLICE_BYTES)?;
-        Self::with(scope, s, slices, N, dtype, train)
+        let mut head = Self::with(scope, s, slices, N, dtype, train)?;
+        if let Some(rows) = rows.as_ref().filter(|_| train) {
+            head.rows_grad = Some(HeadGrad::new(scope, rows, model.head_bias.as_ref(), head.rows, N, dtype)?);
+        }
+        Ok(head)
     }
 
     fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, dtype: DType, train: bool) -> Result<HeadScratch> {
@@ -80,6 +93,7 @@ impl HeadScratch {
             lse,
             labels: n(DType::U32)?,
             coef,
+            rows_grad: None,
         })
     }
 
@@ -168,12 +182,13 @@ impl HeadScratch {
     pub fn backward(
         &mut self,
         b: &dyn Backend,
-        (table, mut bias): (&mut Table, Option<&mut Param>),
+        (table, mut bias, mut rows): (&mut Table, Option<&mut Param>, Option<&mut TokenRows>),
         dh: &mut Buf,
         h: &Buf,
         labels: &[u32],
         coef: &[f32],
     ) -> Result<()> {
+        let all_labels = labels;
         b.upload_u32(&mut self.labels, labels)?;
         b.upload_f32(&mut self.coef, coef)?;
         let (C, v, c, ld) = (self.C, self.V as u32, self.C as u32, self.ld as u32);
@@ -187,6 +202,11 @@ impl HeadScratch {
             if let Table::Dense(Param { train: Some(train), .. }) = table {
                 let grad = MatMul { I: v, J: c, Q: n as u32, ld_out: c, ld_a: ld, ld_b: c, alpha: self.scale };
                 b.matmul_tn_add(&mut train.grad, &dz, &h.view(first * C, n * C), &grad)?;
+            }
+            if let (Some(grad), Some(rows)) = (&mut self.rows_grad, rows.as_deref_mut()) {
+                let h = &h.view(first * C, n * C);
+                let (scale, softcap, labels) = (self.scale, self.softcap, &all_labels[first..first + n]);
+                grad.backward(b, rows, &Chunk { n, h, coef: &coef, lse: &lse, labels, scale, softcap })?;
             }
             if let Some(Param { train: Some(train), .. }) = bias.as_deref_mut() {
                 b.bias_backward(&mut train.grad, &dz, &BiasBackward { N: n as u32, O: v, ld_dout: ld })?;
@@ -234,7 +254,7 @@ mod tests {
             let mut head = HeadScratch::with(&scope, &s, slices, N, dtype, true).unwrap();
             let logits = head.download_logits(b, Weights { table: &table, bias: None }, &h, 0, N).unwrap();
             let mut dh = scope.alloc(N * C, dtype).unwrap();
-            head.backward(b, (&mut table, None), &mut dh, &h, &labels, &coef).unwrap();
+            head.backward(b, (&mut table, None, None), &mut dh, &h, &labels, &coef).unwrap();
             (count, [logits, head.logp(b).unwrap(), b.download_f32(&dh).unwrap()])
         };
         let (one, want) = run(Table::Dense(dense), 0);

@@ -5,7 +5,7 @@ use super::experts::Experts;
 use super::latent::{Latent, Narrow};
 use super::layout::Layout;
 use super::linear::{Linear, Projections, Weight};
-use super::lora::{Init, Rules, pissa};
+use super::lora::{Init, LoraConfig, Rules, pissa};
 use super::mlp::Mlp;
 use super::norm::NormParams;
 use super::param::Param;
@@ -16,6 +16,7 @@ use super::spec::{
 };
 use super::streamed::{Place, Streamed};
 use super::table::Table;
+use super::token_rows::{self, TokenRows};
 use super::weights::Weights;
 use super::{Model, arch, check, lora};
 use crate::backend::{Backend, Buf};
@@ -24,8 +25,10 @@ use crate::error::{Error, Result};
 use std::borrow::Cow;
 use std::path::Path;
 
+mod adapted;
 mod experts;
 mod options;
+mod tables;
 pub use options::LoadOptions;
 
 /// Sizes of what is quantized while it loads: linear layers and experts, but no routers.
@@ -61,7 +64,13 @@ impl Model {
         // a quantized checkpoint says itself which layers stay floats
         let quantize = (options.load_in_4bit && stored.is_none(), options.load_in_8bit && stored.is_none());
         let rules = options.lora.as_ref().map(|config| Rules::new(config, folder)).transpose()?;
-        Loader { b, tensors: &tensors, options, rules, quantize, spec: &spec, staging: None }.model(spec.clone())
+        let wanted = options.vocab.max(options.lora.as_ref().map_or(0, LoraConfig::vocab));
+        if wanted > token_rows::MAX_VOCAB.max(spec.V) {
+            let most = token_rows::MAX_VOCAB;
+            return Err(Error::Usage(format!("a vocabulary of {wanted} tokens is wanted; one may have {most}")));
+        }
+        let held = Spec { V: spec.V.max(wanted), ..spec.clone() };
+        Loader { b, tensors: &tensors, options, rules, quantize, spec: &spec, staging: None }.model(held, folder)
     }
 }
 
@@ -79,15 +88,20 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn model(mut self, spec: Spec) -> Result<Model> {
+    /// `spec`: with as many tokens as the model shall have, where `self.spec` has the files'.
+    fn model(mut self, spec: Spec, folder: &Path) -> Result<Model> {
         let full = self.options.full();
         let (embed, head) = (spec.names.embed, spec.names.head);
         let (own_embed, own_head) = (self.options.saves(embed), self.options.saves(head));
         let train = |own| full || self.options.train && own;
         let (train_embed, train_head) = (train(own_embed), train(own_head));
-        let shape = [spec.V, spec.C];
         let file = |module: &str| format!("{module}.weight");
-        let embed_table = self.table(&file(embed), &file(embed), &shape, own_embed, train_embed)?;
+        let [embed_ids, head_ids] = match &self.options.lora {
+            Some(config) => token_rows::wanted(config, &spec, folder)?,
+            None => [None, None],
+        };
+        let (dense_embed, dense_head) = (own_embed || embed_ids.is_some(), own_head || head_ids.is_some());
+        let embed_table = self.table(&file(embed), &file(embed), spec.V, dense_embed, train_embed)?;
         let positions = match spec.positions {
             Positions::Learned => {
                 let name = file(spec.names.positions);
@@ -109,21 +123,40 @@ impl Loader<'_> {
         // As PEFT: a module to save is a copy of its own, which unties a tied head.
         let untie = spec.head == Head::Tied && (own_embed || own_head);
         let head_table = match spec.head {
-            Head::Own => Some(self.table(&file(head), &file(head), &shape, own_head, train_head)?),
-            Head::Tied if untie => Some(self.table(&file(embed), &file(head), &shape, own_head, train_head)?),
+            Head::Own => Some(self.table(&file(head), &file(head), spec.V, dense_head, train_head)?),
+            Head::Tied if untie => Some(self.table(&file(embed), &file(head), spec.V, own_head, train_head)?),
             Head::Tied => None,
         };
         let bias_name = format!("{head}.bias");
         let head_bias = match spec.head_bias {
-            Bias::Present => Some(self.param(&bias_name, &bias_name, &[spec.V], train_head)?),
+            Bias::Present => Some(self.grown(&bias_name, &bias_name, spec.V, train_head)?),
             Bias::Absent => None,
         };
         if let Some(staging) = self.staging {
             self.b.free(staging);
         }
         let lora = self.options.lora.clone();
+        let rows = |module: &str, ids: Option<&[u32]>, table: &Table| {
+            let new = |ids| TokenRows::new(self.b, module, ids, table, spec.C, self.options.train);
+            ids.map(new).transpose()
+        };
+        let embed_rows = rows(embed, embed_ids, &embed_table)?;
+        let head_rows = rows(head, head_ids, head_table.as_ref().unwrap_or(&embed_table))?;
         let (dtype, embed, head) = (self.options.dtype, embed_table, head_table);
-        Ok(Model { spec, dtype, embed, positions, blocks, final_norm, head, head_bias, lora, streamed })
+        Ok(Model {
+            spec,
+            dtype,
+            embed,
+            embed_rows,
+            positions,
+            blocks,
+            final_norm,
+            head,
+            head_rows,
+            head_bias,
+            lora,
+            streamed,
+        })
     }
 
     /// Of a weight, where anybody wants them.
@@ -156,14 +189,6 @@ impl Loader<'_> {
             }
         }
         Ok(param)
-    }
-
-    /// The same for the embedding or the head, which stays in blocks if it is stored so and the adapter has none of its own.
-    fn table(&self, from: &str, name: &str, shape: &[usize], own: bool, train: bool) -> Result<Table> {
-        match self.tensors.find(from, shape)? {
-            Stored::Gguf(q) if !own => q.upload(self.b).map(Table::Packed),
-            _ => self.param(from, name, shape, train).map(Table::Dense),
-        }
     }
 
     fn block(&mut self, layer: usize) -> Result<Block> {

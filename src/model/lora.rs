@@ -8,6 +8,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 mod patterns;
@@ -49,6 +50,8 @@ pub struct LoraConfig {
     pub alpha_pattern: Patterns<f64>,
     /// Modules trained in full beside the adapter and saved with it: `embed_tokens`, `lm_head`, `norm`.
     pub modules_to_save: Vec<String>,
+    /// Tokens whose rows of the embedding (and of the head) are trained, and no others.
+    pub trainable_token_indices: Option<TokenIndices>,
     pub use_rslora: bool,
     /// Weights are split into direction and magnitude. Liu et al. 2024, arXiv:2402.09353.
     pub use_dora: bool,
@@ -74,6 +77,7 @@ impl Default for LoraConfig {
             rank_pattern: Patterns::default(),
             alpha_pattern: Patterns::default(),
             modules_to_save: Vec::new(),
+            trainable_token_indices: None,
             use_rslora: false,
             use_dora: false,
             lora_dropout: 0.0,
@@ -81,6 +85,14 @@ impl Default for LoraConfig {
             file: None,
         }
     }
+}
+
+/// Ids, for the embedding and a head that is tied to it; or by the names of modules.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TokenIndices {
+    Embedding(Vec<u32>),
+    Named(BTreeMap<String, Vec<u32>>),
 }
 
 /// What the rules give one module.
@@ -109,6 +121,16 @@ impl LoraConfig {
     /// The same for the module that this weight or bias is of.
     pub fn saves_param(&self, param: &str) -> bool {
         self.saves(module_of(param))
+    }
+
+    /// Rows that a vocabulary must have for every trained token.
+    pub fn vocab(&self) -> usize {
+        let last = |ids: &Vec<u32>| ids.iter().max().map_or(0, |id| *id as usize + 1);
+        match &self.trainable_token_indices {
+            None => 0,
+            Some(TokenIndices::Embedding(ids)) => last(ids),
+            Some(TokenIndices::Named(modules)) => modules.values().map(last).max().unwrap_or(0),
+        }
     }
 
     pub fn scale(&self, r: usize, alpha: f64) -> f32 {

@@ -6,6 +6,7 @@
 //! A training method is a function of logp: it gives coef = ∂loss/∂logp, and [`Session::backward`] turns that into gradients.
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
+use crate::error::Result;
 
 pub mod adapters;
 pub mod arch;
@@ -42,6 +43,7 @@ pub mod spec;
 pub mod streamed;
 pub mod table;
 mod thin;
+pub mod token_rows;
 pub mod weights;
 pub use batch::Tokens;
 pub use check::check;
@@ -57,12 +59,15 @@ pub struct Model {
     /// Of activations and unquantized weights.
     pub dtype: DType,
     pub embed: table::Table,
+    /// Rows of `embed` that are trained alone.
+    pub embed_rows: Option<token_rows::TokenRows>,
     /// Added to the embedding by position.
     pub positions: Option<param::Param>,
     pub blocks: Vec<block::Block>,
     pub final_norm: norm::NormParams,
     /// `None`: the embedding's weight.
     pub head: Option<table::Table>,
+    pub head_rows: Option<token_rows::TokenRows>,
     pub head_bias: Option<param::Param>,
     /// The adapter's config, if there is one.
     pub lora: Option<lora::LoraConfig>,
@@ -74,14 +79,18 @@ impl Model {
     /// Every weight that is no quantized base, in the order of the forward pass.
     pub fn params(&self) -> impl Iterator<Item = &param::Param> {
         let blocks = self.blocks.iter().flat_map(block::Block::params);
-        let before = self.embed.param().into_iter().chain(&self.positions);
-        let head = self.head.iter().filter_map(table::Table::param).chain(&self.head_bias);
+        let embed_rows = self.embed_rows.as_ref().map(|rows| &rows.rows);
+        let head_rows = self.head_rows.as_ref().map(|rows| &rows.rows);
+        let before = self.embed.param().into_iter().chain(embed_rows).chain(&self.positions);
+        let head = self.head.iter().filter_map(table::Table::param).chain(head_rows).chain(&self.head_bias);
         before.chain(blocks).chain(self.final_norm.params()).chain(head)
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut param::Param> {
         let blocks = self.blocks.iter_mut().flat_map(block::Block::params_mut);
-        let before = self.embed.param_mut().into_iter().chain(&mut self.positions);
-        let head = self.head.iter_mut().filter_map(table::Table::param_mut).chain(&mut self.head_bias);
+        let embed_rows = self.embed_rows.as_mut().map(|rows| &mut rows.rows);
+        let head_rows = self.head_rows.as_mut().map(|rows| &mut rows.rows);
+        let before = self.embed.param_mut().into_iter().chain(embed_rows).chain(&mut self.positions);
+        let head = self.head.iter_mut().filter_map(table::Table::param_mut).chain(head_rows).chain(&mut self.head_bias);
         before.chain(blocks).chain(self.final_norm.params_mut()).chain(head)
     }
     /// The weights that are trained.
@@ -107,7 +116,9 @@ impl Model {
     /// All values, those of the adapter and of its own copies of modules included.
     pub fn all_parameters(&self) -> u64 {
         let own = |p: &&param::Param| {
-            p.name.contains(".lora_") || self.lora.as_ref().is_some_and(|config| config.saves_param(&p.name))
+            p.name.contains(".lora_")
+                || p.name.ends_with(token_rows::SUFFIX)
+                || self.lora.as_ref().is_some_and(|config| config.saves_param(&p.name))
         };
         self.spec.parameters() + self.params().filter(own).map(|p| p.elements() as u64).sum::<u64>()
     }
@@ -116,6 +127,7 @@ impl Model {
         let mut parts: Vec<(String, usize)> = Vec::new();
         for param in self.trained() {
             let module = param.name.split(".lora_").next().unwrap_or_default();
+            let module = module.strip_suffix(token_rows::SUFFIX).unwrap_or(module);
             let leaf = lora::module_of(module).rsplit('.').next().unwrap_or_default();
             match parts.iter_mut().find(|(part, _)| part == leaf) {
                 Some((_, count)) => *count += param.elements(),
@@ -123,6 +135,14 @@ impl Model {
             }
         }
         parts
+    }
+    /// Puts rows that are trained alone where they are read.
+    pub fn put_token_rows(&self, b: &dyn Backend) -> Result<()> {
+        let head = self.head.as_ref().unwrap_or(&self.embed);
+        for (rows, table) in [(&self.embed_rows, &self.embed), (&self.head_rows, head)] {
+            rows.as_ref().map_or(Ok(()), |rows| rows.put(b, table))?;
+        }
+        Ok(())
     }
     pub fn linears(&self) -> impl Iterator<Item = &linear::Linear> {
         self.blocks.iter().flat_map(block::Block::linears)

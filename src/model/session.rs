@@ -13,6 +13,7 @@ use super::param::Param;
 use super::plan::{Keep, Plan};
 use super::spec::Spec;
 use super::table::{EmbedScratch, Table, embed};
+use super::token_rows::EmbedGrad;
 use crate::backend::dry::{Dry, Rules};
 use crate::backend::{Backend, Buf, Charge, Scope, Use};
 use crate::dtype::DType;
@@ -38,6 +39,9 @@ pub struct Session<'b> {
     embed: Option<EmbedScratch>,
     /// Only where a run asks for it.
     neftune: Option<Neftune>,
+    embed_rows: Option<EmbedGrad>,
+    /// Of the last forward, where `embed_rows` asks for them.
+    ids: Vec<u32>,
     head: HeadScratch,
 }
 
@@ -97,7 +101,12 @@ impl<'b> Session<'b> {
             dh: if train { Some((stream()?, stream()?)) } else { None },
             embed: EmbedScratch::new(&scope, &model.embed, s.V, N)?,
             neftune: None,
-            head: HeadScratch::new(&scope, s, head_of(model).table, labels, dtype, train)?,
+            embed_rows: match &model.embed_rows {
+                Some(_) if train => Some(EmbedGrad::new(&scope, N, s.C, dtype)?),
+                _ => None,
+            },
+            ids: Vec::new(),
+            head: HeadScratch::new(&scope, model, labels, train)?,
             _common: None,
             scope,
         })
@@ -151,6 +160,9 @@ impl<'b> Session<'b> {
             neftune.set(self.b, tokens, model.spec.C)?;
         }
         self.inputs.tell(self.b, &model.spec, tokens);
+        if self.embed_rows.is_some() {
+            self.ids.clone_from(&tokens.ids);
+        }
         self.run(model, None)
     }
 
@@ -165,6 +177,7 @@ impl<'b> Session<'b> {
 
     fn run(&mut self, model: &Model, pool: Option<(&Pool, &Step)>) -> Result<()> {
         let (b, s, N) = (self.b, &model.spec, self.N);
+        model.put_token_rows(b)?;
         let embedding = embedding_params(s, N, model.dtype);
         let (out, values) = (&mut self.kept.x[0], &mut self.h);
         embed(b, &model.embed, &mut self.embed, (out, values), &self.inputs.ids, &embedding)?;
@@ -212,10 +225,25 @@ impl<'b> Session<'b> {
     /// After a forward: adds ∂(Σ coef·logp)/∂weight to the gradient of every trained weight.
     pub fn backward(&mut self, model: &mut Model, labels: &[u32], coef: &[f32]) -> Result<()> {
         let (b, N) = (self.b, self.N);
-        let Model { spec: s, dtype, embed, positions, blocks, final_norm, head, head_bias, streamed, .. } = model;
+        let Model {
+            spec: s,
+            dtype,
+            embed,
+            positions,
+            blocks,
+            final_norm,
+            head,
+            head_bias,
+            embed_rows,
+            head_rows,
+            streamed,
+            ..
+        } = model;
         let (dx, dh) = self.dh.as_mut().expect("a session for training");
+        // a tied head's rows are the embedding's
+        let rows = if head.is_some() { head_rows.as_mut() } else { embed_rows.as_mut() };
         let table = head.as_mut().unwrap_or(embed);
-        self.head.backward(b, (table, head_bias.as_mut()), dh, &self.h, labels, coef)?;
+        self.head.backward(b, (table, head_bias.as_mut(), rows), dh, &self.h, labels, coef)?;
         b.fill(dx, 0.0)?;
         Norm::rows(s, N).backward(b, final_norm, dx, dh, &self.kept.x[blocks.len()], &self.stats)?;
         for (l, block) in blocks.iter_mut().enumerate().rev() {
@@ -236,6 +264,9 @@ impl<'b> Session<'b> {
         if let Table::Dense(Param { train: Some(train), .. }) = embed {
             let p = embedding_params(s, N, *dtype);
             b.embedding_backward(&mut train.grad, dx, &self.inputs.ids, &self.inputs.order, &p)?;
+        }
+        if let (Some(grad), Some(rows)) = (&mut self.embed_rows, embed_rows) {
+            grad.backward(b, rows, &self.ids, dx, dtype.round(s.embed_scale))?;
         }
         if let (Some(Param { train: Some(train), .. }), Some(own)) = (positions, &self.inputs.positions) {
             b.embedding_backward(&mut train.grad, dx, &own.rows, &own.order, &positions_params(s, N))?;

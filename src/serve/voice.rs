@@ -23,7 +23,8 @@ impl Voice {
     /// Of the model in `folder`, or what its adapter has of its own.
     pub fn load(folder: &Path, adapter: Option<&Path>) -> Result<Voice> {
         let (spec, tokenizer) = model::check(folder)?.sound()?;
-        let tokenizer = peft::tokenizer(adapter, tokenizer, spec.V)?;
+        let vocab = adapter.map_or(Ok(spec.V), |adapter| peft::vocab(adapter, &spec))?;
+        let tokenizer = peft::tokenizer(adapter, tokenizer, vocab)?;
         let own = tokenizer.chat_template().is_some();
         let template = if own { Some(Template::load(None, &tokenizer)?) } else { None };
         Ok(Voice { tokenizer, template })

@@ -57,6 +57,7 @@ fn settle(own: LoraConfig, wanted: LoraConfig) -> (LoraConfig, Vec<String>) {
         } )+ };
     }
     keep!(r, rank_pattern, target_modules, exclude_modules, layers_to_transform, layers_pattern, use_dora);
+    keep!(trainable_token_indices);
     change!(lora_alpha, alpha_pattern, use_rslora, lora_dropout);
     for module in wanted.modules_to_save {
         if !own.saves(&module) {

@@ -13,7 +13,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::export::peft;
 use crate::io::hub;
-use crate::model::lora::{self, Init, Patterns, Targets};
+use crate::model::lora::{self, Init, Patterns, Targets, TokenIndices};
 use serde::Serialize;
 use source::{Key, Source};
 use std::path::{Path, PathBuf};
@@ -68,17 +68,28 @@ keys! {
         adapter | "adapter_name_or_path": Option<PathBuf> = None;
         /// `"sft"`: supervised fine-tuning on conversations or texts. `"pretrain"`: documents end to end.
         method: Method = Method::Sft;
-        /// Records to train on: a file (JSONL, JSON, CSV, TSV, Parquet; for pretraining also text), a folder, a glob, or a
-        /// list of them. A table says more: `{path = "a.csv", weight = 2.0, columns = {prompt = "question"}}`. Its keys:
-        /// `split` (of a folder's or glob's files), `weight` (how often an epoch sees each record), `columns` (our name = the
+        /// Records to train on: a file (JSONL, JSON, CSV, TSV, Parquet; for pretraining also text), a folder, a glob, a data
+        /// set's name on the Hub (`org/name`, `org/name@revision`, `hf://datasets/org/name/path/*.parquet`), or a list of them.
+        /// A table says more: `{path = "a.csv", weight = 2.0, columns = {prompt = "question"}}`. Its keys: `name` (a data
+        /// set's subset), `split` (of a folder's, glob's or data set's files), `weight` (how often an epoch sees each record), `columns` (our name = the
         /// file's), `roles` (the file's = ours), `merged_prompt` (the user's words made of columns, as in
         /// `"Age {Age}.[[ Name: {Name}.]]"`; a `[[part]]` whose column is empty is left out; `output` answers it),
         /// `conversation_extension` (chats go on with so many others less one).
         dataset | "datasets" | "dataset_name": Vec<Dataset>, if |d: &Vec<Dataset>| !d.is_empty(), "at least one path";
         /// Records to evaluate on, written like `dataset`.
         eval_dataset | "eval_datasets": Vec<Dataset> = Vec::new();
+        /// The subset of data sets on the Hub that name none themselves.
+        dataset_config | "dataset_config_name": Option<String> = None;
+        /// The split of folders and data sets in `dataset` that name none themselves. Of a data set with several it is `train`.
+        dataset_train_split: Option<String> = None;
+        /// The split of the same folders and data sets to evaluate on; not with `eval_dataset` or `eval_split`.
+        dataset_test_split: Option<String> = None;
         /// The share of `dataset` that is kept out of training and evaluated on instead, chosen by `seed`.
         eval_split | "val_set_size": f64 = 0.0, if |x| (0.0..1.0).contains(x), "at least 0 and less than 1";
+        /// Keep the tokens of `dataset` and `eval_dataset` on disk, under a hash of the files' content, the tokenizer, the chat
+        /// template and whatever else decides them: the next run with the same starts at once, and tokens need no memory. In
+        /// `tokens` in `$LUTHIER_CACHE`, else in `luthier` in the user's folder for caches. `false`: they stay in memory.
+        dataset_cache: bool = true;
         /// Where the run keeps its checkpoints, metrics and result.
         output_dir | "output": PathBuf;
 
@@ -89,6 +100,9 @@ keys! {
         /// A `.jinja` file or a name: chatml, llama-3, mistral, gemma, phi-3, phi-4, qwen, alpaca, vicuna, zephyr. The
         /// model's own where not given.
         chat_template | "chat_template_path": Option<String> = None;
+        /// Texts that become one token each, like other text otherwise. Their rows of embedding and head are trained: with a
+        /// `[lora]` table those rows alone, else with everything. Control tokens belong in `[special_tokens]`.
+        new_tokens | "add_new_tokens" | "tokens": Vec<String> = Vec::new(), if |t: &Vec<String>| t.iter().all(|t| !t.trim().is_empty()), "texts that are not blank";
         /// Only the assistant's words count in the loss; `"last"`: only those of its last message; `false`: all of a chat.
         /// Of a prompt with its completion the completion counts, of records without roles every token does.
         /// TRL's default is `false`.
@@ -211,6 +225,8 @@ keys! {
         /// or `false`, to start at step 0. transformers' default is `false`.
         resume_from_checkpoint: Resume = Resume::Auto;
         tables {
+            /// Tokens by their roles.
+            special_tokens: SpecialTokens = SpecialTokens::take;
             /// Settings of some of the schedules.
             lr_scheduler_kwargs: SchedulerKwargs = SchedulerKwargs::take;
             /// Settings of some of the optimizers.
@@ -257,6 +273,24 @@ keys! {
 }
 
 keys! {
+    /// Tokens by their roles, in the tokenizer that goes with the result. Those that it lacks are added as control tokens, and their
+    /// rows trained as those of `new_tokens`.
+    #[derive(Default)]
+    SpecialTokens in "special_tokens." {
+        /// The text of the token that begins a text.
+        bos_token: Option<String> = None;
+        /// That ends one. A generation ends with it, and with whatever ended it before.
+        eos_token: Option<String> = None;
+        /// That fills rows.
+        pad_token: Option<String> = None;
+        /// That stands for what the tokenizer cannot write.
+        unk_token: Option<String> = None;
+        /// Control tokens without a role, as in `["<|im_start|>", "<|im_end|>"]`.
+        additional_special_tokens: Vec<String> = Vec::new();
+    }
+}
+
+keys! {
     /// Low-rank adapters on a frozen base. The keys also work flat, as `lora_r` and so on.
     LoraConfig in "lora." {
         /// The adapters' rank.
@@ -279,6 +313,10 @@ keys! {
         /// Modules that are trained in full and saved with the adapters, as in `["lm_head", "embed_tokens"]`. PEFT's rule: a
         /// name means every module whose name ends so.
         modules_to_save | "lora_modules_to_save": Vec<String> = Vec::new();
+        /// Ids of tokens whose rows of the embedding are trained, and saved with the adapters; a head that is tied to it is
+        /// trained with it. Or a table, `{ embed_tokens = [..], lm_head = [..] }`. Where not given, the rows of tokens that
+        /// `new_tokens` and `[special_tokens]` add, in both.
+        trainable_token_indices | "peft_trainable_token_indices": Option<TokenIndices> = None;
         /// Scale by `lora_alpha / √r` instead.
         use_rslora | "use_rslora": bool = false;
         /// DoRA: directions and magnitudes of the weights are adapted apart.
@@ -298,8 +336,9 @@ keys! {
     }
 }
 
-const TABLES: &[&str] = &["lr_scheduler_kwargs", "optim_args", "lora"];
-const ALL_KEYS: &[&[Key]] = &[TrainConfig::KEYS, SchedulerKwargs::KEYS, OptimArgs::KEYS, LoraConfig::KEYS];
+const TABLES: &[&str] = &["lr_scheduler_kwargs", "optim_args", "lora", "special_tokens"];
+const ALL_KEYS: &[&[Key]] =
+    &[TrainConfig::KEYS, SchedulerKwargs::KEYS, OptimArgs::KEYS, LoraConfig::KEYS, SpecialTokens::KEYS];
 
 /// Reads a TOML or YAML config and puts `key=value` overrides over it. Of what it names, only an adapter's config is opened.
 pub fn load(path: &Path, overrides: &[String]) -> Result<TrainConfig> {
@@ -319,6 +358,7 @@ pub fn page() -> String {
     page::page(&[
         ("", "", TrainConfig::KEYS),
         ("[lora]", "Adapters on a frozen base; no such table: full fine-tuning.", LoraConfig::KEYS),
+        ("[special_tokens]", "Tokens by their roles, in the tokenizer that goes with the result.", SpecialTokens::KEYS),
         ("[lr_scheduler_kwargs]", "What some schedules may be told besides.", SchedulerKwargs::KEYS),
         (
             "[optim_args]",
@@ -361,6 +401,14 @@ impl TrainConfig {
         }
         if !self.eval_dataset.is_empty() && self.eval_split > 0.0 {
             return Err(source.fail_at("eval_split", "`eval_split` and `eval_dataset` exclude each other: keep one"));
+        }
+        if self.dataset_test_split.is_some() && (!self.eval_dataset.is_empty() || self.eval_split > 0.0) {
+            let what = "`dataset_test_split` excludes `eval_dataset` and `eval_split`: keep one";
+            return Err(source.fail_at("dataset_test_split", what));
+        }
+        if self.dataset_test_split.is_some() && !self.dataset.iter().any(Dataset::has_splits) {
+            let what = "`dataset_test_split` is of folders and data sets, and `dataset` names none without a split";
+            return Err(source.fail_at("dataset_test_split", what));
         }
         if self.warmup_steps > 0 && self.warmup_ratio > 0.0 {
             return Err(
@@ -482,7 +530,7 @@ impl LoraConfig {
             ($($key:ident),+) => { $( if !source.has(concat!("lora.", stringify!($key))) { self.$key = own.$key; } )+ };
         }
         complete!(r, lora_alpha, target_modules, exclude_modules, layers_to_transform, layers_pattern, rank_pattern);
-        complete!(alpha_pattern, modules_to_save, use_rslora, use_dora, lora_dropout);
+        complete!(trainable_token_indices, alpha_pattern, modules_to_save, use_rslora, use_dora, lora_dropout);
         self
     }
 }

@@ -1,9 +1,9 @@
 //! Where a run is in its data: a pure function of data, options and step, so that resuming needs no stored state.
-use crate::data::{BatchOptions, EpochPlan, Example};
+use crate::data::{BatchOptions, EpochPlan, Examples};
 
 /// The epochs of a run, planned one at a time.
 pub struct Cursor<'d> {
-    examples: &'d [Example],
+    examples: &'d Examples,
     lengths: Vec<usize>,
     options: BatchOptions,
     accumulation: usize,
@@ -14,8 +14,8 @@ pub struct Cursor<'d> {
 }
 
 impl<'d> Cursor<'d> {
-    pub fn new(examples: &'d [Example], options: BatchOptions, accumulation: usize) -> Cursor<'d> {
-        let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
+    pub fn new(examples: &'d Examples, options: BatchOptions, accumulation: usize) -> Cursor<'d> {
+        let lengths = examples.lengths();
         let plan = EpochPlan::new(&lengths, &options, 0);
         Cursor { examples, lengths, options, accumulation, epoch: 0, plan, first_step: 0 }
     }
@@ -67,12 +67,12 @@ impl<'d> Cursor<'d> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Packing;
+    use crate::data::{Example, Packing};
 
     #[test]
     fn a_cursor_that_starts_late_sees_what_the_first_one_saw() {
         let example = |n: usize| Example { ids: vec![n as u32; n % 7 + 1], trained: vec![true; n % 7 + 1] };
-        let examples: Vec<Example> = (0..23).map(example).collect();
+        let examples: Examples = (0..23).map(example).collect();
         let options = BatchOptions { max_length: 8, rows: 2, packing: Packing::Bfd, seed: 3, shuffle: true, pad_id: 0 };
         let new = || Cursor::new(&examples, options.clone(), 3);
         let mut through = new();
@@ -87,6 +87,6 @@ mod tests {
         }
         assert!(all[11].1 > 1.0, "the second epoch was reached");
         let seen: usize = all.iter().filter(|(_, e)| *e <= 1.0).flat_map(|(b, _)| b).map(|b| b.tokens).sum();
-        assert_eq!(seen, examples.iter().map(Example::len).sum::<usize>(), "an epoch sees every token once");
+        assert_eq!(seen, examples.lengths().iter().sum::<usize>(), "an epoch sees every token once");
     }
 }

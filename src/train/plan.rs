@@ -62,6 +62,8 @@ pub struct Rehearsal<'a> {
     /// The base model's folder; of shapes alone, its config.
     pub base: &'a Path,
     pub lora: Option<LoraConfig>,
+    /// Tokens that the model shall have at least.
+    pub vocab: usize,
     /// Tokens that the model is asked to go on from, at most; `None`: it is not.
     pub prompt: Option<usize>,
 }
@@ -103,15 +105,19 @@ pub fn gib(bytes: u64) -> String {
 /// from a prompt as long as can be.
 pub fn plan(config: &TrainConfig, rules: Rc<dyn Rules>, budget: Budget, reporter: &mut dyn Reporter) -> Result<Layout> {
     let base = run::base_folder(config, reporter)?;
-    let prompt = match Weights::are_in(&base)? {
-        true => run::longest_prompt(config, &run::read_data(config, &base)?.1),
-        false => Some(config.max_length),
-    };
-    let lora = match &config.adapter {
+    let mut lora = match &config.adapter {
         Some(folder) => Some(adapter::open(config, folder)?.lora),
         None => config.lora.as_ref().map(setup::lora),
     };
-    Rehearsal { config, base: &base, lora, prompt }.layout(rules, budget)
+    let (prompt, vocab) = match Weights::are_in(&base)? {
+        true => {
+            let read = run::read_data(config, &base, reporter)?;
+            lora.iter_mut().for_each(|lora| setup::train_rows(lora, &read.added, &read.spec));
+            (run::longest_prompt(config, &read.data), read.vocab)
+        }
+        false => (Some(config.max_length), 0),
+    };
+    Rehearsal { config, base: &base, lora, vocab, prompt }.layout(rules, budget)
 }
 
 /// What one rehearsal showed.
@@ -130,7 +136,8 @@ impl Rehearsal<'_> {
         let (config, N) = (self.config, self.N());
         let dry = Dry::new(rules.clone(), None);
         let b: &dyn Backend = &dry;
-        let mut model = Model::load(b, self.base, &setup::load_options(config, self.lora.clone(), place))?;
+        let options = setup::load_options(config, self.lora.clone(), self.vocab, place);
+        let mut model = Model::load(b, self.base, &options)?;
         let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
         let mut session = Session::new(b, &model, N, config.max_length, plan.clone())?;
         let rows = 0..config.per_device_train_batch_size;

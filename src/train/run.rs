@@ -21,7 +21,7 @@ use crate::io::hub;
 use crate::model::spec::{Positions, Spec};
 use crate::model::{self, Model, Place, Plan, Session};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 mod evaluate;
 mod samples;
@@ -29,11 +29,15 @@ mod step;
 mod stopped;
 pub(super) use samples::{longest_prompt, speak};
 
+/// Between words about data that is being encoded.
+const SILENCE: Duration = Duration::from_secs(10);
+
 /// Runs a config to its end, from wherever an earlier run of it got to. Returns the last evaluation's loss.
 pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
     b.set_deterministic(config.deterministic);
     let base = base_folder(config, reporter)?;
-    let ((spec, tokenizer), data) = read_data(config, &base)?;
+    let Read { spec, tokenizer, added, vocab, data } = read_data(config, &base, reporter)?;
+    report_added(&added, spec.V, reporter);
     report_data(&data, reporter);
     let cursor =
         Cursor::new(&data.train, setup::batch_options(config, &tokenizer, true), config.gradient_accumulation_steps);
@@ -71,14 +75,15 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
             return Ok(None);
         }
     }
-    let lora = own.as_ref().map(|own| own.lora.clone()).or(config.lora.as_ref().map(setup::lora));
+    let mut lora = own.as_ref().map(|own| own.lora.clone()).or(config.lora.as_ref().map(setup::lora));
+    lora.iter_mut().for_each(|lora| setup::train_rows(lora, &added, &spec));
     let prompt = longest_prompt(config, &data);
-    let layout =
-        Rehearsal { config, base: &base, lora: lora.clone(), prompt }.layout(b.rules(), Budget::of(b, config))?;
+    let layout = Rehearsal { config, base: &base, lora: lora.clone(), vocab, prompt }
+        .layout(b.rules(), Budget::of(b, config))?;
     if !layout.fits() {
         return Err(layout.error(b.name()));
     }
-    let mut model = Model::load(b, &base, &setup::load_options(config, lora, layout.place))?;
+    let mut model = Model::load(b, &base, &setup::load_options(config, lora, vocab, layout.place))?;
     if let Some(own) = &own {
         // also before a checkpoint, which holds what is trained: an adapter may have saved what is not
         peft::load(b, &mut model, own.folder)?;
@@ -151,8 +156,19 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     .run(reporter)
 }
 
-/// The model's spec and tokenizer, both sound, and the data as that tokenizer has it.
-pub(super) fn read_data(config: &TrainConfig, base: &Path) -> Result<((Spec, Tokenizer), Dataset)> {
+/// What a run starts from, all of it sound.
+pub(super) struct Read {
+    pub spec: Spec,
+    pub tokenizer: Tokenizer,
+    /// The ids that the tokenizer has over the base's.
+    pub added: Vec<u32>,
+    /// Rows that embedding and head must have at least.
+    pub vocab: usize,
+    /// As the tokenizer has it.
+    pub data: Dataset,
+}
+
+pub(super) fn read_data(config: &TrainConfig, base: &Path, reporter: &mut dyn Reporter) -> Result<Read> {
     let (spec, tokenizer) = model::check(base)?.sound()?;
     if spec.positions == Positions::Learned && config.max_length > spec.max_positions {
         let (wanted, most) = (config.max_length, spec.max_positions);
@@ -160,9 +176,11 @@ pub(super) fn read_data(config: &TrainConfig, base: &Path) -> Result<((Spec, Tok
             "max_length is {wanted}, but the model has learned {most} positions: set {most}"
         )));
     }
-    let tokenizer = peft::tokenizer(config.adapter.as_deref(), tokenizer, spec.V)?;
-    let data = data::load(&setup::data_options(config), &tokenizer)?;
-    Ok(((spec, tokenizer), data))
+    let vocab = config.adapter.as_deref().map_or(Ok(spec.V), |adapter| peft::vocab(adapter, &spec))?;
+    let (tokenizer, added) = setup::tokenizer(config, base, tokenizer, vocab)?;
+    let data = load_data(config, &tokenizer, reporter)?;
+    let vocab = vocab.max(tokenizer.vocab_size());
+    Ok(Read { spec, tokenizer, added, vocab, data })
 }
 
 /// Where the base model's files are.
@@ -171,6 +189,16 @@ pub(super) fn base_folder(config: &TrainConfig, reporter: &mut dyn Reporter) -> 
         reporter.download(event);
         !reporter.is_interrupted()
     })
+}
+
+/// `V`: the base's rows.
+fn report_added(added: &[u32], V: usize, reporter: &mut dyn Reporter) {
+    let (Some(first), Some(last)) = (added.first(), added.last()) else { return };
+    let beyond = added.iter().filter(|id| **id as usize >= V).count();
+    reporter.message(&format!(
+        "{} new tokens, ids {first} to {last}: {beyond} get new rows, which start as the mean of all, the others have rows to spare",
+        added.len()
+    ));
 }
 
 /// As PEFT's `print_trainable_parameters`, then part by part.
@@ -194,6 +222,26 @@ fn report_rates(optimizer: &Optimizer, reporter: &mut dyn Reporter) {
     }
 }
 
+/// With a word every while, for large data.
+fn load_data(config: &TrainConfig, tokenizer: &Tokenizer, reporter: &mut dyn Reporter) -> Result<Dataset> {
+    let mut options = setup::data_options(config);
+    let pretrain = options.pretrain;
+    for source in options.sources.iter_mut().chain(&mut options.eval_sources) {
+        data::hub::fetch(source, pretrain, &mut |event| {
+            reporter.download(event);
+            !reporter.is_interrupted()
+        })?;
+    }
+    let mut told = Instant::now();
+    data::load_watched(&options, tokenizer, &mut |progress| {
+        if told.elapsed() > SILENCE {
+            told = Instant::now();
+            reporter.message(&format!("{}: {} records are encoded", progress.file.display(), progress.rows));
+        }
+        !reporter.is_interrupted()
+    })
+}
+
 fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {
     let r = &data.report;
     let (train, eval) = (data.train.len(), data.eval.len());
@@ -201,6 +249,7 @@ fn report_data(data: &Dataset, reporter: &mut dyn Reporter) {
         "{} records: {train} to train on, {eval} to evaluate on; {} tokens, {} count",
         r.records, r.tokens, r.targets
     ));
+    data.notes.iter().for_each(|note| reporter.message(note));
     for found in r.findings.iter() {
         reporter.message(&found.to_string());
     }

@@ -1,21 +1,92 @@
 //! From a config to what a run works with: data, model, buffers.
-use super::config::{AdjustLr, LoraConfig as LoraKeys, Method, Optim, TrainConfig};
+use super::config::{AdjustLr, LoraConfig as LoraKeys, Method, Optim, SpecialTokens, TrainConfig};
 use super::optim::{Decay, Home, Hyper, Precision, Rates, Rule};
-use crate::data::{BatchOptions, DataOptions, Packing, Tokenizer};
-use crate::model::lora::LoraConfig;
+use crate::data::{self, BatchOptions, DataOptions, NewTokens, Packing, Source, Tokenizer};
+use crate::error::{Error, Result};
+use crate::export::peft;
+use crate::model::lora::{LoraConfig, TokenIndices};
+use crate::model::spec::{Head, Spec};
 use crate::model::{LoadOptions, Place};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 pub fn data_options(config: &TrainConfig) -> DataOptions {
+    let of = |split: &Option<String>, source: &Source| Source {
+        name: source.name.clone().or(config.dataset_config.clone()),
+        split: source.split.clone().or(split.clone()),
+        ..source.clone()
+    };
+    let train = &config.dataset_train_split;
+    let sources: Vec<Source> = config.dataset.iter().map(|source| of(train, source)).collect();
+    let eval_sources = match &config.dataset_test_split {
+        None => config.eval_dataset.iter().map(|source| of(&None, source)).collect(),
+        split => {
+            let sets = config.dataset.iter().filter(|source| source.has_splits());
+            sets.map(|source| Source { weight: 1.0, ..of(split, source) }).collect()
+        }
+    };
     DataOptions {
-        sources: config.dataset.clone(),
-        eval_sources: config.eval_dataset.clone(),
+        sources,
+        eval_sources,
         eval_split: config.eval_split,
         seed: config.seed,
         max_length: config.max_length,
         train_on: config.assistant_only_loss,
         pretrain: config.method == Method::Pretrain,
         chat_template: config.chat_template.clone(),
+        cache: config.dataset_cache.then(data::cache::folder).flatten(),
     }
+}
+
+pub fn new_tokens(config: &TrainConfig) -> NewTokens {
+    let SpecialTokens { bos_token, eos_token, pad_token, unk_token, additional_special_tokens } =
+        &config.special_tokens;
+    let named =
+        [("bos_token", bos_token), ("eos_token", eos_token), ("pad_token", pad_token), ("unk_token", unk_token)];
+    let names = named.into_iter().filter_map(|(name, text)| Some((name.to_string(), text.clone()?)));
+    NewTokens { tokens: config.new_tokens.clone(), special: additional_special_tokens.clone(), names: names.collect() }
+}
+
+/// The tokenizer of a run, and the ids that it has over `own`, that of the base model at `base`; `V`: the model's vocabulary.
+pub fn tokenizer(config: &TrainConfig, base: &Path, own: Tokenizer, V: usize) -> Result<(Tokenizer, Vec<u32>)> {
+    let (new, adapter) = (new_tokens(config), config.adapter.as_deref());
+    if adapter.is_none() && !new.is_empty() {
+        let tokenizer = Tokenizer::load_with(base, &new)?;
+        let added = new.added(&own, &tokenizer);
+        return Ok((tokenizer, added));
+    }
+    let found = peft::tokenizer(adapter, own, V)?;
+    match new.are_in(&found) {
+        true => Ok((found, vec![])),
+        false => Err(Error::Usage(
+            "new_tokens and special_tokens go with a new adapter: the one to go on from has none of the rows that they would \
+            need, so take them out, or start from the base model"
+                .into(),
+        )),
+    }
+}
+
+/// A new adapter trains the rows of tokens that were `added`, where nothing was said of rows and it does not train all of them.
+pub(super) fn train_rows(lora: &mut LoraConfig, added: &[u32], spec: &Spec) {
+    let tables: &[&str] = match spec.head {
+        Head::Own => &[spec.names.embed, spec.names.head],
+        Head::Tied => &[spec.names.embed],
+    };
+    let tied_saved = spec.head == Head::Tied && lora.saves(spec.names.head);
+    if added.is_empty() || lora.trainable_token_indices.is_some() || tied_saved {
+        return;
+    }
+    let open = tables.iter().filter(|module| !lora.saves(module));
+    let modules: BTreeMap<String, Vec<u32>> = open.map(|module| (leaf(module).to_string(), added.to_vec())).collect();
+    lora.trainable_token_indices = match (spec.head, modules.is_empty()) {
+        (_, true) => None,
+        (Head::Tied, _) => Some(TokenIndices::Embedding(added.to_vec())),
+        (Head::Own, _) => Some(TokenIndices::Named(modules)),
+    };
+}
+
+fn leaf(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or(module)
 }
 
 pub fn batch_options(config: &TrainConfig, tokenizer: &Tokenizer, shuffle: bool) -> BatchOptions {
@@ -41,6 +112,7 @@ pub(super) fn lora(keys: &LoraKeys) -> LoraConfig {
         rank_pattern: keys.rank_pattern.clone(),
         alpha_pattern: keys.alpha_pattern.clone(),
         modules_to_save: keys.modules_to_save.clone(),
+        trainable_token_indices: keys.trainable_token_indices.clone(),
         use_rslora: keys.use_rslora,
         use_dora: keys.use_dora,
         init: keys.init_lora_weights,
@@ -48,8 +120,8 @@ pub(super) fn lora(keys: &LoraKeys) -> LoraConfig {
     }
 }
 
-/// `lora`: the adapter's config.
-pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>, place: Place) -> LoadOptions {
+/// `lora`: the adapter's config; `vocab`: tokens at least.
+pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>, vocab: usize, place: Place) -> LoadOptions {
     let seed = config.lora.as_ref().and_then(|lora| lora.seed).unwrap_or(config.seed);
     LoadOptions {
         dtype: config.dtype,
@@ -59,6 +131,7 @@ pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>, place
         train: true,
         freeze_router: config.freeze_router,
         seed,
+        vocab,
         place,
     }
 }

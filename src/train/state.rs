@@ -5,7 +5,7 @@ use super::config::{Resume, TrainConfig};
 use super::loss_scale::LossScale;
 use super::metrics::{self, Reporter};
 use super::optim::Optimizer;
-use super::{disk, space};
+use super::{disk, setup, space};
 use crate::backend::Backend;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
@@ -53,6 +53,10 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "output_dir",
         "dataset",
         "eval_dataset",
+        "dataset_cache",
+        "dataset_config",
+        "dataset_train_split",
+        "dataset_test_split",
         "model_name_or_path",
         "adapter",
         "backend",
@@ -119,10 +123,11 @@ pub(super) fn write_result(
     if let Some(adapter) = &config.adapter {
         export::folder::copy_files(adapter, out)?;
     }
+    setup::new_tokens(config).write(out)?;
     if config.adapter.is_none() && config.chat_template.is_none() {
         return Ok(());
     }
-    let tokenizer = peft::tokenizer(config.adapter.as_deref(), Tokenizer::load(base)?, model.spec.V)?;
+    let (tokenizer, _) = setup::tokenizer(config, base, Tokenizer::load(base)?, model.spec.V)?;
     match &config.chat_template {
         Some(name) => export::folder::chat_template(name, &tokenizer, out),
         // whatever file of the adapter holds it, it goes over the base's

@@ -55,7 +55,20 @@ BASES = {
         "save_both": dict(r=2, lora_alpha=8, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
         "save_embed": dict(r=2, lora_alpha=8, target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
     }),
+    # rows of tokens; RESIZED: after so many rows were added to the base
+    "tokens": ("LlamaConfig", {}, {
+        "embedding": dict(r=2, lora_alpha=8, target_modules=["q_proj"], trainable_token_indices=[9, 5, 6]),
+        "both": dict(r=2, lora_alpha=8, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [5, 6, 9], "lm_head": [9, 20]}),
+        "resized": dict(r=2, lora_alpha=8, target_modules=["q_proj"],
+                        trainable_token_indices={key: [SIZES["vocab_size"] + i for i in range(3)] for key in ("embed_tokens", "lm_head")}),
+        "resized_save": dict(r=2, lora_alpha=8, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+    }),
+    "tokens_tied": ("Gemma2Config", dict(tie_word_embeddings=True, head_dim=4, query_pre_attn_scalar=4, sliding_window=8), {
+        "embedding": dict(r=2, lora_alpha=8, target_modules=["q_proj"], trainable_token_indices=[7, 8, 30]),
+        "resized": dict(r=2, lora_alpha=8, target_modules=["q_proj"], trainable_token_indices=[SIZES["vocab_size"] + i for i in range(3)]),
+    }),
 }
+RESIZED = 3
 
 
 M64 = (1 << 64) - 1
@@ -100,6 +113,12 @@ def base_model(kind, keys):
     return model.eval()
 
 
+def load_base(folder, name):
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", attn_implementation="eager", dtype=torch.float32)
+    if name.startswith("resized"): model.resize_token_embeddings(SIZES["vocab_size"] + RESIZED)
+    return model
+
+
 def run(model, ids, labels):
     out = model(input_ids=ids, labels=labels, use_cache=False)
     return out.logits, out.loss
@@ -110,7 +129,7 @@ def make(out):
         folder = f"{out}/{base}"
         base_model(kind, keys).save_pretrained(f"{folder}/model")
         for name, lora in adapters.items():
-            model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", attn_implementation="eager", dtype=torch.float32)
+            model = load_base(folder, name)
             model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora)).train()
             for n, module in model.named_modules():
                 if hasattr(module, "lora_dropout") and lora.get("lora_dropout"):
@@ -119,7 +138,7 @@ def make(out):
                 for n, p in model.named_parameters():
                     if "lora_B" in n: p.copy_(torch.randn(p.shape, generator=g) * 0.2)
                     elif "magnitude" in n: p.mul_(1.0 + 0.3 * torch.rand(p.shape, generator=g))
-                    elif "modules_to_save" in n: p.add_(torch.randn(p.shape, generator=g) * 0.1)
+                    elif "modules_to_save" in n or "trainable_tokens" in n: p.add_(torch.randn(p.shape, generator=g) * 0.1)
             model.save_pretrained(f"{folder}/{name}", save_embedding_layers=False)
             if os.path.exists(f"{folder}/{name}/README.md"): os.remove(f"{folder}/{name}/README.md")
             path = f"{folder}/{name}/adapter_config.json"
@@ -129,6 +148,10 @@ def make(out):
                 if isinstance(config[key], list): config[key].sort()
             json.dump(config, open(path, "w"), indent=2, sort_keys=True)
             ids = torch.randint(3, SIZES["vocab_size"], (2, 12), generator=g)
+            if base.startswith("tokens"):  # those that are trained come often
+                known = lora.get("trainable_token_indices") or list(range(SIZES["vocab_size"], SIZES["vocab_size"] + RESIZED))
+                known = sorted(set(sum(known.values(), []))) if isinstance(known, dict) else known
+                ids[:, 1::3] = torch.tensor(known)[torch.randint(0, len(known), ids[:, 1::3].shape, generator=g)]
             labels = ids.clone(); labels[0, :4] = -100
             logits, loss = run(model, ids, labels)
             loss.backward()
@@ -143,7 +166,7 @@ def check(out, trained):
     bad = 0
     for base, (_, _, adapters) in BASES.items():
         for name in adapters:
-            model = AutoModelForCausalLM.from_pretrained(f"{out}/{base}/model", attn_implementation="eager", dtype=torch.float32)
+            model = load_base(f"{out}/{base}", name)
             model = PeftModel.from_pretrained(model, f"{trained}/{base}/{name}").eval()
             golden = load_file(f"{out}/{base}/{name}/golden.safetensors")
             with torch.no_grad(): logits, _ = run(model, golden["input_ids"], golden["labels"])

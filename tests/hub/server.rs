@@ -97,6 +97,17 @@ fn read(stream: &TcpStream, log: &mut Vec<String>) -> std::io::Result<Request> {
     Ok(Request { method, body, head: first.starts_with("HEAD"), path, token, from })
 }
 
+/// What `/api/datasets/ORG/NAME/revision/REVISION` answers.
+fn listing(path: &str, state: &State) -> Result<String, (&'static str, &'static str)> {
+    let (name, revision) = path.split_once("/revision/").ok_or(("404 Not Found", ""))?;
+    let repo = state.repos.get(name).ok_or(("401 Unauthorized", "RepoNotFound"))?;
+    if revision != repo.commit && !repo.revisions.contains(&revision.replace("%2F", "/")) {
+        return Err(("404 Not Found", "RevisionNotFound"));
+    }
+    let files: Vec<_> = repo.files.keys().map(|file| serde_json::json!({ "rfilename": file })).collect();
+    Ok(serde_json::json!({ "sha": repo.commit, "siblings": files }).to_string())
+}
+
 fn answer(mut stream: TcpStream, state: &Mutex<State>, cdn: &str) -> std::io::Result<()> {
     let mut state = state.lock().unwrap();
     let request = read(&stream, &mut state.log)?;
@@ -107,13 +118,21 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, cdn: &str) -> std::io::Re
     let refuse = |stream: &mut TcpStream, status: &str, code: &str| {
         send(stream, status, &format!("X-Error-Code: {code}\r\nContent-Length: 0\r\n"), b"")
     };
+    let path = request.path.trim_start_matches('/');
     if !["GET", "HEAD"].contains(&request.method.as_str()) {
         let (status, headers, body) = upload(&mut state, &request, cdn);
         return send(&mut stream, status, &format!("{headers}Content-Length: {}\r\n", body.len()), body.as_bytes());
     }
-    let parts: Vec<&str> = request.path.trim_start_matches('/').splitn(5, '/').collect();
+    if let Some(listed) = path.strip_prefix("api/") {
+        return match listing(listed, &state) {
+            Ok(text) => send(&mut stream, "200 OK", &format!("Content-Length: {}\r\n", text.len()), text.as_bytes()),
+            Err((status, code)) => refuse(&mut stream, status, code),
+        };
+    }
+    let (place, path) = path.strip_prefix("datasets/").map_or(("", path), |path| ("datasets/", path));
+    let parts: Vec<&str> = path.splitn(5, '/').collect();
     let [org, name, kind, revision, file] = parts[..] else { return refuse(&mut stream, "404 Not Found", "") };
-    let found = state.repos.get(&format!("{org}/{name}")).cloned();
+    let found = state.repos.get(&format!("{place}{org}/{name}")).cloned();
     let Some(repo) = found else { return refuse(&mut stream, "401 Unauthorized", "RepoNotFound") };
     let Some(bytes) = repo.files.get(file) else { return refuse(&mut stream, "404 Not Found", "EntryNotFound") };
     let length = bytes.len();

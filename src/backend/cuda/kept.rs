@@ -1,4 +1,5 @@
 //! What a library took long to make, kept on disk for the next process: kernels and plans.
+use crate::io::disk;
 use std::path::{Path, PathBuf};
 
 /// A file of the cache. No file where there is no place for one: that costs time, not correctness.
@@ -12,7 +13,7 @@ impl Kept {
             hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
         let file = format!("{name}-{}.{extension}", &hash.finalize().to_hex()[..32]);
-        Kept(folder().map(|folder| folder.join(file)))
+        Kept(disk::cache_folder().map(|folder| folder.join("kernels").join(file)))
     }
     /// A file cut short is one whose hash disagrees: as if there were none.
     pub fn read(&self) -> Option<Vec<u8>> {
@@ -24,18 +25,6 @@ impl Kept {
     pub fn write(&self, thing: &[u8]) {
         let _ = self.0.as_ref().map(|file| write(file, thing));
     }
-}
-
-/// `$XDG_CACHE_HOME/luthier/kernels`, or the platform's folder for caches.
-fn folder() -> Option<PathBuf> {
-    let home = || std::env::home_dir();
-    let base = match std::env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()) {
-        Some(folder) => PathBuf::from(folder),
-        None if cfg!(windows) => PathBuf::from(std::env::var_os("LOCALAPPDATA")?),
-        None if cfg!(target_os = "macos") => home()?.join("Library/Caches"),
-        None => home()?.join(".cache"),
-    };
-    Some(base.join("luthier").join("kernels"))
 }
 
 /// Under another name first: a reader never sees half a file.

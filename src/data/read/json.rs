@@ -1,5 +1,5 @@
 //! JSON Lines, one object a line; or one JSON array of objects.
-use super::{BLOCK, MAX_ROW, Parsed, Row, Take, kind};
+use super::{BLOCK, MAX_ROW, Parsed, Row, Take, kind, with_text};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use serde::de::{Deserializer, SeqAccess, Visitor};
@@ -8,9 +8,6 @@ use serde_json::value::RawValue;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
-
-/// An array is one value and must be in memory as a whole.
-const MAX_ARRAY: u64 = 2 << 30;
 
 pub fn rows(file: &Path, take: &mut Take) -> Result<()> {
     let mut reader = File::open(file).map_err(Error::read(file))?;
@@ -102,43 +99,28 @@ fn row(text: &[u8], first: usize, in_array: bool) -> Parsed {
 
 /// The array's structure is checked first, then its records are parsed where they stand.
 fn array(file: &Path, take: &mut Take) -> Result<()> {
-    let size = std::fs::metadata(file).map_err(Error::read(file))?.len();
-    if size > MAX_ARRAY {
-        let what = format!(
-            "is a JSON array of {size} bytes, and one may have {MAX_ARRAY}: jq -c '.[]' makes JSON Lines of it"
-        );
-        return Err(Error::content(file, "", what));
-    }
-    let bytes = std::fs::read(file).map_err(Error::read(file))?;
-    let text = std::str::from_utf8(&bytes).map_err(|e| {
-        let line = 1 + count_lines(&bytes[..e.valid_up_to()]);
-        Error::content(file, format!("line {line}"), format!("must be UTF-8, is not at byte {}", e.valid_up_to()))
-    })?;
-    let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let whole = deserializer.deserialize_seq(Elements).and_then(|elements| deserializer.end().map(|()| elements));
-    let elements = whole.map_err(|e| {
-        let at = format!("line {}", e.line());
-        Error::content(file, at, format!("bad JSON at column {}: {e}", e.column()))
-    })?;
-    let (mut line, mut counted, mut numbered) = (1, 0, Vec::with_capacity(elements.len()));
-    for element in elements {
-        let start = element.as_ptr() as usize - text.as_ptr() as usize;
-        line += count_lines(&text.as_bytes()[counted..start]);
-        counted = start;
-        numbered.push((line, element));
-    }
-    while !numbered.is_empty() {
-        let mut bytes = 0;
-        let more = |(_, text): &&(usize, &str)| {
-            bytes += text.len();
-            bytes <= BLOCK
-        };
-        let block = numbered.iter().take_while(more).count().max(1);
-        take(numbered[..block].par_iter().map(|(line, text)| row(text.as_bytes(), *line, true)).collect())?;
-        numbered.drain(..block);
-    }
-    Ok(())
+    with_text(file, |text| {
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let whole = deserializer.deserialize_seq(Elements).and_then(|elements| deserializer.end().map(|()| elements));
+        let elements = whole.map_err(|e| {
+            let at = format!("line {}", e.line());
+            Error::content(file, at, format!("bad JSON at column {}: {e}", e.column()))
+        })?;
+        let (mut line, mut counted) = (1, 0);
+        let mut rest = &elements[..];
+        while !rest.is_empty() {
+            let (mut numbered, mut bytes) = (vec![], 0);
+            while let Some((element, after)) = rest.split_first().filter(|_| bytes <= BLOCK) {
+                let start = element.as_ptr() as usize - text.as_ptr() as usize;
+                line += count_lines(&text.as_bytes()[counted..start]);
+                (counted, rest) = (start, after);
+                bytes += element.len();
+                numbered.push((line, *element));
+            }
+            take(numbered.par_iter().map(|(line, text)| row(text.as_bytes(), *line, true)).collect())?;
+        }
+        Ok(())
+    })
 }
 
 /// An array's elements as they are written.

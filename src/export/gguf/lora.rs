@@ -26,9 +26,9 @@ struct Side {
 /// Writes the file; returns its bytes.
 pub fn write(spec: &Spec, adapter: &AdapterFile, folder: &Path, name: &str, out: &Path) -> Result<u64> {
     let config = &adapter.config;
-    if config.use_dora || !config.modules_to_save.is_empty() {
-        let what =
-            "llama.cpp's adapters are A and B alone: with DoRA or modules_to_save, merge it into the model (gguf)";
+    if config.use_dora || !config.modules_to_save.is_empty() || config.trainable_token_indices.is_some() {
+        let what = "llama.cpp's adapters are A and B alone: with DoRA, modules_to_save or trainable_token_indices, merge it into \
+                    the model (gguf)";
         return Err(Error::content(adapter.tensors.path(), "", what));
     }
     let Described { architecture, places, .. } = describe(spec)?;

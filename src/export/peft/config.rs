@@ -2,7 +2,7 @@
 use super::CONFIG;
 use crate::error::{Error, Result};
 use crate::io::hub;
-use crate::model::lora::{Init, LoraConfig, Patterns, Rules, Targets};
+use crate::model::lora::{Init, LoraConfig, Patterns, Rules, Targets, TokenIndices};
 use crate::model::spec::WeightLayout;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
@@ -27,6 +27,8 @@ struct Json {
     layers_pattern: Option<OneOrMany<String>>,
     #[serde(default)]
     modules_to_save: Option<Vec<String>>,
+    #[serde(default)]
+    trainable_token_indices: Option<TokenIndices>,
     #[serde(default, deserialize_with = "or_default")]
     rank_pattern: Patterns<usize>,
     #[serde(default, deserialize_with = "or_default")]
@@ -68,7 +70,6 @@ fn many<T>(given: Option<OneOrMany<T>>) -> Vec<T> {
 const MUST_BE_OFF: &[&str] = &[
     "lora_bias",
     "target_parameters",
-    "trainable_token_indices",
     "alora_invocation_tokens",
     "layer_replication",
     "megatron_config",
@@ -133,6 +134,7 @@ pub fn read_config(folder: &Path) -> Result<LoraConfig> {
         rank_pattern: json.rank_pattern,
         alpha_pattern: json.alpha_pattern,
         modules_to_save: json.modules_to_save.unwrap_or_default(),
+        trainable_token_indices: json.trainable_token_indices.filter(|given| *given != TokenIndices::Embedding(vec![])),
         use_rslora: json.use_rslora,
         use_dora: json.use_dora,
         init: Init::Plain,
@@ -170,6 +172,7 @@ pub(super) fn to_json(config: &LoraConfig, targets: &Targets, base: &str, layout
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": alphas,
         "modules_to_save": some_or_null(&config.modules_to_save),
+        "trainable_token_indices": config.trainable_token_indices,
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
         "bias": "none",

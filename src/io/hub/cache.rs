@@ -20,8 +20,13 @@ pub(super) struct Repo {
 
 impl Repo {
     pub fn new(cache: &Path, name: &str) -> Repo {
-        let own = format!("models--{}", name.replace('/', "--"));
-        Repo { folder: cache.join(&own), locks: cache.join(".locks").join(own) }
+        Repo::of(cache, &format!("models--{}", name.replace('/', "--")))
+    }
+    pub fn of_dataset(cache: &Path, name: &str) -> Repo {
+        Repo::of(cache, &format!("datasets--{}", name.replace('/', "--")))
+    }
+    fn of(cache: &Path, own: &str) -> Repo {
+        Repo { folder: cache.join(own), locks: cache.join(".locks").join(own) }
     }
 
     pub fn path(&self) -> &Path {
@@ -63,8 +68,8 @@ impl Repo {
             // its blob was deleted
             fs::remove_file(&to).map_err(Error::write(&to))?;
         }
-        // files lie directly in a snapshot: names with folders are refused
-        let linked = link(&Path::new("../../blobs").join(etag), &to);
+        let up = "../".repeat(2 + file.matches('/').count());
+        let linked = link(&Path::new(&up).join("blobs").join(etag), &to);
         linked.or_else(|_| fs::rename(self.blob(etag), &to)).map_err(Error::write(&to))
     }
 

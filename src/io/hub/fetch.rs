@@ -54,12 +54,12 @@ fn is_coded(fault: &Fault) -> bool {
     matches!(fault, Fault::Refused { code, .. } if !code.is_empty())
 }
 
-struct Fetch<'a, 'w> {
-    client: &'a Client,
-    repo: &'a Repo,
-    name: &'a Name,
-    commit: String,
-    watch: &'a mut Watch<'w>,
+pub(super) struct Fetch<'a, 'w> {
+    pub client: &'a Client,
+    pub repo: &'a Repo,
+    pub name: &'a Name,
+    pub commit: String,
+    pub watch: &'a mut Watch<'w>,
 }
 
 impl Fetch<'_, '_> {
@@ -68,7 +68,7 @@ impl Fetch<'_, '_> {
     }
 
     /// A file that may not exist; says whether it does.
-    fn want(&mut self, file: &str) -> Result<bool, Stop> {
+    pub fn want(&mut self, file: &str) -> Result<bool, Stop> {
         if self.repo.snapshot(&self.commit).join(file).exists() {
             return Ok(true);
         }

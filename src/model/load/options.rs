@@ -1,9 +1,10 @@
 //! What is wanted of a model that is loaded, and whether that fits the model.
 use super::super::lora::{self, LoraConfig, Rules};
 use super::super::quantized::Scheme;
-use super::super::spec::{ExpertFiles, LinearSpec, Spec};
+use super::super::spec::{LinearSpec, Spec};
 use super::super::streamed::Place;
-use super::is_router;
+use super::super::token_rows;
+use super::adapted::{linear_names, stacked_stay};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::nf4;
@@ -27,6 +28,8 @@ pub struct LoadOptions {
     pub freeze_router: bool,
     /// Of the adapter's first values.
     pub seed: u64,
+    /// Rows of embedding and head at least; those that the files lack start as the mean of the others.
+    pub vocab: usize,
     /// Where the blocks' frozen weights are.
     pub place: Place,
 }
@@ -42,6 +45,7 @@ impl LoadOptions {
             train: false,
             freeze_router: false,
             seed: 0,
+            vocab: 0,
             place: Place::Device,
         }
     }
@@ -90,6 +94,7 @@ impl LoadOptions {
             stacked_stay(spec, &rules)?;
             rules.check(&linear_names(spec))?;
             self.check_saved(config, spec, folder)?;
+            token_rows::wanted(config, spec, folder)?;
         }
         Ok(())
     }
@@ -122,31 +127,4 @@ impl LoadOptions {
     pub(super) fn saves(&self, module: &str) -> bool {
         self.lora.as_ref().is_some_and(|c| c.saves(module))
     }
-}
-
-/// Experts that are one tensor, and their router, are no modules: PEFT has no adapter for them but by `target_parameters`.
-fn stacked_stay(spec: &Spec, rules: &Rules) -> Result<()> {
-    let stacked = spec.moe.as_ref().filter(|moe| moe.files == ExpertFiles::Stacked && !rules.all_linear());
-    for module in stacked.into_iter().flat_map(|moe| [moe.router, moe.gate, moe.up, moe.down]) {
-        for layer in 0..spec.layers {
-            if rules.targets(&spec.names.of(layer, module))? {
-                let what =
-                    format!("adapters on `{module}` of {} are not supported: it is no linear layer", spec.model_type);
-                let hint = "name q_proj, k_proj, v_proj, o_proj, or use \"all-linear\"";
-                return Err(rules.error("target_modules", format!("{what}; {hint}")));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn linear_names(spec: &Spec) -> Vec<String> {
-    let stacked = spec.moe.as_ref().is_some_and(|moe| moe.files == ExpertFiles::Stacked);
-    let of_layer = |l: usize| {
-        let linears = spec.linears(l).into_iter().filter(|linear| !(stacked && is_router(spec, linear.module)));
-        let experts = if stacked { Vec::new() } else { spec.experts(l) };
-        let experts = experts.into_iter().flat_map(move |linear| spec.expert_names(l, linear.module));
-        linears.map(move |linear| spec.names.of(l, linear.module)).chain(experts)
-    };
-    (0..spec.layers).flat_map(of_layer).collect()
 }

@@ -7,8 +7,8 @@ use crate::error::distance;
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 
-const KEYS: &[&str] = &["path", "split", "weight", "columns", "roles", "merged_prompt", "conversation_extension"];
-const SPLITS: &[&str] = &["train", "validation", "test"];
+const KEYS: &[&str] =
+    &["path", "name", "split", "weight", "columns", "roles", "merged_prompt", "conversation_extension"];
 
 /// What is wrong with a part, and where it stands.
 type Wrong = (Place, String);
@@ -36,7 +36,8 @@ fn source(value: &Value) -> Result<Option<Source>, Wrong> {
         match key.as_str() {
             _ if matches!(node.value, Value::Null) => {}
             "path" => {}
-            "split" => out.split = Some(one_of(key, node, SPLITS)?),
+            "name" => out.name = Some(part(key, node)?),
+            "split" => out.split = Some(part(key, node)?),
             "weight" => {
                 out.weight = part("weight", node)?;
                 if !(out.weight > 0.0 && out.weight <= 1e6) {

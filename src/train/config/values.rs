@@ -2,7 +2,7 @@
 use super::source::FromNode;
 use super::tree::{Node, Value};
 use crate::dtype::DType;
-use crate::model::lora::{Init, Patterns, Targets};
+use crate::model::lora::{Init, Patterns, Targets, TokenIndices};
 use serde::{Serialize, Serializer};
 use std::path::PathBuf;
 
@@ -490,6 +490,26 @@ impl FromNode for Vec<usize> {
     fn from_value(value: &Value) -> Option<Vec<usize>> {
         let Value::List(items) = value else { return usize::from_value(value).map(|n| vec![n]) };
         items.iter().map(|node| usize::from_value(&node.value)).collect()
+    }
+}
+
+impl FromNode for Vec<u32> {
+    fn wanted() -> String {
+        "a list of ids".into()
+    }
+    fn from_value(value: &Value) -> Option<Vec<u32>> {
+        Vec::<usize>::from_value(value)?.into_iter().map(|id| u32::try_from(id).ok()).collect()
+    }
+}
+
+impl FromNode for TokenIndices {
+    fn wanted() -> String {
+        "a list of ids, or a table of names of modules with such lists".into()
+    }
+    fn from_value(value: &Value) -> Option<TokenIndices> {
+        let Value::Table(modules) = value else { return Vec::from_value(value).map(TokenIndices::Embedding) };
+        let module = |(name, node): &(String, Node)| Some((name.clone(), Vec::from_value(&node.value)?));
+        modules.iter().map(module).collect::<Option<_>>().map(TokenIndices::Named)
     }
 }
 

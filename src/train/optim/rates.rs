@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::lora::Patterns;
 use crate::model::param::{Param, Train};
+use crate::model::token_rows;
 use fancy_regex::Regex;
 use std::path::PathBuf;
 
@@ -108,7 +109,8 @@ impl Rates {
     /// The place of the rule among those that are no patterns.
     fn without_patterns(&self, model: &Model, param: &Param) -> usize {
         let names = &model.spec.names;
-        let is = |module: &str| param.name.strip_suffix(".weight") == Some(module);
+        let own = |end: &str, module: &str| param.name.strip_suffix(end) == Some(module);
+        let is = |module: &str| own(".weight", module) || own(token_rows::SUFFIX, module);
         let (embed, head) = (is(names.embed), is(names.head));
         let of_b = param.name.contains(".lora_B.") || param.shape.len() == 1;
         if self.embedding.is_some() && (embed || head) {

@@ -4,7 +4,7 @@ use super::super::disk;
 use super::host::{Git, Host};
 use super::time;
 use crate::backend::Backend;
-use crate::data::{Dataset, Example};
+use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use serde::{Deserialize, Serialize};
@@ -203,7 +203,7 @@ impl DataInfo {
             eval_examples: data.eval.len(),
             tokens: report.tokens,
             targets: report.targets,
-            lengths: lengths(data.train.iter().map(Example::len).collect()),
+            lengths: lengths(data.train.lengths()),
             fill,
             findings: findings.map(|f| Finding { warning: f.finding.is_warning(), text: f.to_string() }).collect(),
         }

@@ -1,7 +1,7 @@
 //! What the model says, in the memory of the training session, which is given back for as long as a sample takes.
 use super::Run;
 use crate::backend::{Backend, Charge, Use};
-use crate::data::{Dataset, Example};
+use crate::data::{Dataset, Example, ExampleRef};
 use crate::error::Result;
 use crate::infer::{self, Sampling};
 use crate::model::{Model, Session};
@@ -9,7 +9,7 @@ use crate::train::config::TrainConfig;
 use crate::train::metrics::{Reporter, SampleLine};
 
 /// The first held-out records, or where an evaluation shows none the first of all: what is asked before and after.
-fn asked<'d>(config: &TrainConfig, data: &'d Dataset) -> Vec<&'d Example> {
+fn asked<'d>(config: &TrainConfig, data: &'d Dataset) -> Vec<ExampleRef<'d>> {
     match config.eval_samples {
         0 => data.eval.first().or(data.train.first()).into_iter().collect(),
         samples => data.eval.iter().take(samples).collect(),
@@ -17,8 +17,8 @@ fn asked<'d>(config: &TrainConfig, data: &'d Dataset) -> Vec<&'d Example> {
 }
 
 /// Tokens before the first trained one: a chat's question, or a text's first words.
-fn prompt(example: &Example) -> usize {
-    let question = example.trained.iter().position(|t| *t).unwrap_or(0);
+fn prompt(example: ExampleRef) -> usize {
+    let question = example.trained().position(|t| t).unwrap_or(0);
     if question > 1 { question } else { example.len().min(16) }
 }
 
@@ -64,7 +64,7 @@ impl Run<'_> {
         }
         self.session = None;
         for example in asked(self.config, self.data) {
-            let line = self.continued(example)?;
+            let line = self.continued(example.to_example(), prompt(example))?;
             self.record.sample(&line)?;
             reporter.sample(&line.prompt, &line.text);
         }
@@ -73,8 +73,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn continued(&self, example: &Example) -> Result<SampleLine> {
-        let (question, rest) = example.ids.split_at(prompt(example));
+    fn continued(&self, example: Example, prompt: usize) -> Result<SampleLine> {
+        let (question, rest) = example.ids.split_at(prompt);
         let most = self.config.eval_sample_tokens;
         let ids = speak(self.b, &self.model, question, (most, self.config.seed), self.tokenizer.eos_ids())?;
         let own = example.trained[question.len()..].iter().take_while(|trained| **trained).count();

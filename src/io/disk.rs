@@ -6,36 +6,36 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// What temporaries' names begin with; leftovers are deleted by the next run in the same folder.
-pub(super) const TEMPORARY: &str = ".tmp-";
+pub(crate) const TEMPORARY: &str = ".tmp-";
 
 /// `path` with its last name made a temporary's.
-pub(super) fn temporary(path: &Path) -> PathBuf {
+pub(crate) fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{TEMPORARY}{name}"))
 }
 
 /// An empty folder, whatever a failed attempt left there.
-pub(super) fn fresh_dir(path: &Path) -> Result<()> {
+pub(crate) fn fresh_dir(path: &Path) -> Result<()> {
     if path.exists() {
         remove_dir(path)?;
     }
     cut::point("create_dir", path).and_then(|()| fs::create_dir(path)).map_err(Error::write(path))
 }
 
-pub(super) fn remove_dir(path: &Path) -> Result<()> {
+pub(crate) fn remove_dir(path: &Path) -> Result<()> {
     cut::point("remove_dir", path).and_then(|()| fs::remove_dir_all(path)).map_err(Error::write(path))
 }
 
-pub(super) fn remove_file(path: &Path) -> Result<()> {
+pub(crate) fn remove_file(path: &Path) -> Result<()> {
     cut::point("remove_file", path).and_then(|()| fs::remove_file(path)).map_err(Error::write(path))
 }
 
-pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     cut::point("rename", to).and_then(|()| fs::rename(from, to)).map_err(Error::write(to))
 }
 
 /// A new file that holds `bytes`, not yet synced.
-pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let run = || {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
         cut::point("write", path)?;
@@ -44,7 +44,7 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     run().map_err(full(path, bytes.len() as u64))
 }
 
-pub(super) fn sync_file(path: &Path) -> Result<()> {
+pub(crate) fn sync_file(path: &Path) -> Result<()> {
     let run = || {
         cut::point("sync", path)?;
         // Windows syncs only what is open for writing.
@@ -56,7 +56,7 @@ pub(super) fn sync_file(path: &Path) -> Result<()> {
 }
 
 /// Makes the names in a folder durable. Windows has no such call; its renames are journaled.
-pub(super) fn sync_dir(path: &Path) -> Result<()> {
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     let run = || {
         cut::point("sync", path)?;
         if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
@@ -101,12 +101,12 @@ pub fn publish_all(dir: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Resul
 }
 
 /// For `map_err` on writes of `path`: a full disk's error says what was wanted and what there is.
-pub(super) fn full(path: &Path, needed: u64) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn full(path: &Path, needed: u64) -> impl FnOnce(io::Error) -> Error {
     move |e| explained(Error::write(path)(e), needed)
 }
 
 /// The same for an error of writing several files with `needed` bytes in all.
-pub(super) fn explained(e: Error, needed: u64) -> Error {
+pub(crate) fn explained(e: Error, needed: u64) -> Error {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     match e {
         Error::Write { file, source } if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) => {
@@ -119,14 +119,29 @@ pub(super) fn explained(e: Error, needed: u64) -> Error {
 }
 
 /// Bytes that may still be written where `path` is, or would be; `None` where the system does not say.
-pub(super) fn free(path: &Path) -> Option<u64> {
+pub(crate) fn free(path: &Path) -> Option<u64> {
     let there = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
     let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
     fs4::available_space(there).ok()
 }
 
+/// Where things are kept that can be made again: `$LUTHIER_CACHE`, else `luthier` in `$XDG_CACHE_HOME` or the platform's folder
+/// for caches. `None`: there is no home.
+pub fn cache_folder() -> Option<PathBuf> {
+    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let home = std::env::home_dir;
+    let base = match (var("LUTHIER_CACHE"), var("XDG_CACHE_HOME")) {
+        (Some(own), _) => return Some(own),
+        (None, Some(base)) => base,
+        (None, None) if cfg!(windows) => var("LOCALAPPDATA")?,
+        (None, None) if cfg!(target_os = "macos") => home()?.join("Library/Caches"),
+        (None, None) => home()?.join(".cache"),
+    };
+    Some(base.join("luthier"))
+}
+
 /// The folder that a path's last name is in.
-pub(super) fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
@@ -134,7 +149,7 @@ pub(super) fn parent(path: &Path) -> &Path {
 }
 
 /// The names of a folder's files, sorted; anything else in it is an error.
-pub(super) fn files(dir: &Path) -> Result<Vec<String>> {
+pub(crate) fn files(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(Error::read(dir))? {
         let entry = entry.map_err(Error::read(dir))?;
@@ -160,7 +175,7 @@ mod cut {
 
 /// Stops the disk at a chosen change, and knows what of it a power failure would have kept.
 #[cfg(test)]
-pub(super) mod cut {
+pub(crate) mod cut {
     use super::*;
     use std::cell::RefCell;
     use std::collections::HashSet;
