@@ -300,7 +300,7 @@ fn clients_that_leave() {
         status.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) / 256
     };
     let endless = |i: usize| {
-        let more = json!({ "stream": i % 3 > 0, "max_tokens": 200, "ignore_eos": true, "n": 1 + i % 2 });
+        let more = json!({ "stream": !i.is_multiple_of(3), "max_tokens": 200, "ignore_eos": true, "n": 1 + i % 2 });
         with(chat(&format!("{i} What is E0117?")), more).to_string()
     };
     let cycle = |i: usize| {

@@ -132,7 +132,6 @@ pub fn plan(op: Op, names: &Names, dtypes: &[DType], d: Device, products: Produc
         // a batch of commands counts in the time of the plain shader
         work: products * (n * t * h * size) as f64 / 8.0,
         fast: Some(FILE),
-        ..Plan::default()
     })
 }
 
