@@ -24,7 +24,9 @@ fn cpu() -> Cpu {
 
 fn load(b: &dyn Backend, folder: &Path, adapter: Option<&Path>) -> Model {
     let lora = adapter.map(|adapter| peft::read_config(adapter).unwrap());
-    let mut model = Model::load(b, folder, &LoadOptions { lora, ..LoadOptions::frozen(DType::F32) })
+    let spec = arch::read_spec(folder).unwrap();
+    let vocab = adapter.map_or(spec.V, |adapter| peft::vocab(adapter, &spec).unwrap());
+    let mut model = Model::load(b, folder, &LoadOptions { lora, vocab, ..LoadOptions::frozen(DType::F32) })
         .unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     if let Some(adapter) = adapter {
         peft::load(b, &mut model, adapter).unwrap();

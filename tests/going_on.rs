@@ -2,7 +2,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const TEMPLATE: &str = "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ ' = ' if add_generation_prompt }}";
+const TEMPLATE: &str =
+    "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}{{ ' = ' if add_generation_prompt }}";
 
 /// A tiny model with untied embeddings, records, and a config of short runs.
 struct Bench {

@@ -290,10 +290,12 @@ fn many_streams_at_once() {
     assert_eq!(server.metric("luthier_time_to_first_token_seconds_count"), 65.0);
 }
 
-/// Clients that leave take their requests with them. `LUTHIER_CYCLES=10000` for the long run.
+/// Clients that leave take their requests with them. `LUTHIER_CYCLES=10000`, with this test alone, for the long run: only then is
+/// the process's memory this test's own, and looked at.
 #[test]
 fn clients_that_leave() {
-    let cycles: usize = std::env::var("LUTHIER_CYCLES").map_or(200, |n| n.parse().unwrap());
+    let long: Option<usize> = std::env::var("LUTHIER_CYCLES").ok().map(|n| n.parse().unwrap());
+    let cycles = long.unwrap_or(200);
     let server = Server::start(|_, _| ());
     let resident = || {
         let status = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
@@ -323,7 +325,7 @@ fn clients_that_leave() {
     server.settle();
     assert_eq!(server.metric("luthier_kv_pages_used"), 0.0);
     let grown = resident().saturating_sub(before);
-    assert!(grown < 64, "{grown} MiB more after {cycles} clients");
+    assert!(long.is_none() || grown < 64, "{grown} MiB more after {cycles} clients");
     // and there is room for others
     assert_eq!(server.post("/v1/chat/completions", chat("Hello")).0, 200);
 }

@@ -88,7 +88,7 @@ impl Wanted<'_> {
         match (&config["data_files"], dir) {
             (Value::Null, Some(dir)) => {
                 let inside: Vec<String> = files.iter().filter(|f| f.starts_with(&format!("{dir}/"))).cloned().collect();
-                self.by_names(&inside)
+                Ok(self.by_splits(&inside))
             }
             (Value::Null, None) => self.by_names(files),
             (Value::Array(list), _) if list.iter().any(Value::is_object) => {
@@ -103,14 +103,19 @@ impl Wanted<'_> {
         }
     }
 
+    /// Every file of data, with the split that its name says.
+    fn by_splits(&self, files: &[String]) -> Vec<Placed> {
+        let data = files.iter().filter(|file| is_data(file.as_ref(), self.pretrain));
+        data.map(|file| (split_of(file), file.clone())).collect()
+    }
+
     /// What names say. A subset is a folder, as in the Hub's own `refs/convert/parquet`.
     fn by_names(&self, files: &[String]) -> Result<Vec<Placed>, String> {
-        let data = files.iter().filter(|file| is_data(file.as_ref(), self.pretrain));
-        let inside = |file: &&String| match &self.source.name {
+        let inside = |(_, file): &Placed| match &self.source.name {
             Some(name) => file.starts_with(&format!("{name}/")) || file.contains(&format!("/{name}/")),
             None => true,
         };
-        let found: Vec<Placed> = data.filter(inside).map(|file| (split_of(file), file.clone())).collect();
+        let found: Vec<Placed> = self.by_splits(files).into_iter().filter(inside).collect();
         match &self.source.name {
             Some(name) if found.is_empty() && files.iter().any(|file| is_data(file.as_ref(), self.pretrain)) => {
                 Err(format!("has no subset {name:?}: neither {CARD} nor a folder is called so"))

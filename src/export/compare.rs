@@ -117,6 +117,11 @@ struct Row {
     next: Option<[f64; 2]>,
 }
 
+/// The larger of two; NaN where either is one.
+fn larger(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b <= a { a } else { b }
+}
+
 fn row(a: &[f32], b: &[f32], next: Option<u32>) -> Row {
     let (za, zb) = (normalizer(a), normalizer(b));
     let term = |(a, b): (&f32, &f32)| {
@@ -125,9 +130,8 @@ fn row(a: &[f32], b: &[f32], next: Option<u32>) -> Row {
     };
     let difference = a.iter().zip(b).map(|(a, b)| (*a as f64 - *b as f64).abs());
     Row {
-        kl: a.iter().zip(b).map(term).sum::<f64>().max(0.0),
-        // NaN stays
-        difference: difference.fold(0.0, |m, d| if d <= m { m } else { d }),
+        kl: larger(0.0, a.iter().zip(b).map(term).sum::<f64>()),
+        difference: difference.fold(0.0, larger),
         same: likeliest(a) == likeliest(b),
         next: next.map(|id| [a[id as usize] as f64 - za, b[id as usize] as f64 - zb]),
     }
@@ -153,7 +157,7 @@ pub fn compare(b: &dyn Backend, one: &Side, other: &Side, texts: &[Vec<u32>], dt
             rows.map(|(i, (a, b))| row(a, b, ids.get(i + 1).copied())).collect::<Vec<_>>()
         })
         .collect();
-    let largest = |of: fn(&Row) -> f64| rows.iter().map(of).fold(0.0, |m, x| if x <= m { m } else { x });
+    let largest = |of: fn(&Row) -> f64| rows.iter().map(of).fold(0.0, larger);
     let next: Vec<[f64; 2]> = rows.iter().filter_map(|row| row.next).collect();
     let loss = |side: usize| -next.iter().map(|logp| logp[side]).sum::<f64>() / next.len().max(1) as f64;
     let alike = ran[0].said.iter().zip(&ran[1].said).take_while(|(a, b)| a == b).count();
@@ -180,6 +184,7 @@ mod tests {
         assert!((got.next.unwrap()[0] - 0.25f64.ln()).abs() < 1e-7 && !got.same);
         let same = row(&[3.0, 0.0], &[4.0, 1.0], None);
         assert!(same.kl < 1e-9 && same.same && (same.difference - 1.0).abs() < 1e-9);
-        assert!(row(&[f32::NAN, 0.0], &[0.0, 0.0], None).difference.is_nan());
+        let odd = row(&[f32::NAN, 0.0], &[0.0, 0.0], None);
+        assert!(odd.difference.is_nan() && odd.kl.is_nan());
     }
 }
