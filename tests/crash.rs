@@ -10,6 +10,9 @@ use bench::*;
 
 /// Kills that each backend's runs must survive.
 const KILLS: u32 = 30;
+/// What has a state of its own that a resume must bring back: where in a step's micro-batches, which rows were packed, what was
+/// dropped, moments in 8 bits (of tensors of 4096 values and more).
+const ALL_ON: [&str; 4] = ["packing=true", "gradient_accumulation_steps=2", "lora.lora_dropout=0.1", "lora.r=64"];
 
 /// Kills runs at random moments, most of them inside a save (there is one every step), and starts the same command again; a
 /// run that reaches its end must equal one that was never disturbed, and is followed by a new one until enough were killed.
@@ -17,7 +20,12 @@ fn survives_kills(backend: &str) {
     let bench = Bench::new();
     let backend = format!("backend={backend}");
     let started = std::time::Instant::now();
-    good(&bench.train("straight").arg(&backend).output().unwrap());
+    good(&bench.train("straight").arg(&backend).args(ALL_ON).output().unwrap());
+    let states = bench.at(&format!("straight/checkpoint-{STEPS}/optimizer.safetensors"));
+    assert!(
+        std::fs::read(&states).unwrap().windows(12).any(|text| text == br#""dtype":"U8""#),
+        "no state is in 8 bits"
+    );
     let whole = started.elapsed();
     let want = bench.result("straight");
     assert_eq!(want.1.iter().map(|l| l.0).collect::<Vec<_>>(), (1..=STEPS).collect::<Vec<_>>());
@@ -26,7 +34,7 @@ fn survives_kills(backend: &str) {
     let (mut kills, mut finished) = (0, 0);
     while kills < KILLS || finished == 0 {
         let out = format!("killed-{finished}");
-        let mut child = bench.train(&out).arg(&backend).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = bench.train(&out).arg(&backend).args(ALL_ON).stderr(Stdio::piped()).spawn().unwrap();
         // late kills only once there were enough: the last run must come to its end
         let share = if kills < KILLS { 0.15 + 0.5 * rng.uniform() as f64 } else { 20.0 };
         let deadline = std::time::Instant::now() + whole.mul_f64(share);
