@@ -106,6 +106,7 @@ fn neftunes_noise_is_on_the_embeddings() {
         table.set(b, &rows).unwrap();
         let err = max_abs(&noisy, &logits(&model, None));
         println!("{}: {err:.1e}", b.name());
-        assert!(err <= 1e-5, "{}: {err}", b.name());
+        // the same values but for where they were rounded: 1.1e-5 seen on an H200's Vulkan; the noise itself moves logits by 1e-2
+        assert!(err <= 5e-5, "{}: {err}", b.name());
     }
 }
