@@ -126,7 +126,7 @@ impl NewTokens {
         for (text, special) in self.all() {
             let Some(id) = ids.get(text).map(u64::to_string) else { continue };
             match decoder.get_mut(&id) {
-                Some(known) if special => known["special"] = json!(true),
+                Some(Value::Object(known)) if special => drop(known.insert("special".into(), json!(true))),
                 Some(_) => {}
                 None => drop(decoder.insert(id, entry(text, special, None))),
             }

@@ -46,15 +46,18 @@ impl Adapters {
     }
 
     /// Frees what was removed and is not `wanted` any more.
-    pub fn sweep(&mut self, b: &dyn Backend, model: &mut Model, wanted: impl Fn(AdapterId) -> bool) {
+    /// Returns whether any left.
+    pub fn sweep(&mut self, b: &dyn Backend, model: &mut Model, wanted: impl Fn(AdapterId) -> bool) -> bool {
         let (stay, go): (Vec<_>, Vec<_>) = self.leaving.drain(..).partition(|id| wanted(*id));
         self.leaving = stay;
+        let left = !go.is_empty();
         for id in go {
             if self.on == id {
                 self.put_on(model, 0);
             }
             self.off.remove(&id).into_iter().for_each(|adapter| adapter.free(b));
         }
+        left
     }
 
     pub fn free(&mut self, b: &dyn Backend, model: &mut Model) {

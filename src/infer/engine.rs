@@ -136,7 +136,10 @@ impl<'b> Engine<'b> {
         let Queue { running, waiting, .. } = &self.queue;
         let wanted = |id| running.iter().chain(waiting).any(|sequence| sequence.adapter == id);
         if let Held::Own(model) = &mut self.model {
-            self.adapters.sweep(self.b, model, wanted);
+            if self.adapters.sweep(self.b, model, wanted) {
+                // their sizes may have been those of what left; made again where they were not
+                self.sessions.clear();
+            }
         }
     }
 
@@ -326,17 +329,23 @@ fn part<'s>(running: &'s [Sequence], share: &Share) -> Part<'s> {
 }
 
 /// How a sequence's next token is drawn from its last one's row.
+/// Temperatures below it mean the likeliest token.
+const COLD: f32 = 1e-5;
+
 fn draw(sequence: &Sequence, row: u32) -> Draw {
-    let s = &sequence.sampling;
+    let (s, adjust) = (&sequence.sampling, sequence.adjust());
     Draw {
         row,
-        temperature: s.temperature,
-        top_p: s.top_p,
+        // so cold that logits over it leave f32
+        temperature: if s.temperature < COLD { 0.0 } else { s.temperature },
+        // the likeliest token stays, however little is wanted
+        top_p: s.top_p.max(f32::EPSILON * f32::EPSILON),
         min_p: s.min_p,
-        top_k: s.top_k as u32,
+        top_k: s.top_k.min(u32::MAX as usize) as u32,
         words: sequence.words(),
-        adjust: sequence.adjust(),
-        want: if s.logprobs.is_some_and(|k| k > 0) { Want::Logits } else { Want::Token },
+        // the model's own probabilities are wanted, which changed logits do not tell
+        want: if s.logprobs.is_some_and(|k| k > 0 || !adjust.is_empty()) { Want::Logits } else { Want::Token },
+        adjust,
     }
 }
 

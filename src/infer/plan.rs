@@ -60,7 +60,9 @@ impl Queue {
             self.find_prefix(s, at);
             let tokens = self.running[at].missing().min(left);
             if !self.grow(at, tokens) {
+                // it had not begun, so nothing is lost
                 self.send_back(at);
+                self.preempted -= 1;
                 break;
             }
             shares.push(Share { at, tokens });

@@ -108,7 +108,7 @@ pub enum Finish {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Token {
     pub id: u32,
-    /// Its log-probability under the model's own distribution after penalties, before the temperature.
+    /// Its log-probability under the model's own distribution, where log-probabilities were asked for; else after penalties and biases.
     pub logprob: f32,
     /// The likeliest tokens under the model's own distribution, where they were asked for.
     pub top: Vec<(u32, f32)>,

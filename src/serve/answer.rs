@@ -196,6 +196,8 @@ impl Context {
             }
             let place = self.place(number, &event);
             let choice = &mut choices[place];
+            // events that were on their way when a stop string ended the answer say nothing more
+            let open = choice.finish.is_none();
             let delta = self.absorb(choice, number, &event).map_err(Broken::Here)?;
             let (text, offset) = (delta.text, choice.said.chars().count());
             if !text.is_empty() || !delta.logs.is_empty() {
@@ -208,7 +210,7 @@ impl Context {
             if self.job.logprobs.is_some() {
                 choice.said += &text;
             }
-            if let Some(reason) = choice.finish.filter(|_| event.finish.is_some() || choice.text.ended()) {
+            if let Some(reason) = choice.finish.filter(|_| open) {
                 let value = if self.job.endpoint == Endpoint::Chat { json!({}) } else { json!("") };
                 self.chunk(to, place, value, &[], offset, Some(reason), usage).await?;
             }

@@ -2,6 +2,7 @@
 use super::voice::Voice;
 use crate::error::Error;
 use crate::infer::{AdapterId, Request, Sampling};
+use crate::rng::Rng;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -167,12 +168,18 @@ impl Body {
             return Err(Refusal::bad("stop", format!("at most {} stop strings", limits.stops)));
         }
         let logprobs = self.logprobs(endpoint, limits)?;
+        let count = match &self.prompt {
+            Some(Prompt::Texts(texts)) => texts.len(),
+            Some(Prompt::ManyIds(ids)) => ids.len(),
+            _ => 1,
+        };
+        // before anything is encoded
+        if n == 0 || n.saturating_mul(count) > limits.n {
+            return Err(Refusal::bad("n", format!("1 to {} answers at a time", limits.n)));
+        }
         let prompts = self.prompts(endpoint, voice)?;
         if prompts.is_empty() {
             return Err(Refusal::bad("prompt", "is empty"));
-        }
-        if n == 0 || n.saturating_mul(prompts.len()) > limits.n {
-            return Err(Refusal::bad("n", format!("1 to {} answers at a time", limits.n)));
         }
         let echo = match self.echo {
             Some(true) => prompts
@@ -186,10 +193,16 @@ impl Body {
         if self.ignore_eos != Some(true) {
             stop.extend(voice.tokenizer.eos_ids());
         }
-        let request = |prompt| Request { n, adapter, ..Request::new(prompt, sampling.clone(), stop.clone()) };
+        let request = |(index, prompt): (u64, Vec<u32>)| {
+            // equal prompts get answers of their own, unless a seed is asked for; siblings' streams begin at 0
+            let seed =
+                if self.seed.is_some() { sampling.seed } else { Rng::stream(sampling.seed, (1 << 32) + index).bits() };
+            let sampling = Sampling { seed, ..sampling.clone() };
+            Request { n, adapter, ..Request::new(prompt, sampling, stop.clone()) }
+        };
         let usage = self.stream_options.as_ref().is_some_and(|options| options.include_usage);
         let manner = if self.stream == Some(true) { Manner::Stream { usage } } else { Manner::Whole };
-        Ok(Job { endpoint, manner, requests: prompts.into_iter().map(request).collect(), stops, logprobs, echo })
+        Ok(Job { endpoint, manner, requests: (0..).zip(prompts).map(request).collect(), stops, logprobs, echo })
     }
 
     fn refuse_unsupported(&self, endpoint: Endpoint) -> Result<(), Refusal> {

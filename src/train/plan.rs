@@ -184,9 +184,9 @@ impl Rehearsal<'_> {
     fn layout_at(&self, rules: &Rc<dyn Rules>, budget: Budget, place: Place) -> Result<Layout> {
         let (N, whole) = (self.N(), self.run(rules, &Plan::Recompute, place)?);
         let spec = &whole.spec;
-        // dropout's masks are of whole inputs
-        let dropout = self.lora.as_ref().is_some_and(|lora| lora.lora_dropout > 0.0);
-        let tiled = match N > TILE && !dropout {
+        // dropout's masks are of whole inputs; and tiles round otherwise, while another start may find room to do without
+        let whole_only = self.config.deterministic || self.lora.as_ref().is_some_and(|lora| lora.lora_dropout > 0.0);
+        let tiled = match N > TILE && !whole_only {
             true => Some(self.run(rules, &Plan::Tiled(vec![Keep::Input; spec.layers], TILE), place)?),
             false => None,
         };

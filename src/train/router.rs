@@ -5,7 +5,7 @@ use crate::model::{Model, arch};
 use std::path::Path;
 
 /// transformers' `router_aux_loss_coef` of configs that have none, by `model_type`.
-const DEFAULTS: &[(&str, f64)] = &[("olmoe", 0.01)];
+const DEFAULTS: &[(&str, f64)] = &[("olmoe", 0.01), ("gpt_oss", 0.9)];
 const DEFAULT: f64 = 0.001;
 
 /// `None`: it does not count. What the run says goes over what the `base` model's config says.

@@ -42,15 +42,15 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let cursor =
         Cursor::new(&data.train, setup::batch_options(config, &tokenizer, true), config.gradient_accumulation_steps);
     let total = config.total_steps(cursor.micro_batches());
-    let run_dir = RunDir::open(&config.output_dir)?;
     let real = |path: &std::path::Path| path.canonicalize().map_err(Error::read(path));
     let real_base = real(&base)?;
     let home = if real_base.is_file() { real_base.parent().unwrap_or(&real_base) } else { &real_base };
-    if real(run_dir.path())? == home {
+    if config.output_dir.exists() && real(&config.output_dir)? == home {
         return Err(Error::Usage(
             "output_dir is the model's own folder, and a result would overwrite the model: choose another".into(),
         ));
     }
+    let run_dir = RunDir::open(&config.output_dir)?;
     let own = config.adapter.as_deref().map(|folder| adapter::open(config, folder)).transpose()?;
     let fresh = State {
         global_step: 0,
@@ -77,6 +77,10 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     }
     let mut lora = own.as_ref().map(|own| own.lora.clone()).or(config.lora.as_ref().map(setup::lora));
     lora.iter_mut().for_each(|lora| setup::train_rows(lora, &added, &spec));
+    if let Some(lora) = lora.as_ref().filter(|lora| own.is_none() && lora.vocab() > vocab) {
+        let (id, hint) = (lora.vocab() - 1, "new tokens come by new_tokens or [special_tokens]");
+        return Err(Error::Usage(format!("lora.trainable_token_indices: token {id} of {vocab}; {hint}")));
+    }
     let prompt = longest_prompt(config, &data);
     let layout = Rehearsal { config, base: &base, lora: lora.clone(), vocab, prompt }
         .layout(b.rules(), Budget::of(b, config))?;
@@ -385,8 +389,18 @@ impl Run<'_> {
             return Ok(());
         }
         let folder = checkpoint::folder(self.run_dir.path(), step);
+        if !folder.exists() {
+            // the run came from elsewhere, or did not always want its best weights
+            let there = folder.display();
+            reporter.message(&format!(
+                "{there} is not there, so the result is that of step {last}, not that of {}",
+                of_best()
+            ));
+            return Ok(());
+        }
         checkpoint::verify(&folder)?;
         let found = state::read(&folder)?;
+        state::check_same(&folder, &found, &self.state)?;
         state::load(self.b, &mut self.model, &mut self.optimizer, &folder, &found)?;
         reporter.message(&format!("the result is that of {}", of_best()));
         Ok(())

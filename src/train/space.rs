@@ -17,8 +17,13 @@ pub(super) fn checkpoint_bytes(config: &TrainConfig, model: &Model) -> u64 {
         Some(_) => trained * 4,
         None => model.all_parameters() * config.dtype.size() as u64,
     };
-    let moments = match config.optim {
+    let moments = match config.optim.resident() {
         Optim::AdamW8bit => trained * 2 + trained / 32,
+        Optim::Lion8bit => trained + trained / 64,
+        Optim::Lion => trained * 4,
+        Optim::Sgd if config.optim_args.momentum.unwrap_or(0.0) == 0.0 => 0,
+        Optim::Sgd => trained * 4,
+        // AdamW; more than Muon's
         _ => trained * 8,
     };
     result + trained * 4 + moments

@@ -66,8 +66,8 @@ impl TrainConfig {
         let Some((key, _)) = needs.into_iter().find(|(_, on)| *on) else { return Ok(()) };
         let what = match self.eval_strategy {
             EvalStrategy::No => "evaluations, and `eval_strategy` is \"no\": set it to \"steps\" or \"epoch\"",
-            _ if self.eval_dataset.is_empty() && self.eval_split == 0.0 => {
-                "records to evaluate on: give `eval_dataset` or `eval_split`"
+            _ if self.eval_dataset.is_empty() && self.eval_split == 0.0 && self.dataset_test_split.is_none() => {
+                "records to evaluate on: give `eval_dataset`, `eval_split` or `dataset_test_split`"
             }
             _ => return Ok(()),
         };
