@@ -135,11 +135,11 @@ impl<'b> Engine<'b> {
     fn sweep(&mut self) {
         let Queue { running, waiting, .. } = &self.queue;
         let wanted = |id| running.iter().chain(waiting).any(|sequence| sequence.adapter == id);
-        if let Held::Own(model) = &mut self.model {
-            if self.adapters.sweep(self.b, model, wanted) {
-                // their sizes may have been those of what left; made again where they were not
-                self.sessions.clear();
-            }
+        if let Held::Own(model) = &mut self.model
+            && self.adapters.sweep(self.b, model, wanted)
+        {
+            // their sizes may have been those of what left; made again where they were not
+            self.sessions.clear();
         }
     }
 
