@@ -264,7 +264,8 @@ fn a_mistake_is_told() {
         ("lora.trainable_token_indices=[3, 3]", "different tokens, at least one"),
         ("lora.trainable_token_indices={ q_proj = [3] }", "is neither the embedding"),
         ("lora.trainable_token_indices={ embed_tokens = [3], lm_head = [4] }", "is tied to"),
-        ("lora.trainable_token_indices=[4000000000]", "a vocabulary of 4000000001 tokens is wanted"),
+        ("lora.trainable_token_indices=[4000000000]", "token 4000000000 of 4102; new tokens come by"),
+        ("lora.trainable_token_indices=[4102]", "token 4102 of 4102; new tokens come by"),
         ("lora.modules_to_save=[\"embed_tokens\"] lora.trainable_token_indices=[3]", "name it once"),
     ] {
         let keys: Vec<&str> = key.split(" lora.t").collect();
