@@ -8,8 +8,8 @@ const LEVELS = array<f32, 16>(
 var<workgroup> levels: array<f32, 16>;
 var<workgroup> sums: array<vec4<f32>, 128>;
 
-// out[n0 + k, o] of the two vec4 of a thread's own sums.
-fn finish(t: u32, n0: u32, o: u32, a: vec4<f32>, b: vec4<f32>) {
+// The sums over all threads, of the two vec4 of each one's own.
+fn finish(t: u32, a: vec4<f32>, b: vec4<f32>) {
   sums[2u * t] = a;
   sums[2u * t + 1u] = b;
   workgroupBarrier();
@@ -22,24 +22,11 @@ fn finish(t: u32, n0: u32, o: u32, a: vec4<f32>, b: vec4<f32>) {
   }
 }
 fn total(k: u32) -> f32 { return sums[k / 4u][k % 4u]; }
-// The outputs of two neighbouring rows of a 16-bit weight share a word: a workgroup makes both, one after the other.
-fn row_pair(t: u32, n0: u32, o: u32, pair: vec2<f32>) {
-  if (n0 + t < p.N) { st2_out((n0 + t) * p.O + o, pair, p.O - o); }
-}
 fn x(n: u32, c: u32) -> f32 { return ld1_inp(min(n, p.N - 1u) * p.C + c); }
-
-// op thin_nf4 grid(ceil(O, 2), ceil(N, 8))
-fn weight(i: u32) -> f32 {
-  let byte = ld_codes(i / 2u);
-  return levels[select(byte & 15u, byte >> 4u, i % 2u == 0u)] * ld1_absmax(i / 64u);
-}
-@compute @workgroup_size(64)
-fn thin_nf4(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+// A section says what value i of the weight is, up to what is the same in all of row o, and that: `weight`, `whole`.
+// The outputs of two neighbouring rows of a 16-bit weight share a word: a workgroup makes both, one after the other.
+fn row_pair(group: vec3<u32>, t: u32) {
   let n0 = group.y * 8u;
-  if (t < 16u) {
-    var table = LEVELS;
-    levels[t] = table[t];
-  }
   var pair = vec2<f32>();
   for (var r = 0u; r < 2u; r++) {
     let o = group.x * 2u + r;
@@ -53,10 +40,28 @@ fn thin_nf4(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         b += w * vec4(x(n0 + 4u, c), x(n0 + 5u, c), x(n0 + 6u, c), x(n0 + 7u, c));
       }
     }
-    finish(t, n0, o, a, b);
-    if (t < 8u) { pair[r] = total(t); }
+    finish(t, a, b);
+    if (t < 8u && o < p.O) { pair[r] = whole(o, total(t)); }
   }
-  if (t < 8u) { row_pair(t, n0, group.x * 2u, pair); }
+  if (t < 8u && n0 + t < p.N) { st2_out((n0 + t) * p.O + group.x * 2u, pair, p.O - group.x * 2u); }
+}
+fn fill_levels(t: u32) {
+  if (t < 16u) {
+    var table = LEVELS;
+    levels[t] = table[t];
+  }
+}
+
+// op thin_nf4 grid(ceil(O, 2), ceil(N, 8))
+fn weight(i: u32) -> f32 {
+  let byte = ld_codes(i / 2u);
+  return levels[select(byte & 15u, byte >> 4u, i % 2u == 0u)] * ld1_absmax(i / 64u);
+}
+fn whole(o: u32, sum: f32) -> f32 { return sum; }
+@compute @workgroup_size(64)
+fn thin_nf4(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  fill_levels(t);
+  row_pair(group, t);
 }
 
 // op thin_nf4_double grid(ceil(O, 2), ceil(N, 8))
@@ -66,52 +71,17 @@ fn weight(i: u32) -> f32 {
   let absmax = ld1_map(ld_qabsmax(block)) * ld1_nested(block / 256u) + p.offset;
   return levels[select(byte & 15u, byte >> 4u, i % 2u == 0u)] * absmax;
 }
+fn whole(o: u32, sum: f32) -> f32 { return sum; }
 @compute @workgroup_size(64)
 fn thin_nf4_double(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
-  let n0 = group.y * 8u;
-  if (t < 16u) {
-    var table = LEVELS;
-    levels[t] = table[t];
-  }
-  var pair = vec2<f32>();
-  for (var r = 0u; r < 2u; r++) {
-    let o = group.x * 2u + r;
-    var a = vec4<f32>();
-    var b = vec4<f32>();
-    workgroupBarrier();
-    if (o < p.O) {
-      for (var c = t; c < p.C; c += 64u) {
-        let w = weight((p.first + o) * p.C + c);
-        a += w * vec4(x(n0, c), x(n0 + 1u, c), x(n0 + 2u, c), x(n0 + 3u, c));
-        b += w * vec4(x(n0 + 4u, c), x(n0 + 5u, c), x(n0 + 6u, c), x(n0 + 7u, c));
-      }
-    }
-    finish(t, n0, o, a, b);
-    if (t < 8u) { pair[r] = total(t); }
-  }
-  if (t < 8u) { row_pair(t, n0, group.x * 2u, pair); }
+  fill_levels(t);
+  row_pair(group, t);
 }
 
 // op thin_int8 grid(ceil(O, 2), ceil(N, 8))
 fn weight(i: u32) -> f32 { return f32(bitcast<i32>(ld_codes(i) << 24u) >> 24u); }
+fn whole(o: u32, sum: f32) -> f32 { return sum * ld1_scb(p.first + o) / 127.0; }
 @compute @workgroup_size(64)
 fn thin_int8(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
-  let n0 = group.y * 8u;
-  var pair = vec2<f32>();
-  for (var r = 0u; r < 2u; r++) {
-    let o = group.x * 2u + r;
-    var a = vec4<f32>();
-    var b = vec4<f32>();
-    workgroupBarrier();
-    if (o < p.O) {
-      for (var c = t; c < p.C; c += 64u) {
-        let w = weight((p.first + o) * p.C + c);
-        a += w * vec4(x(n0, c), x(n0 + 1u, c), x(n0 + 2u, c), x(n0 + 3u, c));
-        b += w * vec4(x(n0 + 4u, c), x(n0 + 5u, c), x(n0 + 6u, c), x(n0 + 7u, c));
-      }
-    }
-    finish(t, n0, o, a, b);
-    if (t < 8u && o < p.O) { pair[r] = total(t) * ld1_scb(p.first + o) / 127.0; }
-  }
-  if (t < 8u) { row_pair(t, n0, group.x * 2u, pair); }
+  row_pair(group, t);
 }

@@ -7,8 +7,9 @@ use luthier::error::Result;
 use luthier::export::peft;
 use luthier::infer::Options;
 use luthier::io::hub::Kind;
+use luthier::model::Model;
 use luthier::model::load::LoadOptions;
-use luthier::model::{self, Model};
+use luthier::train::config::Bytes;
 use std::path::{Path, PathBuf};
 
 /// Where a model is, where it runs, and how it is held.
@@ -37,18 +38,8 @@ pub struct Place {
     pub max_length: Option<usize>,
 }
 
-/// `4GiB`, `500MB`, `1073741824`.
 fn bytes(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = (text[..digits].parse::<f64>(), text[digits..].trim());
-    let units = [("", 0), ("B", 0), ("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)];
-    let decimal = [("KB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12)];
-    let binary = units.iter().find(|(name, _)| *name == unit).map(|(_, shift)| (1u64 << shift) as f64);
-    let scale = binary.or(decimal.iter().find(|(name, _)| *name == unit).map(|(_, scale)| *scale));
-    match (number, scale) {
-        (Ok(number), Some(scale)) if number > 0.0 => Ok((number * scale) as u64),
-        _ => Err("a size such as 4GiB or 512MiB is wanted".into()),
-    }
+    Bytes::parse(text).map(|Bytes(bytes)| bytes).ok_or("a size such as 4GiB or 512MiB is wanted".into())
 }
 
 /// An adapter's folder, which may have to be downloaded.
@@ -68,15 +59,8 @@ impl Place {
 
     pub fn load(&self, b: &dyn Backend, adapter: Option<&Path>) -> Result<Model> {
         let (load_in_4bit, load_in_8bit) = (self.load_in_4bit, self.load_in_8bit);
-        let lora = adapter.map(peft::read_config).transpose()?;
-        let spec = model::check(&self.model)?.sound()?.0;
-        let vocab = adapter.map_or(Ok(spec.V), |adapter| peft::vocab(adapter, &spec))?;
-        let options = LoadOptions { load_in_4bit, load_in_8bit, lora, vocab, ..LoadOptions::frozen(self.dtype) };
-        let mut model = Model::load(b, &self.model, &options)?;
-        if let Some(adapter) = adapter {
-            peft::load(b, &mut model, adapter)?;
-        }
-        Ok(model)
+        let options = LoadOptions { load_in_4bit, load_in_8bit, ..LoadOptions::frozen(self.dtype) };
+        peft::load_model(b, &self.model, adapter, options)
     }
 
     /// An engine for `sequences` of up to `length` tokens, where the command line does not say more.

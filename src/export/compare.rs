@@ -7,7 +7,7 @@ use crate::data::Tokenizer;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::spec::Spec;
-use crate::model::{self, LoadOptions, Model, Plan, Session, Tokens, arch};
+use crate::model::{self, LoadOptions, Model, Plan, Session, Tokens};
 use rayon::prelude::*;
 use std::path::Path;
 
@@ -51,13 +51,7 @@ impl Side<'_> {
     }
 
     fn load(&self, b: &dyn Backend, dtype: DType) -> Result<Model> {
-        let lora = self.adapter.map(peft::read_config).transpose()?;
-        let vocab = self.vocab(&arch::read_spec(self.model)?)?;
-        let mut model = Model::load(b, self.model, &LoadOptions { lora, vocab, ..LoadOptions::frozen(dtype) })?;
-        if let Some(adapter) = self.adapter {
-            peft::load(b, &mut model, adapter)?;
-        }
-        Ok(model)
+        peft::load_model(b, self.model, self.adapter, LoadOptions::frozen(dtype))
     }
 
     /// The logits after each token of each text, and what it says after the first.

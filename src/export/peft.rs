@@ -5,10 +5,10 @@ use crate::data::Tokenizer;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::safetensors::{Dtype, Outline, Tensor, Tensors, Writer};
-use crate::model::Model;
 use crate::model::adapters::Detached;
 use crate::model::lora::{LoraConfig, Targets};
 use crate::model::param::Param;
+use crate::model::{LoadOptions, Model, arch};
 use crate::model::{spec::Spec, token_rows};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -195,6 +195,15 @@ pub fn load(b: &dyn Backend, model: &mut Model, folder: &Path) -> Result<()> {
         }
     }
     model.put_token_rows(b)
+}
+
+/// The model of `folder`, with an adapter on it if there is one, whose tokens it has room for then.
+pub fn load_model(b: &dyn Backend, folder: &Path, adapter: Option<&Path>, options: LoadOptions) -> Result<Model> {
+    let Some(adapter) = adapter else { return Model::load(b, folder, &options) };
+    let vocab = vocab(adapter, &arch::read_spec(folder)?)?;
+    let mut model = Model::load(b, folder, &LoadOptions { lora: Some(read_config(adapter)?), vocab, ..options })?;
+    load(b, &mut model, adapter)?;
+    Ok(model)
 }
 
 /// The adapter of `folder` for a model that has none now, ready to be exchanged; `base` is the model's folder, for errors.
