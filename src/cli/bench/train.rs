@@ -1,27 +1,18 @@
 //! `luthier bench train`: steps of a decoder with random weights on random tokens, with loss and gradient norm beside the rate,
 //! so that a fast wrong step shows.
 use super::super::{out, say};
+use super::weights;
 use clap::Args;
 use luthier::backend::{Backend, pick};
 use luthier::dtype::DType;
-use luthier::export::bnb::Format;
 use luthier::model::lora::LoraConfig;
-use luthier::model::quantized::{self, Scheme};
 use luthier::model::{Keep, LoadOptions, Model, Place, Plan, Session, Tokens};
 use luthier::rng::Rng;
 use luthier::train::method::cross_entropy;
 use luthier::train::optim::{Hyper, Optimizer, Precision};
-use luthier::{Error, Result, export};
-use std::path::{Path, PathBuf};
+use luthier::Result;
+use std::path::PathBuf;
 use std::time::Instant;
-
-/// The shapes that have names.
-const SHAPES: [(&str, &str); 4] = [
-    ("1b", include_str!("../../../assets/shapes/1b.json")),
-    ("8b", include_str!("../../../assets/shapes/8b.json")),
-    ("70b", include_str!("../../../assets/shapes/70b.json")),
-    ("qwen3-1.7b", include_str!("../../../assets/shapes/qwen3-1.7b.json")),
-];
 
 /// Time training steps on random weights and tokens; 8-bit AdamW in bfloat16, clipped at 1.
 #[derive(Args)]
@@ -62,7 +53,7 @@ impl Train {
         backend.set_deterministic(false);
         say!("{which}");
         let b: &dyn Backend = &*backend;
-        self.make_weights()?;
+        weights::make(&self.weights, &self.shape, &self.method)?;
         let loading = Instant::now();
         let mut model = Model::load(b, &self.weights, &self.load_options())?;
         b.sync()?;
@@ -96,35 +87,6 @@ impl Train {
             let ms = seconds * 1e3;
             out(&format!("{:>4} {loss:9.5} {norm:10.5} {ms:10.1} {rate:10.0} {peak:9.2}\n", step + 1))?;
         }
-        Ok(())
-    }
-
-    fn make_weights(&self) -> Result<()> {
-        let (format, scheme) = match self.method.as_str() {
-            "qlora" => (Some(Format::Nf4), Some(Scheme::Nf4)),
-            "lora-8bit" => (Some(Format::Int8), Some(Scheme::Int8)),
-            _ => (None, None),
-        };
-        if self.weights.join("config.json").exists() {
-            say!("{}: taken as it is, whatever --shape says", self.weights.display());
-            if quantized::scheme(&self.weights)? != scheme {
-                let what = format!("--weights {}: not what {} trains on", self.weights.display(), self.method);
-                return Err(Error::Usage(format!("{what}; name another folder")));
-            }
-            return Ok(());
-        }
-        let start = Instant::now();
-        let init = |config: &Path| export::init::init(config, &self.weights, DType::Bf16, format, 1);
-        let parameters = match SHAPES.iter().find(|(name, _)| *name == self.shape) {
-            None => init(self.shape.as_ref())?,
-            Some((_, text)) => {
-                let shape = self.weights.join("shape.json");
-                std::fs::create_dir_all(&self.weights).map_err(Error::write(&self.weights))?;
-                std::fs::write(&shape, text).map_err(Error::write(&shape))?;
-                init(&shape)?
-            }
-        };
-        say!("{parameters} parameters in {:.1} s", start.elapsed().as_secs_f64());
         Ok(())
     }
 

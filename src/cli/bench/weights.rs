@@ -1,0 +1,46 @@
+//! Random weights of a shape, for measurements.
+use super::super::say;
+use luthier::dtype::DType;
+use luthier::export::bnb::Format;
+use luthier::model::quantized::{self, Scheme};
+use luthier::{Error, Result, export};
+use std::path::Path;
+use std::time::Instant;
+
+/// The shapes that have names.
+const SHAPES: [(&str, &str); 4] = [
+    ("1b", include_str!("../../../assets/shapes/1b.json")),
+    ("8b", include_str!("../../../assets/shapes/8b.json")),
+    ("70b", include_str!("../../../assets/shapes/70b.json")),
+    ("qwen3-1.7b", include_str!("../../../assets/shapes/qwen3-1.7b.json")),
+];
+
+/// Makes the weights that `method` runs on in `folder`; what is there already is taken, if it is of that kind.
+pub(super) fn make(folder: &Path, shape: &str, method: &str) -> Result<()> {
+    let (format, scheme) = match method {
+        "qlora" => (Some(Format::Nf4), Some(Scheme::Nf4)),
+        "lora-8bit" => (Some(Format::Int8), Some(Scheme::Int8)),
+        _ => (None, None),
+    };
+    if folder.join("config.json").exists() {
+        say!("{}: taken as it is, whatever --shape says", folder.display());
+        if quantized::scheme(folder)? != scheme {
+            let what = format!("--weights {}: not what {method} runs on", folder.display());
+            return Err(Error::Usage(format!("{what}; name another folder")));
+        }
+        return Ok(());
+    }
+    let start = Instant::now();
+    let init = |config: &Path| export::init::init(config, folder, DType::Bf16, format, 1);
+    let parameters = match SHAPES.iter().find(|(name, _)| *name == shape) {
+        None => init(shape.as_ref())?,
+        Some((_, text)) => {
+            let file = folder.join("shape.json");
+            std::fs::create_dir_all(folder).map_err(Error::write(folder))?;
+            std::fs::write(&file, text).map_err(Error::write(&file))?;
+            init(&file)?
+        }
+    };
+    say!("{parameters} parameters in {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
