@@ -86,6 +86,8 @@ pub(super) struct Layout {
 
 /// New tokens of a sequence up to which they are few.
 const FEW: usize = 4;
+/// Entries of a page table, at least, where there are no prompts.
+const PAGES: usize = 64;
 
 impl Layout {
     /// `parts` with few tokens come first; `Part::few` says which those are.
@@ -126,6 +128,8 @@ impl Layout {
         if all.keys.is_empty() {
             all.few = N;
             all.starts.resize(N, 0);
+            // few lengths, as steps of the same are recorded
+            all.pages.resize(all.pages.len().next_power_of_two().max(PAGES), 0);
         }
         all.ids.resize(N, 0);
         all.positions.resize(N, 0);
@@ -161,9 +165,13 @@ impl Grown {
     pub fn new(dtype: DType) -> Grown {
         Grown { buf: None, dtype }
     }
+    /// Whether `get` of so much makes another buffer.
+    fn grows(&self, len: usize) -> bool {
+        self.buf.as_ref().is_none_or(|buf| buf.len() < len)
+    }
     /// The first `len` elements; what was there before may be gone.
     pub fn get(&mut self, b: &dyn Backend, len: usize) -> Result<Buf> {
-        if self.buf.as_ref().is_none_or(|buf| buf.len() < len) {
+        if self.grows(len) {
             if let Some(old) = self.buf.take() {
                 b.free(old);
             }
@@ -178,6 +186,8 @@ impl Grown {
 
 /// What the sessions of an engine share for their steps: page tables, and room for gathered keys and values.
 pub struct Tables {
+    /// How often a buffer was made.
+    made: u64,
     slots: Grown,
     starts: Grown,
     pages: Grown,
@@ -189,7 +199,7 @@ impl Tables {
     pub fn new(dtype: DType) -> Tables {
         let table = || Grown::new(DType::U32);
         let gathered = [Grown::new(dtype), Grown::new(dtype)];
-        Tables { slots: table(), starts: table(), pages: table(), keys: table(), gathered }
+        Tables { made: 0, slots: table(), starts: table(), pages: table(), keys: table(), gathered }
     }
     pub fn free(&mut self, b: &dyn Backend) {
         let [k, v] = &mut self.gathered;
@@ -198,7 +208,9 @@ impl Tables {
     }
     /// A step's tables on the device.
     pub(super) fn set(&mut self, b: &dyn Backend, s: &Spec, layout: &Layout) -> Result<Step> {
-        let put = |grown: &mut Grown, values: &[u32]| {
+        let made = &mut self.made;
+        let mut put = |grown: &mut Grown, values: &[u32]| {
+            *made += grown.grows(values.len().max(1)) as u64;
             let mut buf = grown.get(b, values.len().max(1))?;
             if !values.is_empty() {
                 b.upload_u32(&mut buf, values)?;
@@ -207,20 +219,41 @@ impl Tables {
         };
         let keys = layout.keys.len();
         let [k, v] = &mut self.gathered;
-        Ok(Step {
+        let mut step = Step {
             few: layout.few,
+            made: 0,
             slots: put(&mut self.slots, &layout.slots)?,
             starts: put(&mut self.starts, &layout.starts)?,
             pages: put(&mut self.pages, &layout.pages)?,
             keys: put(&mut self.keys, &layout.keys)?,
             gathered: if keys > 0 { Some([k.get(b, keys * s.K * s.D)?, v.get(b, keys * s.K * s.D)?]) } else { None },
-        })
+        };
+        step.made = self.made;
+        Ok(step)
+    }
+}
+
+/// What, beside a session and a model, settles the calls of a step without prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Fixed {
+    /// The tables' buffers.
+    pub tables: u64,
+    /// Entries of the page table.
+    pages: usize,
+}
+
+impl Step {
+    /// `None`: it gathers keys, of which it has as many as no other.
+    pub(super) fn fixed(&self) -> Option<Fixed> {
+        self.gathered.is_none().then(|| Fixed { tables: self.made, pages: self.pages.len() })
     }
 }
 
 /// The tables of one step on the device.
 pub struct Step {
     few: usize,
+    /// Of [`Tables`].
+    made: u64,
     slots: Buf,
     starts: Buf,
     pages: Buf,
