@@ -127,7 +127,7 @@ fn recorded_steps_have_the_same_bits() {
     };
     for name in ["llama", "bnb_4bit", "bnb_8bit", "gemma2", "gpt_oss", "qwen3_moe", "deepseek_v3", "gpt2", "phi3_longrope"] {
         let model = Model::load(&b, &golden(name), &LoadOptions::frozen(DType::Bf16)).unwrap_or_else(|e| panic!("{e}"));
-        let mut say = |graphs| {
+        let say = |graphs| {
             b.set_graphs(graphs);
             let mut engine = Engine::lend(&b, &model, &options(6, 16, 64)).unwrap();
             for salt in 1..9 {

@@ -184,7 +184,7 @@ impl<'b> Session<'b> {
         pool: &Pool,
         tables: &mut Tables,
     ) -> Result<()> {
-        let layout = Layout::new(parts, self.N);
+        let layout = Layout::new(parts, self.N, model.spec.K);
         self.inputs.set_paged(self.b, &model.spec, &layout)?;
         let step = tables.set(self.b, &model.spec, &layout)?;
         model.put_token_rows(self.b)?;
