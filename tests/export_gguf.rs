@@ -239,18 +239,24 @@ fn adapters_for_llama_cpp() {
     let model = Path::new("assets/base");
     let adapter = dir.path().join("adapter");
     std::fs::create_dir(&adapter).unwrap();
-    let config = LoraConfig { use_rslora: true, r: 4, lora_alpha: 6.0, ..LoraConfig::default() };
-    let loaded = Model::load(b, model, &LoadOptions { lora: Some(config), ..LoadOptions::frozen(DType::F32) }).unwrap();
-    peft::save(b, &loaded, "base", &adapter).unwrap();
-    let input = Input { model, adapter: Some(&adapter), dtype: None, name: None };
-    let out = dir.path().join("a.gguf");
-    product::export(b, Product::GgufLora, &input, &out, |_| Ok(())).unwrap();
-    let gguf = Gguf::open(&out).unwrap();
-    let text = |key: &str| gguf.get(key).and_then(Value::as_text).map(str::to_string);
-    assert_eq!(text("general.type").as_deref(), Some("adapter"));
-    assert_eq!(text("adapter.type").as_deref(), Some("lora"));
-    assert_eq!(gguf.get("adapter.lora.alpha").and_then(Value::as_f64), Some(6.0));
-    assert_eq!(gguf.names().count(), 6 * 7 * 2);
-    assert_eq!(gguf.tensor("blk.5.ffn_down.weight.lora_a").unwrap().shape, [4, 768]);
-    assert_eq!(gguf.tensor("blk.0.attn_k.weight.lora_b").unwrap().shape, [128, 4]);
+// an alpha of 0 means 1 to llama.cpp's scale, so B has the 0 then
+    for (lora_alpha, written) in [(6.0, 6.0), (0.0, 1.0)] {
+        let config = LoraConfig { use_rslora: true, r: 4, lora_alpha, ..LoraConfig::default() };
+        let options = LoadOptions { lora: Some(config), ..LoadOptions::frozen(DType::F32) };
+        let loaded = Model::load(b, model, &options).unwrap();
+        peft::save(b, &loaded, "base", &adapter).unwrap();
+        let input = Input { model, adapter: Some(&adapter), dtype: None, name: None };
+        let out = dir.path().join("a.gguf");
+        product::export(b, Product::GgufLora, &input, &out, |_| Ok(())).unwrap();
+        let gguf = Gguf::open(&out).unwrap();
+        let text = |key: &str| gguf.get(key).and_then(Value::as_text).map(str::to_string);
+        assert_eq!(text("general.type").as_deref(), Some("adapter"));
+        assert_eq!(text("adapter.type").as_deref(), Some("lora"));
+        assert_eq!(gguf.get("adapter.lora.alpha").and_then(Value::as_f64), Some(written));
+        assert_eq!(gguf.names().count(), 6 * 7 * 2);
+        assert_eq!(gguf.tensor("blk.5.ffn_down.weight.lora_a").unwrap().shape, [4, 768]);
+        let k = gguf.tensor("blk.0.attn_k.weight.lora_b").unwrap();
+        assert_eq!(k.shape, [128, 4]);
+        assert!(DType::F32.decode(k.bytes).iter().all(|x| *x == 0.0), "B starts at 0, whatever alpha");
+    }
 }

@@ -138,8 +138,17 @@ impl Model {
     /// Copies of the modules that the adapter saves with it, as they are in the model.
     fn copies(&self, b: &dyn Backend, config: &LoraConfig, folder: &Path) -> Result<Detached> {
         let mut detached = Detached { config: None, loras: Vec::new(), saved: HashMap::new(), head: None };
+        match self.copy_saved(b, config, folder, &mut detached) {
+            Ok(()) => Ok(detached),
+            Err(e) => {
+                detached.free(b);
+                Err(e)
+            }
+        }
+    }
+    fn copy_saved(&self, b: &dyn Backend, config: &LoraConfig, folder: &Path, detached: &mut Detached) -> Result<()> {
         if config.modules_to_save.is_empty() {
-            return Ok(detached);
+            return Ok(());
         }
         let packed = self.linears().filter(|linear| !linear.weight.quantized().is_empty()).map(|l| l.name.as_str());
         let tables = [(&self.spec.names.embed, Some(&self.embed)), (&self.spec.names.head, self.head.as_ref())];
@@ -157,11 +166,12 @@ impl Model {
             && (config.saves(embed) || config.saves(head))
             && let Some(tied) = self.embed.param()
         {
-            let mut own = Param::zeros(b, &format!("{head}.weight"), &tied.shape, self.dtype)?;
-            b.copy(&mut own.value, &tied.value)?;
+            let own = Param::zeros(b, &format!("{head}.weight"), &tied.shape, self.dtype)?;
+            let mut value = own.value.view(0, own.value.len());
             detached.head = Some(Some(Table::Dense(own)));
+            b.copy(&mut value, &tied.value)?;
         }
-        Ok(detached)
+        Ok(())
     }
 
     /// Puts an adapter on the model whose values `set` knows, and takes it off again.
@@ -221,8 +231,13 @@ impl Lora {
 
 fn copy(b: &dyn Backend, from: &Buf) -> Result<Buf> {
     let mut to = b.alloc(from.len(), from.dtype())?;
-    b.copy(&mut to, from)?;
-    Ok(to)
+    match b.copy(&mut to, from) {
+        Ok(()) => Ok(to),
+        Err(e) => {
+            b.free(to);
+            Err(e)
+        }
+    }
 }
 
 impl Detached {

@@ -239,6 +239,9 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// Blocks of 256 in 16 parts, each with an 8-bit scale; 6.5625 bits a value in all.
     gguf::q6_k_dequantize{P}(out: write [P], blocks: read u8 [P/256*210]; Blocks256);
 
+    /// out[n,o] = Σ_c inp[n,c]·W[first + o,c] of a weight of P bytes that stays packed, in any of these formats.
+    gguf::thin_gguf{N, O, C, P}(out: write [N, O], inp: read [N, C], blocks: read u8 [P]; ThinGguf);
+
     /// One step of AdamW on one tensor: weight and both moments move. grad is multiplied by scale[0] first (clipping).
     adamw::adamw_step{P}(weight: update f32 [P], m: update f32 [P], v: update f32 [P], grad: read f32 [P], scale: read f32 [1]; AdamW);
     /// The same with both moments in 8 bits, in blocks of 256: codes into map1 (signed) and map2 (unsigned) in units of absmax1, absmax2.

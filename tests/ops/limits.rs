@@ -35,6 +35,7 @@ fn class(op: Op) -> Class {
         Op::pages_write | Op::route_index | Op::route_gather_forward | Op::mxfp4_dequantize => Class::Exact,
         Op::latent_query_forward | Op::latent_kv_forward | Op::latent_output_forward => Class::Exact,
         Op::latent_query_backward | Op::latent_output_backward => Class::Exact,
+        Op::thin_gguf => Class::Product,
         _ if ["grouped", "thin"].contains(&op.spec().file) => Class::Product,
         Op::router_forward | Op::router_backward => Class::Softmax,
         Op::balance_forward | Op::balance_backward => Class::Softmax,

@@ -37,7 +37,7 @@ pub fn write(spec: &Spec, adapter: &AdapterFile, folder: &Path, name: &str, out:
         ("general.type".into(), Item::Text("adapter".into())),
         ("general.name".into(), Item::Text(name.into())),
         ("adapter.type".into(), Item::Text("lora".into())),
-        ("adapter.lora.alpha".into(), Item::F32(config.lora_alpha as f32)),
+        ("adapter.lora.alpha".into(), Item::F32(alpha(config.lora_alpha))),
     ];
     let sides = sides(adapter, &places, folder)?;
     let outline = |side: &Side| Outline {
@@ -49,6 +49,11 @@ pub fn write(spec: &Spec, adapter: &AdapterFile, folder: &Path, name: &str, out:
     sides.iter().try_for_each(|side| writer.write(&DType::F32.encode(&side.values)))?;
     writer.finish()?;
     Ok(std::fs::metadata(out).map_err(Error::read(out))?.len())
+}
+
+/// As the file has it: llama.cpp scales by alpha/r, and by 1 where alpha is 0, of which B takes care then.
+fn alpha(lora_alpha: f64) -> f32 {
+    if lora_alpha == 0.0 { 1.0 } else { lora_alpha as f32 }
 }
 
 fn sides(adapter: &AdapterFile, places: &BTreeMap<String, Place>, folder: &Path) -> Result<Vec<Side>> {
@@ -67,7 +72,7 @@ fn sides(adapter: &AdapterFile, places: &BTreeMap<String, Place>, folder: &Path)
         let [a, mut b] = ["A", "B"].map(|side| adapter.tensors.get(&peft::side(module, side)));
         let (Ok(a), Ok(b)) = (&a, &mut b) else { return wrong(module, "one of A and B is missing") };
         let ([r, C], [O, _]) = (a.shape, b.shape) else { return wrong(module, "A and B must be matrices") };
-        let factor = shape.scale * shape.r as f32 / adapter.config.lora_alpha as f32;
+        let factor = shape.scale * shape.r as f32 / alpha(adapter.config.lora_alpha);
         let (Some(down), Some(up)) = (a.to_f32(), b.to_f32()) else { return wrong(module, "floats are wanted") };
         let up = up.iter().map(|x| x * factor).collect();
         let up = rows(place.fix).to_gguf(up, &[*O, *r]);
