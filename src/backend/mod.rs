@@ -231,6 +231,14 @@ impl<'b> Scope<'b> {
         self.b.upload_f32(&mut buf, values)?;
         Ok(buf)
     }
+    /// Gives this back, too, when the scope ends.
+    pub fn hold(&self, buf: &Buf) {
+        self.held.borrow_mut().push(buf.view(0, buf.len()));
+    }
+    /// Nothing is given back: all went well, and the buffers have another owner.
+    pub fn keep(self) {
+        self.held.take();
+    }
 }
 
 impl Drop for Scope<'_> {

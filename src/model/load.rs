@@ -9,7 +9,7 @@ use super::lora::{Init, LoraConfig, Rules, pissa};
 use super::mlp::Mlp;
 use super::norm::NormParams;
 use super::param::Param;
-use super::quantized::{self, Floats, Stored};
+use super::quantized::{self, Floats, Scheme, Stored};
 use super::spec::{
     Bias, Gating, Head, LinearSpec, MlpKind, NarrowSpec, NormKind, NormSpec, Positions, QkNorm, Sinks, Spec,
     WeightLayout,
@@ -50,7 +50,8 @@ impl Model {
     pub fn load(b: &dyn Backend, folder: &Path, options: &LoadOptions) -> Result<Model> {
         let (spec, stored) = (arch::read_spec(folder)?, quantized::scheme(folder)?);
         options.check(&spec, stored, folder)?;
-        if stored.is_some() && spec.layout != WeightLayout::Rows {
+        // the blocks of a GGUF file lie as the device has them
+        if stored.is_some_and(|stored| stored != Scheme::Gguf) && spec.layout != WeightLayout::Rows {
             let what = format!("quantized checkpoints of {} are not supported yet", spec.model_type);
             let what = format!("{what}: take the unquantized model and load_in_4bit or load_in_8bit");
             return Err(Error::content(folder.join("config.json"), "quantization_config", what));
