@@ -230,6 +230,14 @@ impl Backend for Cuda {
         self.cudnn.borrow_mut().forget(to);
         self.host.borrow_mut().copy(&self.device, Way::FromHost, (to, self.ptr(to)), &from.0)
     }
+    fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
+        let row = super::host::check_rows(to, &from.0, ids)? * to.width;
+        self.device.bind()?;
+        self.cudnn.borrow_mut().forget(to);
+        let to = self.reach(to, Touch::Writes)?;
+        let host = self.host.borrow();
+        self.ring.borrow_mut().upload_rows(&self.device, to, host.written(&from.0)?, row, ids)
+    }
     fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
         same_bytes("host_upload", to.0.bytes(), bytes.len())?;
         self.device.bind()?;
