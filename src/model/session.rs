@@ -286,7 +286,7 @@ impl<'b> Session<'b> {
                 Keep::Input => block.forward_saved(b, s, saved, t, x, &self.inputs, None)?,
                 Keep::Attention | Keep::Host => block.forward_again(b, s, saved, t, x, &self.inputs)?,
             }
-            block.backward(b, s, saved, t, dx, x, &self.inputs)?;
+            block.backward(b, s, saved, t, dx, x, &self.inputs, keep)?;
             self.kept.fetch(b, l)?;
         }
         if let Table::Dense(Param { train: Some(train), .. }) = embed {

@@ -23,6 +23,7 @@ mod kernels;
 pub mod libs;
 mod memory;
 pub mod nvrtc;
+mod pinned;
 mod report;
 pub mod source;
 mod tune;
