@@ -11,6 +11,7 @@ pub mod kernel_text;
 mod launch;
 mod ledger;
 pub mod pick;
+mod recording;
 mod rules;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -18,6 +19,7 @@ pub use host::{HostBuf, HostScope};
 pub use launch::Launch;
 pub(crate) use ledger::Ledger;
 pub use ledger::{ByUse, Memory, Use};
+pub use recording::Recording;
 pub use rules::{CpuRules, CudaRules};
 
 /// A stretch of a backend's memory, in elements. The same type for every backend.
@@ -102,6 +104,12 @@ macro_rules! declare {
             fn copy(&self, to: &mut Buf, from: &Buf) -> Result<()>;
             /// Runs a checked call. A fast path is a `match launch.op()` in here.
             fn launch(&self, launch: &Launch) -> Result<()>;
+            /// Runs `calls`, which queue launches and copies and nothing else: the same on the same buffers each time that they come
+            /// with this recording. A backend may keep what they queue, and queue it as a whole from then on without asking them.
+            /// The results have the same bits either way.
+            fn record(&self, _recording: &mut Recording, calls: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+                calls()
+            }
             /// Waits until everything queued has run; an error of any of it comes out here.
             fn sync(&self) -> Result<()>;
             fn memory(&self) -> Memory;

@@ -143,7 +143,7 @@ impl Attention {
         let (N, Saved { q, k, v, att, lse, .. }) = (inputs.N, saved);
         let span = &inputs.kinds[kind].span;
         match &cache {
-            Some(cache) => cache.attend(b, s, (&mut *att, &mut *lse), [q, k, v], span, N)?,
+            Some(cache) => cache.attend(b, s, (&mut *att, &mut *lse), [q, k, v], (kind, span), N)?,
             None => b.attention_forward(att, lse, q, k, v, span, &params(s, N, N))?,
         }
         match &self.sinks {

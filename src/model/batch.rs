@@ -188,6 +188,10 @@ impl Inputs {
     /// The same of tokens whose keys lie in pages; for a forward alone.
     pub(super) fn set_paged(&mut self, b: &dyn Backend, s: &Spec, layout: &Layout) -> Result<()> {
         self.set_rows(b, s, (&layout.ids, &layout.positions), &layout.sequences)?;
+        if layout.keys.is_empty() {
+            // all look through the page table
+            return Ok(());
+        }
         for (inputs, kind) in self.kinds.iter_mut().zip(&s.kinds) {
             b.upload_u32(&mut inputs.span, &layout.span(kind.window))?;
         }

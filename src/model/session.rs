@@ -10,21 +10,24 @@ use super::linear::{LinearScratch, Observer};
 use super::mlp;
 use super::neftune::Neftune;
 use super::norm::Norm;
-use super::paged::{Cache, Layout, Part, Pool, Step, Tables};
+use super::paged::{Cache, Fixed, Layout, Part, Pool, Step, Tables};
 use super::param::Param;
 use super::plan::{Keep, Plan};
 use super::spec::{ResidualKind, Spec};
 use super::table::{EmbedScratch, Table, embed};
 use super::token_rows::EmbedGrad;
-use crate::backend::{Backend, Buf, Charge, Scope, Use};
+use crate::backend::{Backend, Buf, Charge, Recording, Scope, Use};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::embedding::Embedding;
 use crate::ops::residual::Residual;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 pub struct Session<'b> {
     b: &'b dyn Backend,
+    /// Paged steps, by the adapter on the model and what settles the step's calls. Before the buffers, which they use.
+    steps: HashMap<(u64, Fixed), Recording>,
     /// Owns every buffer here.
     scope: Scope<'b>,
     /// Owns what other sessions could share, where no other does.
@@ -44,6 +47,9 @@ pub struct Session<'b> {
     embed_rows: Option<EmbedGrad>,
     head: HeadScratch,
 }
+
+/// So many recorded steps are kept at a time.
+const RECORDED: usize = 16;
 
 /// What sessions of one model may have in common: RoPE tables for `positions`, and where weights are unpacked.
 pub struct Common<'b> {
@@ -124,6 +130,7 @@ impl<'b> Session<'b> {
         let scratch = BlockScratch::new(&scope, s, (linear, experts), N, dtype, &mlp, grads)?;
         Ok(Session {
             b,
+            steps: HashMap::new(),
             N,
             inputs: Inputs::new(&scope, s, N, &common.tables, common.positions)?,
             kept: Kept::new(&scope, s, N, dtype, &plan, &mlp)?,
@@ -191,21 +198,41 @@ impl<'b> Session<'b> {
             neftune.set(self.b, tokens, model.spec.C)?;
         }
         self.inputs.tell(self.b, &model.spec, tokens);
+        model.put_token_rows(self.b)?;
         self.run(model, None)
     }
 
     /// The same for tokens that follow those in the pages of their sequences, up to N in all; those of `parts` with few tokens
-    /// come first. Their own keys and values go to their pages.
-    pub fn forward_paged(&mut self, model: &Model, parts: &[Part], pool: &Pool, tables: &mut Tables) -> Result<()> {
-        let layout = Layout::new(parts, self.N);
+    /// come first. Their own keys and values go to their pages. `adapter` tells what is on the model from what else may be.
+    pub fn forward_paged(
+        &mut self,
+        model: &Model,
+        adapter: u64,
+        parts: &[Part],
+        pool: &Pool,
+        tables: &mut Tables,
+    ) -> Result<()> {
+        let layout = Layout::new(parts, self.N, model.spec.K);
         self.inputs.set_paged(self.b, &model.spec, &layout)?;
         let step = tables.set(self.b, &model.spec, &layout)?;
-        self.run(model, Some((pool, &step)))
+        model.put_token_rows(self.b)?;
+        // weights that come from the host come when they are wanted
+        let stays = model.streamed.is_none() && !matches!(model.embed, Table::Host(_));
+        let Some(fixed) = step.fixed().filter(|_| stays) else { return self.run(model, Some((pool, &step))) };
+        // made for tables that are no more
+        self.steps.retain(|(_, other), _| other.tables == fixed.tables);
+        if self.steps.len() >= RECORDED && !self.steps.contains_key(&(adapter, fixed)) {
+            self.steps.clear();
+        }
+        let mut recording = self.steps.remove(&(adapter, fixed)).unwrap_or_default();
+        let b = self.b;
+        b.record(&mut recording, &mut || self.run(model, Some((pool, &step))))?;
+        self.steps.insert((adapter, fixed), recording);
+        Ok(())
     }
 
     fn run(&mut self, model: &Model, pool: Option<(&Pool, &Step)>) -> Result<()> {
         let (b, s, N) = (self.b, &model.spec, self.N);
-        model.put_token_rows(b)?;
         let embedding = embedding_params(s, N, model.dtype);
         let (out, values) = (&mut self.kept.x[0], &mut self.h);
         embed(b, &model.embed, &mut self.embed, (out, values), (&self.inputs.ids, &self.inputs.host_ids), &embedding)?;

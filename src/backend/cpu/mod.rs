@@ -125,6 +125,7 @@ fn by_rows(op: Op) -> bool {
             | Op::layernorm_backward
             | Op::attention_sink_forward
             | Op::paged_attention_forward
+            | Op::paged_attention_join
             | Op::bias_forward
             | Op::rope_forward
             | Op::rope_backward

@@ -26,17 +26,17 @@ pub(super) enum Touch {
 
 /// Bytes of a slab, or of a pinned allocation.
 #[derive(Clone, Copy)]
-struct Stretch {
-    slab: u32,
-    start: usize,
-    end: usize,
+pub(super) struct Stretch {
+    pub slab: u32,
+    pub start: usize,
+    pub end: usize,
 }
 
 impl Stretch {
-    fn of(buf: &Buf) -> Stretch {
+    pub fn of(buf: &Buf) -> Stretch {
         Stretch { slab: buf.slab, start: buf.start, end: buf.start + buf.bytes() }
     }
-    fn overlaps(&self, other: &Stretch) -> bool {
+    pub fn overlaps(&self, other: &Stretch) -> bool {
         self.slab == other.slab && self.start < other.end && other.start < self.end
     }
 }
@@ -199,6 +199,14 @@ impl Host {
             return Ok(());
         }
         self.before_stretch(on, &Stretch::of(buf), touch)
+    }
+    /// The same for what touches nobody knows what.
+    pub fn before_all(&mut self, on: &Device) -> Result<()> {
+        for copy in self.copies.iter_mut().filter(|copy| !copy.awaited) {
+            wait(on.raw_stream(), copy.done)?;
+            copy.awaited = true;
+        }
+        Ok(())
     }
     /// The same for a whole slab that goes.
     pub fn before_free(&mut self, on: &Device, slab: u32) -> Result<()> {

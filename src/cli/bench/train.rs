@@ -1,30 +1,22 @@
 //! `luthier bench train`: steps of a decoder with random weights on random tokens, with loss and gradient norm beside the rate,
 //! so that a fast wrong step shows.
 use super::super::{out, say};
+use super::weights;
 use clap::Args;
 use luthier::backend::dry::Dry;
 use luthier::backend::{Backend, pick};
 use luthier::dtype::DType;
-use luthier::export::bnb::Format;
 use luthier::model::lora::LoraConfig;
-use luthier::model::quantized::{self, Scheme};
+use luthier::model::quantized;
 use luthier::model::{Keep, LoadOptions, Model, Place, Places, Plan, Session, Tokens, arch};
 use luthier::rng::Rng;
 use luthier::train::config::{self, Bytes, TrainConfig};
 use luthier::train::method::cross_entropy;
 use luthier::train::optim::{Hyper, Optimizer, Precision};
 use luthier::train::plan::{self, Budget, Rehearsal};
-use luthier::{Error, Result, export};
+use luthier::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-/// The shapes that have names.
-const SHAPES: [(&str, &str); 4] = [
-    ("1b", include_str!("../../../assets/shapes/1b.json")),
-    ("8b", include_str!("../../../assets/shapes/8b.json")),
-    ("70b", include_str!("../../../assets/shapes/70b.json")),
-    ("qwen3-1.7b", include_str!("../../../assets/shapes/qwen3-1.7b.json")),
-];
 
 /// Time training steps on random weights and tokens; 8-bit AdamW in bfloat16, clipped at 1.
 #[derive(Args)]
@@ -78,7 +70,12 @@ impl Train {
         if self.rehearse {
             let dry = Dry::new(pick::rules(&self.backend)?, None);
             let limit = self.memory_limit.map(|limit| limit.0);
-            self.measure(&dry, &self.shape_file()?, Budget { device: limit, limit }, begin)?;
+            self.measure(
+                &dry,
+                &weights::shape_file(&self.weights, &self.shape)?,
+                Budget { device: limit, limit },
+                begin,
+            )?;
             let memory = dry.memory();
             let host = format!("on the host {}\n", plan::gib(memory.host_peak));
             return out(&format!("on the device, at the peak\n{}{host}", super::super::plan::parts(&memory)));
@@ -86,7 +83,7 @@ impl Train {
         let (backend, which) = pick::pick(&self.backend)?;
         backend.set_deterministic(false);
         say!("{which}; opened in {:.2} s", begin.elapsed().as_secs_f64());
-        self.make_weights()?;
+        weights::make(&self.weights, &self.shape, &self.method)?;
         let config = self.config(&self.weights)?;
         self.measure(&*backend, &self.weights, Budget::of(&*backend, &config), begin)
     }
@@ -206,37 +203,6 @@ impl Train {
         keys.extend(self.offload_weights.then(|| "offload_weights=true".into()));
         keys.extend(self.offload_embedding.then(|| "offload_embedding=true".into()));
         config::of(&keys)
-    }
-
-    /// The config of the named shape, in the folder of the weights.
-    fn shape_file(&self) -> Result<PathBuf> {
-        let Some((_, text)) = SHAPES.iter().find(|(name, _)| *name == self.shape) else {
-            return Ok(self.shape.clone().into());
-        };
-        let shape = self.weights.join("shape.json");
-        std::fs::create_dir_all(&self.weights).map_err(Error::write(&self.weights))?;
-        std::fs::write(&shape, text).map_err(Error::write(&shape))?;
-        Ok(shape)
-    }
-
-    fn make_weights(&self) -> Result<()> {
-        let (format, scheme) = match self.method.as_str() {
-            "qlora" => (Some(Format::Nf4), Some(Scheme::Nf4)),
-            "lora-8bit" => (Some(Format::Int8), Some(Scheme::Int8)),
-            _ => (None, None),
-        };
-        if self.weights.join("config.json").exists() {
-            say!("{}: taken as it is, whatever --shape says", self.weights.display());
-            if quantized::scheme(&self.weights)? != scheme {
-                let what = format!("--weights {}: not what {} trains on", self.weights.display(), self.method);
-                return Err(Error::Usage(format!("{what}; name another folder")));
-            }
-            return Ok(());
-        }
-        let start = Instant::now();
-        let parameters = export::init::init(&self.shape_file()?, &self.weights, DType::Bf16, format, 1)?;
-        say!("{parameters} parameters in {:.1} s", start.elapsed().as_secs_f64());
-        Ok(())
     }
 
     /// Floats of `base` are quantized while they load, where the method wants that.
