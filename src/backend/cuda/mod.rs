@@ -25,6 +25,7 @@ pub mod libs;
 mod memory;
 pub mod nvrtc;
 mod order;
+mod pinned;
 mod report;
 pub mod source;
 mod tune;
@@ -287,6 +288,7 @@ impl Backend for Cuda {
     }
     fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
         let row = super::host::check_rows(to, &from.0, ids)? * to.width;
+        self.not_recording("a copy from the host")?;
         self.device.bind()?;
         self.cudnn.borrow_mut().forget(to);
         let to = self.reach(to, Touch::Writes)?;
