@@ -127,6 +127,7 @@ pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>, vocab
         dtype: config.dtype,
         load_in_4bit: config.load_in_4bit,
         load_in_8bit: config.load_in_8bit,
+        compute: config.compute,
         lora,
         train: true,
         freeze_router: config.freeze_router,

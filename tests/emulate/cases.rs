@@ -43,6 +43,14 @@ impl Case {
         self.buffers[at].1 = self.buffers[at].0.encode(&values);
         self
     }
+    /// Codes in e4m3 up to 4, none of NaN.
+    fn numbers(mut self, names: &[&str]) -> Case {
+        for name in names {
+            let at = self.at(name);
+            self.buffers[at].1.iter_mut().for_each(|code| *code = (*code & 0x80) | (*code & 0x7f) % 0x48);
+        }
+        self
+    }
     fn positive(self, names: &[&str]) -> Case {
         names.iter().fold(self, |case, name| {
             let at = case.at(name);
@@ -329,6 +337,14 @@ pub fn all() -> Vec<(String, Case)> {
             let (O, C) = (1 + P % 3, 2 * (P % 1100) + 2);
             add!(int8_quantize, int8::Int8 { O, C });
             add!(int8_dequantize, int8::Int8 { O, C }, |c: Case| c.positive(&["scb"]));
+            for by in [0, 1] {
+                add!(fp8_quantize, fp8::Fp8Quantize { N: O, C, by });
+            }
+            add!(fp8_transpose, fp8::Fp8 { N: O * 37, C: C / O });
+            add!(fp8_dequantize, fp8::Fp8 { N: O, C }, |c: Case| c.numbers(&["codes"]));
+            let p = fp8_matmul::Fp8MatMul { I: 1 + P % 70, J: 2 * (P % 40) + 2, Q: 1 + P % 131 };
+            add!(fp8_matmul, p, |c: Case| c.numbers(&["a", "b"]).positive(&["a_scales", "b_scales"]));
+            add!(fp8_matmul_add, p, |c: Case| c.numbers(&["a", "b"]).positive(&["a_scales", "b_scales"]));
             let signed = |c: Case| c.floats("map", dyn8::dynamic_map(true));
             add!(dyn8_quantize, dyn8::Dyn8 { P }, signed);
             add!(dyn8_dequantize, dyn8::Dyn8 { P }, signed);

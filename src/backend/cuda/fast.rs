@@ -1,13 +1,15 @@
 //! What runs faster than an op's plain kernel: products by cuBLASLt, attention by cuDNN, attention and products by group on
 //! tensor cores.
 use super::source::Variant;
-use super::{Cuda, cudnn};
+use super::{Cuda, cudnn, scaled};
 use crate::backend::Launch;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Op;
 use crate::ops::attention::Attention;
+use crate::ops::fp8_matmul::Fp8MatMul;
 use crate::ops::grouped::Grouped;
+use crate::ops::matmul::MatMul;
 
 /// Queues the op if it has a fast path here; `false`: run the plain kernel.
 pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool> {
@@ -19,8 +21,9 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
             cuda.blas
                 .borrow_mut()
                 .as_mut()
-                .map_or(Ok(false), |blas| blas.run(&cuda.device, launch.op(), dtypes, [out, a, b], &p))
+                .map_or(Ok(false), |blas| blas.run(&cuda.device, launch.op(), dtypes, [out, a, b], None, &p))
         }
+        Op::fp8_matmul | Op::fp8_matmul_add => fp8(cuda, launch, pointers),
         Op::attention_forward | Op::attention_backward => {
             if cudnn::run(cuda, launch, pointers)? {
                 return Ok(true);
@@ -46,6 +49,17 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
         }
         _ => Ok(false),
     }
+}
+
+/// By cuBLASLt, which says itself whether the device has tensor cores for it.
+fn fp8(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool> {
+    let &[out, a, a_scales, b, b_scales] = pointers else { return Err(Error::Bug("a product of scaled rows".into())) };
+    let Fp8MatMul { I, J, Q } = bytemuck::pod_read_unaligned(launch.params());
+    let mut blas = cuda.blas.borrow_mut();
+    let Some(blas) = blas.as_mut().filter(|_| scaled::fits([I, J, Q], pointers)) else { return Ok(false) };
+    let dtypes = [launch.args()[0].map_or(DType::F32, |out| out.dtype()), DType::U8, DType::U8];
+    let p = MatMul { I, J, Q, ld_out: J, ld_a: Q, ld_b: Q, alpha: 1.0 };
+    blas.run(&cuda.device, launch.op(), dtypes, [out, a, b], Some([b_scales, a_scales]), &p)
 }
 
 /// Products of few rows with packed weights on tensor cores.

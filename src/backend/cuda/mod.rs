@@ -24,6 +24,7 @@ pub mod libs;
 mod memory;
 pub mod nvrtc;
 mod report;
+mod scaled;
 pub mod source;
 mod tune;
 pub use cudnn::AttentionPath;
@@ -179,6 +180,9 @@ impl Backend for Cuda {
             self.run_kernel(launch, None, &pointers)?;
         }
         Ok(())
+    }
+    fn has_fp8(&self) -> bool {
+        self.device.capability >= (8, 9) && self.blas.borrow().is_some()
     }
     fn sequences(&self, span: &Buf, cu_seqlens: &[u32], window: Option<u32>) {
         self.cudnn.borrow_mut().tell(span, cu_seqlens, window);

@@ -7,7 +7,7 @@ use luthier::dtype::DType;
 use luthier::export::bnb::Format;
 use luthier::model::lora::LoraConfig;
 use luthier::model::quantized::{self, Scheme};
-use luthier::model::{Keep, LoadOptions, Model, Place, Plan, Session, Tokens};
+use luthier::model::{Compute, Keep, LoadOptions, Model, Place, Plan, Session, Tokens};
 use luthier::rng::Rng;
 use luthier::train::method::cross_entropy;
 use luthier::train::optim::{Hyper, Optimizer, Precision};
@@ -34,6 +34,9 @@ pub struct Train {
     weights: PathBuf,
     #[arg(long, default_value = "qlora", value_parser = ["qlora", "lora", "lora-8bit", "full"])]
     method: String,
+    /// What products with frozen weights are computed in; fp8 is for lora.
+    #[arg(long, default_value = "dtype", value_parser = Compute::ALL.map(Compute::name))]
+    compute: String,
     /// Tokens of a sequence.
     #[arg(long, default_value_t = 2048, value_parser = super::at_least(2))]
     seq: usize,
@@ -132,7 +135,8 @@ impl Train {
         let lora = LoraConfig { r: self.rank, lora_alpha: 2.0 * self.rank as f64, ..LoraConfig::default() };
         let lora = if self.method == "full" { None } else { Some(lora) };
         let place = if self.offload_weights { Place::Host } else { Place::Device };
-        LoadOptions { lora, train: true, place, ..LoadOptions::frozen(DType::Bf16) }
+        let compute = Compute::parse(&self.compute).unwrap_or_default();
+        LoadOptions { lora, train: true, place, compute, ..LoadOptions::frozen(DType::Bf16) }
     }
 
     /// Random ids; each token's label is the next of its sequence.
