@@ -45,9 +45,11 @@ INLINE void put_codes(u8* row, u64 c, u64 C, const float (&x)[8], float inverse)
 }
 
 // op fp8_quantize grid(N) block(256)
-// A row is read once where it is short enough to be held.
+// A row is read once where it is short enough to be held: KEPT times 2048 values. Few by more blocks at a time.
+#ifndef KEPT
 #define KEPT 8
-extern "C" __global__ void __launch_bounds__(256) fp8_quantize(T_codes* codes, T_scales* scales, const T_inp* inp, const T_by* by, Params p) {
+#endif
+extern "C" __global__ void __launch_bounds__(256, KEPT == 2 && sizeof(T_inp) == 2 ? 6 : 1) fp8_quantize(T_codes* codes, T_scales* scales, const T_inp* inp, const T_by* by, Params p) {
     __shared__ float part[8];
     u64 C = p.C, n = blockIdx.x, c0 = threadIdx.x * 8ull;
     const T_inp* row = inp + n * C;

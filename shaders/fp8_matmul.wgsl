@@ -1,7 +1,16 @@
 // A workgroup makes a 64 x 64 tile of out, a thread 4 x 4 of it. The operands pass through workgroup memory in steps of 16 along Q,
-// laid out [q][row]; what lies outside the matrices counts as 0. Codes are read four at a time, which may lie in two words.
+// laid out [q][row]; what lies outside the matrices counts as 0. Codes are read four at a time, in one word where rows are words.
 var<workgroup> sa: array<f32, 1024>;
 var<workgroup> sb: array<f32, 1024>;
+
+fn word_a(at: u32) -> u32 {
+  if (p.Q % 4u == 0u) { return ldw_a(at / 4u); }
+  return ld_a(at) | (ld_a(at + 1u) << 8u) | (ld_a(at + 2u) << 16u) | (ld_a(at + 3u) << 24u);
+}
+fn word_b(at: u32) -> u32 {
+  if (p.Q % 4u == 0u) { return ldw_b(at / 4u); }
+  return ld_b(at) | (ld_b(at + 1u) << 8u) | (ld_b(at + 2u) << 16u) | (ld_b(at + 3u) << 24u);
+}
 
 fn store(i: u32, j: u32, sum: vec4<f32>) {
   if (i >= p.I || j >= p.J) { return; }
@@ -25,17 +34,15 @@ fn product(tile: vec3<u32>, t: u32) {
   var c$r = vec4<f32>();
 #end
   for (var q0 = 0u; q0 < p.Q; q0 += 16u) {
-    let inside_a = i0 + row < p.I;
-    let inside_b = j0 + row < p.J;
-    let at_a = (i0 + row) * p.Q + q0 + q;
-    let at_b = (j0 + row) * p.Q + q0 + q;
+    // a code of 0 is 0
+    var wa = 0u;
+    var wb = 0u;
+    if (i0 + row < p.I && q0 + q < p.Q) { wa = word_a((i0 + row) * p.Q + q0 + q); }
+    if (j0 + row < p.J && q0 + q < p.Q) { wb = word_b((j0 + row) * p.Q + q0 + q); }
 #for k 0 4
-    var a$k = 0.0;
-    var b$k = 0.0;
-    if (inside_a && q0 + q + $k < p.Q) { a$k = e4m3_value(ld_a(at_a + $k)); }
-    if (inside_b && q0 + q + $k < p.Q) { b$k = e4m3_value(ld_b(at_b + $k)); }
-    sa[(q + $k) * 64u + row] = a$k;
-    sb[(q + $k) * 64u + row] = b$k;
+    let inside$k = q0 + q + $k < p.Q;
+    sa[(q + $k) * 64u + row] = select(0.0, e4m3_value((wa >> (8u * $k)) & 255u), inside$k);
+    sb[(q + $k) * 64u + row] = select(0.0, e4m3_value((wb >> (8u * $k)) & 255u), inside$k);
 #end
     workgroupBarrier();
     for (var k = 0u; k < 16u; k++) {

@@ -1,7 +1,7 @@
 //! Products of rows in e4m3 (`fp8.rs`), both along the sum: out[i,j] = a_scales[i]·b_scales[j]·Σ_q value(a[i,q])·value(b[j,q]).
 //!
-//! `_add` accumulates into out. Fast paths: the gemm crate (cpu), cuBLASLt (cuda, where tensor cores take e4m3: compute capability 9.0;
-//! sizes in sixteens).
+//! `_add` accumulates into out. Fast paths: the gemm crate (cpu); cuda's tensor cores, where they take e4m3 (compute capability 8.9),
+//! for sizes in sixteens: by cuBLASLt on Hopper, by a kernel of our own elsewhere.
 use super::fp8::value;
 use super::params;
 use crate::dtype::Real;

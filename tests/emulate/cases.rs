@@ -222,6 +222,17 @@ fn grouped(out: &mut Vec<(String, Case)>, [M, E, J, Q]: [u32; 4], float: DType, 
     }
 }
 
+/// Rows in e4m3 on tensor cores.
+fn fp8(out: &mut Vec<(String, Case)>, float: DType) {
+    for (I, J, Q) in [(1, 2, 16), (70, 34, 80), (130, 200, 128), (64, 128, 272)] {
+        let p = fp8_matmul::Fp8MatMul { I, J, Q };
+        for op in [Op::fp8_matmul, Op::fp8_matmul_add] {
+            let case = case(op, &p, float, Some(FP8)).numbers(&["a", "b"]).positive(&["a_scales", "b_scales"]);
+            out.push((format!("{} {p:?} {float:?} e4m3", op.spec().name), case));
+        }
+    }
+}
+
 /// What gpt-oss has beside what others have.
 fn gpt_oss(out: &mut Vec<(String, Case)>, float: DType) {
     for (N, H, D) in [(1, 1, 2), (9, 3, 34), (70, 2, 64), (3, 5, 256)] {
@@ -312,6 +323,7 @@ fn mixtures(out: &mut Vec<(String, Case)>, float: DType) {
 pub fn all() -> Vec<(String, Case)> {
     let mut out: Vec<(String, Case)> = Vec::new();
     for float in [DType::F32, DType::Bf16, DType::F16] {
+        fp8(&mut out, float);
         macro_rules! add {
             ($op:ident, $p:expr $(, $change:expr)?) => {{
                 let p = $p;
