@@ -6,7 +6,7 @@ use luthier::export::bnb::Format;
 use luthier::export::init;
 use luthier::model::linear::Weight;
 use luthier::model::lora::LoraConfig;
-use luthier::model::{Compute, LoadOptions, Model, Place, Plan, Session, Tokens};
+use luthier::model::{Compute, LoadOptions, Model, Place, Places, Plan, Session, Tokens};
 use luthier::rng::Rng;
 use luthier::train::optim::{Hyper, Optimizer};
 use serde_json::{Value, json};
@@ -110,7 +110,7 @@ fn losses(b: &dyn Backend, folder: &Path, options: &LoadOptions) -> Vec<f64> {
         optimizer.step(b, 5e-3).unwrap();
         loss
     };
-    (0..60).map(&mut step).collect()
+    (0..40).map(&mut step).collect()
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn a_run_learns_as_it_does_in_floats() {
         let got = losses(&*b, &folder, &options(Compute::Fp8, DType::Bf16));
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
         let apart = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f64::max);
-        let ends = [&want[..5], &want[55..], &got[55..]].map(mean);
+        let ends = [&want[..5], &want[35..], &got[35..]].map(mean);
         println!("{}: {ends:?}, at most {apart:.3} apart", b.name());
         assert!(ends[1] < 0.7 * ends[0], "{}: {ends:?}", b.name());
         assert!(
@@ -167,7 +167,7 @@ fn where_the_weights_wait_changes_nothing() {
     let folder = made(dir.path(), &sizes("llama"), None);
     for b in backends() {
         let here = options(Compute::Fp8, DType::Bf16);
-        let away = LoadOptions { place: Place::Host, ..here.clone() };
+        let away = LoadOptions { places: Places { blocks: Place::Host, embed: Place::Device }, ..here.clone() };
         assert!(gradients(&*b, &folder, &here) == gradients(&*b, &folder, &away), "{}", b.name());
     }
 }
