@@ -27,6 +27,7 @@ pub mod nvrtc;
 mod order;
 mod pinned;
 mod report;
+mod scaled;
 pub mod source;
 mod tune;
 pub use cudnn::AttentionPath;
@@ -101,7 +102,11 @@ impl Cuda {
         }
     }
     /// Queues what touches these, in the order that a recording wants.
-    fn queue(&self, touched: impl FnOnce(&mut graph::Recorder) -> Vec<order::Touched>, call: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn queue(
+        &self,
+        touched: impl FnOnce(&mut graph::Recorder) -> Vec<order::Touched>,
+        call: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let recorded = match self.recorder.borrow_mut().as_mut() {
             Some(recorder) => {
                 let touched = touched(recorder);
@@ -232,6 +237,9 @@ impl Backend for Cuda {
     }
     fn record(&self, recording: &mut Recording, calls: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         graph::record(self, recording, calls)
+    }
+    fn has_fp8(&self) -> bool {
+        self.device.capability >= (8, 9) && self.blas.borrow().is_some()
     }
     fn sequences(&self, span: &Buf, cu_seqlens: &[u32], window: Option<u32>) {
         self.cudnn.borrow_mut().tell(span, cu_seqlens, window);
