@@ -5,9 +5,9 @@
 //! give the same bits: a missing barrier shows there. `LUTHIER_KERNELS=rope` runs the cases whose name contains that.
 #![allow(non_snake_case, reason = "N, C, O … are the dims of the docs, the WGSL and the CUDA")]
 #![cfg(all(feature = "cuda", target_os = "linux"))]
-use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, FP8, GROUPED, Scores, THIN};
+use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, GROUPED, Scores, THIN};
 use luthier::backend::cuda::source::{Kernel, Variant};
-use luthier::backend::kernel_text::{eval, names};
+use luthier::backend::kernel_text::eval;
 use luthier::backend::{Backend, Launch, cpu::Cpu};
 use luthier::dtype::DType;
 use luthier::ops::{Elem, Op};
@@ -180,7 +180,7 @@ fn emulate(case: &Case, order: u32) -> Vec<Vec<u8>> {
         memory.push(words);
     }
     let pointers: Vec<*mut u128> = memory.iter_mut().map(|m| m.as_mut_ptr()).collect();
-    let names = names(case.op.spec().fields, &case.params);
+    let names = kernel.names(&case.params);
     for section in kernel.sections().unwrap() {
         let mut grid = [1u32; 3];
         section.grid.iter().zip(&mut grid).for_each(|(e, g)| *g = eval(e, &names).unwrap() as u32);

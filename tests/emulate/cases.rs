@@ -140,7 +140,7 @@ fn thin(out: &mut Vec<(String, Case)>, float: DType) {
     for (N, O, C, all, first) in sizes {
         let mut variants = vec![None];
         if float != DType::F32 && C % 128 == 0 {
-            variants.push(Some(THIN));
+            variants.extend(THIN.into_iter().filter(|few| N <= few.rows).map(|few| Some(few.variant)));
         }
         for variant in variants {
             let p = thin::Thin { N, O, C, P: all * C, first };
@@ -209,6 +209,17 @@ fn decoding(out: &mut Vec<(String, Case)>, float: DType) {
         add(Op::sample_adjust, &p, adjust.floats("change", [1.3, -0.5, 0.8, 2.0, 1.0, 0.0]));
         let p = sample::SampleSoftcap { N: 3, V, ld_logits: V + pad, softcap: 2.0 };
         add(Op::sample_softcap, &p, case(Op::sample_softcap, &p, float, None));
+    }
+}
+
+/// Few rows times weights of their own type.
+fn dense(out: &mut Vec<(String, Case)>, float: DType) {
+    for (I, J, Q, pad) in [(1, 16, 1152, 0), (8, 33, 256, 8), (13, 8, 128, 0), (32, 20, 640, 16), (64, 16, 384, 0)] {
+        for few in DENSE_NARROW.into_iter().chain([DENSE_WIDE]).filter(|few| I <= few.rows) {
+            let p = matmul::MatMul { I, J, Q, ld_out: J + pad, ld_a: Q + pad, ld_b: Q + 2 * pad, alpha: 0.5 };
+            let name = format!("matmul_nt {p:?} {float:?} {}", few.variant.name);
+            out.push((name, case(Op::matmul_nt, &p, float, Some(few.variant))));
+        }
     }
 }
 
@@ -522,6 +533,9 @@ pub fn all() -> Vec<(String, Case)> {
         }
         decoding(&mut out, float);
         thin(&mut out, float);
+        if float != DType::F32 {
+            dense(&mut out, float);
+        }
         mixtures(&mut out, float);
         attention(&mut out, &[1], 9, [2, 1, 4], 0, 0.0, float, None);
         attention(&mut out, &[5, 33, 12], 99, [4, 2, 20], 2, 1.5, float, None);
