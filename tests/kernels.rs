@@ -1,7 +1,7 @@
 //! Every CUDA kernel compiles to a cubin for every architecture that we name, in every mix of storage types that the trainer
 //! uses. No GPU is wanted, NVRTC is: `pip install "nvidia-cuda-nvrtc==13.0.*"`.
 #![cfg(feature = "cuda")]
-use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, GROUPED, THIN};
+use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, FP8_SHORT, GROUPED, THIN};
 use luthier::backend::cuda::nvrtc;
 use luthier::backend::cuda::source::Kernel;
 use luthier::dtype::DType;
@@ -54,6 +54,18 @@ fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
                         .map(|arch| (format!("{}_{}", op.spec().name, variant.name), text.clone(), *arch)),
                 );
             }
+        }
+    }
+    // sm_89 is the first with tensor cores for it
+    for (op, variant, first) in
+        [(Op::fp8_matmul, FP8, 3), (Op::fp8_matmul_add, FP8, 3), (Op::fp8_quantize, FP8_SHORT, 1)]
+    {
+        for float in [DType::F32, DType::Bf16, DType::F16] {
+            let dtypes = dtypes(op.spec(), float, false);
+            let text =
+                Kernel { op, dtypes: &dtypes, variant: Some(variant) }.source().unwrap_or_else(|e| panic!("{e}"));
+            let name = format!("{}_{}", op.spec().name, variant.name);
+            jobs.extend(ARCHES[first..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
         }
     }
     for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "grouped") {

@@ -13,7 +13,7 @@ use super::moe::Moe;
 use super::param::Param;
 use super::spec::{ExpertFiles, Head};
 use super::table::Table;
-use crate::backend::{Backend, Buf};
+use crate::backend::{Backend, Buf, Scope};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::path::Path;
@@ -138,17 +138,8 @@ impl Model {
     /// Copies of the modules that the adapter saves with it, as they are in the model.
     fn copies(&self, b: &dyn Backend, config: &LoraConfig, folder: &Path) -> Result<Detached> {
         let mut detached = Detached { config: None, loras: Vec::new(), saved: HashMap::new(), head: None };
-        match self.copy_saved(b, config, folder, &mut detached) {
-            Ok(()) => Ok(detached),
-            Err(e) => {
-                detached.free(b);
-                Err(e)
-            }
-        }
-    }
-    fn copy_saved(&self, b: &dyn Backend, config: &LoraConfig, folder: &Path, detached: &mut Detached) -> Result<()> {
         if config.modules_to_save.is_empty() {
-            return Ok(());
+            return Ok(detached);
         }
         let packed = self.linears().filter(|linear| !linear.weight.quantized().is_empty()).map(|l| l.name.as_str());
         let tables = [(&self.spec.names.embed, Some(&self.embed)), (&self.spec.names.head, self.head.as_ref())];
@@ -158,20 +149,23 @@ impl Model {
                 format!("`{name}` is quantized in the model that runs: load the adapter together with the model");
             return Err(config.error(folder, "modules_to_save", what));
         }
+        // of a device that is full in the middle of it
+        let made = Scope::new(b);
         for param in self.params().filter(|p| config.saves_param(&p.name)) {
-            detached.saved.insert(param.name.clone(), copy(b, &param.value)?);
+            detached.saved.insert(param.name.clone(), copy(&made, &param.value)?);
         }
         let (embed, head) = (self.spec.names.embed, self.spec.names.head);
         if self.spec.head == Head::Tied
             && (config.saves(embed) || config.saves(head))
             && let Some(tied) = self.embed.param()
         {
-            let own = Param::zeros(b, &format!("{head}.weight"), &tied.shape, self.dtype)?;
-            let mut value = own.value.view(0, own.value.len());
+            let mut own = Param::zeros(b, &format!("{head}.weight"), &tied.shape, self.dtype)?;
+            made.hold(&own.value);
+            b.copy(&mut own.value, &tied.value)?;
             detached.head = Some(Some(Table::Dense(own)));
-            b.copy(&mut value, &tied.value)?;
         }
-        Ok(())
+        made.keep();
+        Ok(detached)
     }
 
     /// Puts an adapter on the model whose values `set` knows, and takes it off again.
@@ -229,15 +223,10 @@ impl Lora {
     }
 }
 
-fn copy(b: &dyn Backend, from: &Buf) -> Result<Buf> {
-    let mut to = b.alloc(from.len(), from.dtype())?;
-    match b.copy(&mut to, from) {
-        Ok(()) => Ok(to),
-        Err(e) => {
-            b.free(to);
-            Err(e)
-        }
-    }
+fn copy(scope: &Scope, from: &Buf) -> Result<Buf> {
+    let mut to = scope.alloc(from.len(), from.dtype())?;
+    scope.backend().copy(&mut to, from)?;
+    Ok(to)
 }
 
 impl Detached {

@@ -3,7 +3,7 @@ use super::dora::Dora;
 use super::dropout::Dropout;
 use super::linear::{Linear, Lora};
 use super::param::Param;
-use crate::backend::{Backend, Charge, Use};
+use crate::backend::{Backend, Charge, Scope, Use};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::rng::Rng;
@@ -190,31 +190,27 @@ pub fn attach(
 ) -> Result<()> {
     let (r, R, O, C) = (shape.r, shape.R(), linear.O, linear.C);
     let _charge = Charge::to(b, Use::Adapter);
-    let a = Param::zeros_held(b, &weight_name(&linear.name, "A"), &[r, C], [R, C], dtype)?;
-    let bb = match Param::zeros_held(b, &weight_name(&linear.name, "B"), &[O, r], [O, R], dtype) {
-        Ok(bb) => bb,
-        Err(e) => {
-            b.free(a.value);
-            return Err(e);
-        }
-    };
-    let dropout = Dropout::new(rules.lora_dropout(), &linear.name);
-    // on the layer at once: whoever gives up frees it with the others
-    let lora = linear.lora.insert(Lora { a, b: bb, R, scale: shape.scale, dora: None, dropout, start: None });
+    // of a device that is full in the middle of it
+    let made = Scope::new(b);
+    let mut a = Param::zeros_held(b, &weight_name(&linear.name, "A"), &[r, C], [R, C], dtype)?;
+    made.hold(&a.value);
+    let mut bb = Param::zeros_held(b, &weight_name(&linear.name, "B"), &[O, r], [O, R], dtype)?;
+    made.hold(&bb.value);
     if train {
-        lora.a.unfreeze(b)?;
-        lora.b.unfreeze(b)?;
+        a.unfreeze(b)?;
+        bb.unfreeze(b)?;
     }
     if !b.is_dry() {
         let values = match rules.init() {
-            Init::Gaussian => normal_values(seed, &lora.a.name, r, C),
-            Init::Plain | Init::Pissa { .. } => first_values(seed, &lora.a.name, r, C),
+            Init::Gaussian => normal_values(seed, &a.name, r, C),
+            Init::Plain | Init::Pissa { .. } => first_values(seed, &a.name, r, C),
         };
-        lora.a.set(b, &values)?;
+        a.set(b, &values)?;
     }
-    if rules.use_dora() {
-        lora.dora = Some(Dora::new(b, &linear.name, O, train)?);
-    }
+    let dora = if rules.use_dora() { Some(Dora::new(b, &linear.name, O, train)?) } else { None };
+    let dropout = Dropout::new(rules.lora_dropout(), &linear.name);
+    linear.lora = Some(Lora { a, b: bb, R, scale: shape.scale, dora, dropout, start: None });
+    made.keep();
     Dora::start(b, linear, dtype)
 }
 

@@ -17,7 +17,7 @@ impl Linear {
         let few = match self.weight {
             Weight::Nf4(_) | Weight::Int8(_) => FEW,
             Weight::Gguf(_) => FEW_BLOCKS,
-            Weight::Dense(_) | Weight::Mxfp4(_) => 0,
+            Weight::Dense(_) | Weight::Mxfp4(_) | Weight::Fp8(_) => 0,
         };
         N <= few && !measured
     }

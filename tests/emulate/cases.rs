@@ -43,6 +43,14 @@ impl Case {
         self.buffers[at].1 = self.buffers[at].0.encode(&values);
         self
     }
+    /// Codes in e4m3 up to 4, none of NaN.
+    fn numbers(mut self, names: &[&str]) -> Case {
+        for name in names {
+            let at = self.at(name);
+            self.buffers[at].1.iter_mut().for_each(|code| *code = (*code & 0x80) | (*code & 0x7f) % 0x48);
+        }
+        self
+    }
     fn positive(self, names: &[&str]) -> Case {
         names.iter().fold(self, |case, name| {
             let at = case.at(name);
@@ -182,7 +190,8 @@ fn decoding(out: &mut Vec<(String, Case)>, float: DType) {
     for (N, Z, H, D) in [(1, 1, 2, 4), (3, 5, 2, 64), (2, 32, 1, 256)] {
         let p = paged_attention::PagedAttentionJoin { N, Z, H, D };
         // of the last query every part sees nothing, of the others some
-        let seen = |i: u32| if i / (Z * H) == N - 1 && N > 1 || i % 7 == 3 { f32::NEG_INFINITY } else { i as f32 % 5.0 - 2.0 };
+        let seen =
+            |i: u32| if i / (Z * H) == N - 1 && N > 1 || i % 7 == 3 { f32::NEG_INFINITY } else { i as f32 % 5.0 - 2.0 };
         let join = case(Op::paged_attention_join, &p, float, None);
         add(Op::paged_attention_join, &p, join.floats("part_lse", (0..N * Z * H).map(seen)));
     }
@@ -224,6 +233,17 @@ fn grouped(out: &mut Vec<(String, Case)>, [M, E, J, Q]: [u32; 4], float: DType, 
     for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "grouped") {
         let case = case(op, &p, float, variant).u32s("offsets", offsets(M, E));
         out.push((format!("{} {p:?} {float:?} {:?}", op.spec().name, variant.map(|v| v.name)), case));
+    }
+}
+
+/// Rows in e4m3 on tensor cores.
+fn fp8(out: &mut Vec<(String, Case)>, float: DType) {
+    for (I, J, Q) in [(1, 2, 16), (70, 34, 80), (130, 200, 128), (64, 128, 272)] {
+        let p = fp8_matmul::Fp8MatMul { I, J, Q };
+        for op in [Op::fp8_matmul, Op::fp8_matmul_add] {
+            let case = case(op, &p, float, Some(FP8)).numbers(&["a", "b"]).positive(&["a_scales", "b_scales"]);
+            out.push((format!("{} {p:?} {float:?} e4m3", op.spec().name), case));
+        }
     }
 }
 
@@ -317,6 +337,7 @@ fn mixtures(out: &mut Vec<(String, Case)>, float: DType) {
 pub fn all() -> Vec<(String, Case)> {
     let mut out: Vec<(String, Case)> = Vec::new();
     for float in [DType::F32, DType::Bf16, DType::F16] {
+        fp8(&mut out, float);
         macro_rules! add {
             ($op:ident, $p:expr $(, $change:expr)?) => {{
                 let p = $p;
@@ -342,6 +363,14 @@ pub fn all() -> Vec<(String, Case)> {
             let (O, C) = (1 + P % 3, 2 * (P % 1100) + 2);
             add!(int8_quantize, int8::Int8 { O, C });
             add!(int8_dequantize, int8::Int8 { O, C }, |c: Case| c.positive(&["scb"]));
+            for by in [0, 1] {
+                add!(fp8_quantize, fp8::Fp8Quantize { N: O, C, by });
+            }
+            add!(fp8_transpose, fp8::Fp8 { N: O * 37, C: C / O });
+            add!(fp8_dequantize, fp8::Fp8 { N: O, C }, |c: Case| c.numbers(&["codes"]));
+            let p = fp8_matmul::Fp8MatMul { I: 1 + P % 70, J: 2 * (P % 40) + 2, Q: 1 + P % 131 };
+            add!(fp8_matmul, p, |c: Case| c.numbers(&["a", "b"]).positive(&["a_scales", "b_scales"]));
+            add!(fp8_matmul_add, p, |c: Case| c.numbers(&["a", "b"]).positive(&["a_scales", "b_scales"]));
             let signed = |c: Case| c.floats("map", dyn8::dynamic_map(true));
             add!(dyn8_quantize, dyn8::Dyn8 { P }, signed);
             add!(dyn8_dequantize, dyn8::Dyn8 { P }, signed);

@@ -1,12 +1,14 @@
 //! What runs faster than an op's plain kernel: products by cuBLASLt, attention by cuDNN, attention and products by group on
 //! tensor cores.
 use super::source::Variant;
-use super::{Cuda, cudnn};
+use super::{Cuda, cudnn, scaled};
 use crate::backend::Launch;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Op;
 use crate::ops::attention::Attention;
+use crate::ops::fp8::Fp8Quantize;
+use crate::ops::fp8_matmul::Fp8MatMul;
 use crate::ops::grouped::Grouped;
 use crate::ops::matmul::MatMul;
 
@@ -24,7 +26,24 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
             cuda.blas
                 .borrow_mut()
                 .as_mut()
-                .map_or(Ok(false), |blas| blas.run(&cuda.device, launch.op(), dtypes, [out, a, b], &p))
+                .map_or(Ok(false), |blas| blas.run(&cuda.device, launch.op(), dtypes, [out, a, b], None, &p))
+        }
+        Op::fp8_quantize => {
+            let Fp8Quantize { C, .. } = bytemuck::pod_read_unaligned(launch.params());
+            if C <= SHORT_ROWS {
+                cuda.run_kernel(launch, Some(FP8_SHORT), pointers)?;
+            }
+            Ok(C <= SHORT_ROWS)
+        }
+        Op::fp8_matmul | Op::fp8_matmul_add => {
+            if fp8(cuda, launch, pointers)? {
+                return Ok(true);
+            }
+            let fits = fp8_fits(cuda, launch, pointers);
+            if fits {
+                cuda.run_kernel(launch, Some(FP8), pointers)?;
+            }
+            Ok(fits)
         }
         Op::attention_forward | Op::attention_backward => {
             if cudnn::run(cuda, launch, pointers)? {
@@ -50,6 +69,34 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
     }
 }
 
+/// Short rows into e4m3, by smaller threads.
+pub const FP8_SHORT: Variant =
+    Variant { name: "short", text: include_str!("../../../kernels/fp8.cu"), constants: &[("KEPT", 2)] };
+/// What fits into them.
+const SHORT_ROWS: u32 = 4096;
+
+/// Products of rows in e4m3 on tensor cores of any kind that takes them.
+pub const FP8: Variant =
+    Variant { name: "e4m3", text: include_str!("../../../kernels/fast/grouped.cu"), constants: &[("FP8", 1)] };
+
+/// Wants sm_89, sums of whole sixteens, pairs of outputs, and rows that start at multiples of 16 bytes.
+fn fp8_fits(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> bool {
+    let p: Fp8MatMul = bytemuck::pod_read_unaligned(launch.params());
+    let aligned = [0, 1, 3].iter().all(|i| pointers[*i] % 16 == 0);
+    aligned && p.Q.is_multiple_of(16) && p.J.is_multiple_of(2) && cuda.device.capability >= (8, 9)
+}
+
+/// By cuBLASLt, which says itself whether it can scale rows on this device: on Hopper.
+fn fp8(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool> {
+    let &[out, a, a_scales, b, b_scales] = pointers else { return Err(Error::Bug("a product of scaled rows".into())) };
+    let Fp8MatMul { I, J, Q } = bytemuck::pod_read_unaligned(launch.params());
+    let mut blas = cuda.blas.borrow_mut();
+    let Some(blas) = blas.as_mut().filter(|_| scaled::fits([I, J, Q], pointers)) else { return Ok(false) };
+    let dtypes = [launch.args()[0].map_or(DType::F32, |out| out.dtype()), DType::U8, DType::U8];
+    let p = MatMul { I, J, Q, ld_out: J, ld_a: Q, ld_b: Q, alpha: 1.0 };
+    blas.run(&cuda.device, launch.op(), dtypes, [out, a, b], Some([b_scales, a_scales]), &p)
+}
+
 /// Whether memory that is nobody's argument is written, which others of this kind write, too.
 pub(super) fn uses_workspace(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> bool {
     match launch.op() {
@@ -61,7 +108,7 @@ pub(super) fn uses_workspace(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> 
             }
             cuda.blas.borrow().as_ref().is_some_and(|blas| blas.uses_workspace(launch.op(), dtypes, at, &p))
         }
-        Op::attention_forward | Op::attention_backward => true,
+        Op::attention_forward | Op::attention_backward | Op::fp8_matmul | Op::fp8_matmul_add => true,
         _ => false,
     }
 }

@@ -25,7 +25,9 @@ pub mod libs;
 mod memory;
 pub mod nvrtc;
 mod order;
+mod pinned;
 mod report;
+mod scaled;
 pub mod source;
 mod tune;
 pub use cudnn::AttentionPath;
@@ -100,7 +102,11 @@ impl Cuda {
         }
     }
     /// Queues what touches these, in the order that a recording wants.
-    fn queue(&self, touched: impl FnOnce(&mut graph::Recorder) -> Vec<order::Touched>, call: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn queue(
+        &self,
+        touched: impl FnOnce(&mut graph::Recorder) -> Vec<order::Touched>,
+        call: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let recorded = match self.recorder.borrow_mut().as_mut() {
             Some(recorder) => {
                 let touched = touched(recorder);
@@ -232,6 +238,9 @@ impl Backend for Cuda {
     fn record(&self, recording: &mut Recording, calls: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         graph::record(self, recording, calls)
     }
+    fn has_fp8(&self) -> bool {
+        self.device.capability >= (8, 9) && self.blas.borrow().is_some()
+    }
     fn sequences(&self, span: &Buf, cu_seqlens: &[u32], window: Option<u32>) {
         self.cudnn.borrow_mut().tell(span, cu_seqlens, window);
     }
@@ -284,6 +293,15 @@ impl Backend for Cuda {
         self.device.bind()?;
         self.cudnn.borrow_mut().forget(to);
         self.host.borrow_mut().copy(&self.device, Way::FromHost, (to, self.ptr(to)), &from.0)
+    }
+    fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
+        let row = super::host::check_rows(to, &from.0, ids)? * to.width;
+        self.not_recording("a copy from the host")?;
+        self.device.bind()?;
+        self.cudnn.borrow_mut().forget(to);
+        let to = self.reach(to, Touch::Writes)?;
+        let host = self.host.borrow();
+        self.ring.borrow_mut().upload_rows(&self.device, to, host.written(&from.0)?, row, ids)
     }
     fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
         same_bytes("host_upload", to.0.bytes(), bytes.len())?;

@@ -4,7 +4,7 @@ use luthier::dtype::DType;
 use luthier::export::bnb::Format;
 use luthier::model::quantized::{self, Scheme};
 use luthier::{Error, Result, export};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// The shapes that have names.
@@ -31,16 +31,18 @@ pub(super) fn make(folder: &Path, shape: &str, method: &str) -> Result<()> {
         return Ok(());
     }
     let start = Instant::now();
-    let init = |config: &Path| export::init::init(config, folder, DType::Bf16, format, 1);
-    let parameters = match SHAPES.iter().find(|(name, _)| *name == shape) {
-        None => init(shape.as_ref())?,
-        Some((_, text)) => {
-            let file = folder.join("shape.json");
-            std::fs::create_dir_all(folder).map_err(Error::write(folder))?;
-            std::fs::write(&file, text).map_err(Error::write(&file))?;
-            init(&file)?
-        }
-    };
+    let parameters = export::init::init(&shape_file(folder, shape)?, folder, DType::Bf16, format, 1)?;
     say!("{parameters} parameters in {:.1} s", start.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// The config of a named shape, in the folder of its weights; or the file that `shape` names.
+pub(super) fn shape_file(folder: &Path, shape: &str) -> Result<PathBuf> {
+    let Some((_, text)) = SHAPES.iter().find(|(name, _)| *name == shape) else {
+        return Ok(shape.into());
+    };
+    let file = folder.join("shape.json");
+    std::fs::create_dir_all(folder).map_err(Error::write(folder))?;
+    std::fs::write(&file, text).map_err(Error::write(&file))?;
+    Ok(file)
 }
