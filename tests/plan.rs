@@ -250,7 +250,7 @@ impl Bench {
 }
 
 /// Every other one is for all backends.
-const RUNS: [(&str, &str); 13] = [
+const RUNS: [(&str, &str); 15] = [
     (
         "dense",
         "load_in_4bit = true\noptim = \"adamw_8bit\"\ngradient_checkpointing = \"offload\"\n[lora]\nr = 16\nlora_dropout = 0.1",
@@ -270,6 +270,8 @@ const RUNS: [(&str, &str); 13] = [
     ("moe", "load_in_4bit = true\n[lora]\nr = 4"),
     ("after", "gradient_checkpointing = true"),
     ("after", "dtype = \"float32\"\ngradient_checkpointing = \"offload\"\n[lora]\nr = 4"),
+    ("moe", "compute = \"fp8\"\n[lora]\nr = 4"),
+    ("dense", "compute = \"fp8\"\noffload_weights = true\ngradient_checkpointing = \"offload\"\n[lora]\nr = 8"),
 ];
 
 fn fresh() -> impl Iterator<Item = Box<dyn Backend>> {

@@ -121,6 +121,10 @@ macro_rules! declare {
             fn is_dry(&self) -> bool {
                 false
             }
+            /// Whether its products in e4m3 are faster than those of 16-bit floats.
+            fn has_fp8(&self) -> bool {
+                false
+            }
             /// What is allocated from now on counts as this; returns what it counted as before. See [`Charge`].
             fn charge(&self, to: Use) -> Use;
 

@@ -2,6 +2,7 @@
 use super::attention::{Attention, Qkv};
 use super::block::Block;
 use super::experts::Experts;
+use super::fp8::{self, Compute};
 use super::latent::{Latent, Narrow};
 use super::layout::Layout;
 use super::linear::{Linear, Projections, Weight};
@@ -333,6 +334,10 @@ impl Loader<'_> {
             if let Some(niter) = self.pissa() {
                 pissa::start(self.b, &mut linear, niter, (options.seed, quantize), self.tensors.path())?;
             }
+        }
+        let own = router || self.options.saves(&linear.name);
+        if self.options.compute == Compute::Fp8 && !own && fp8::fits(C, &linear.parts) {
+            fp8::pack(self.b, &mut linear, self.options.dtype)?;
         }
         Ok(linear)
     }

@@ -217,7 +217,8 @@ impl<'b> Session<'b> {
         let step = tables.set(self.b, &model.spec, &layout)?;
         model.put_token_rows(self.b)?;
         // weights that come from the host come when they are wanted
-        let (Some(fixed), None) = (step.fixed(), &model.streamed) else { return self.run(model, Some((pool, &step))) };
+        let stays = model.streamed.is_none() && !matches!(model.embed, Table::Host(_));
+        let Some(fixed) = step.fixed().filter(|_| stays) else { return self.run(model, Some((pool, &step))) };
         // made for tables that are no more
         self.steps.retain(|(_, other), _| other.tables == fixed.tables);
         if self.steps.len() >= RECORDED && !self.steps.contains_key(&(adapter, fixed)) {
@@ -312,7 +313,7 @@ impl<'b> Session<'b> {
                 Keep::Input => block.forward_saved(b, s, saved, t, x, &self.inputs, None)?,
                 Keep::Attention | Keep::Host => block.forward_again(b, s, saved, t, x, &self.inputs)?,
             }
-            block.backward(b, s, saved, t, dx, x, &self.inputs)?;
+            block.backward(b, s, saved, t, dx, x, &self.inputs, keep)?;
             self.kept.fetch(b, l)?;
         }
         if let Table::Dense(Param { train: Some(train), .. }) = embed {

@@ -15,6 +15,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::export::peft;
 use crate::io::hub;
+use crate::model::Compute;
 use crate::model::lora::{self, Init, Patterns, Targets, TokenIndices};
 use serde::Serialize;
 use source::{Key, Source};
@@ -168,6 +169,11 @@ keys! {
         load_in_4bit: bool = false;
         /// The same in 8 bits with one scale a row, as bitsandbytes stores them; computed as the weights they stand for.
         load_in_8bit: bool = false;
+        /// What products with the frozen weights of linear layers are computed in: `"dtype"`, or `"fp8"`: weights are held and inputs and
+        /// gradients taken in 8-bit floats (e4m3) with a scale a row; wants a `[lora]` table. Any base goes into it while it loads. Faster
+        /// than bfloat16 on tensor cores that take it (NVIDIA Hopper); elsewhere it saves memory, and takes longer. Adapters, experts,
+        /// attention and the head stay in `dtype`, and so do layers whose sizes are no multiples of 16.
+        compute: Compute = Compute::Dtype;
         /// Recompute the blocks' activations in the backward: saves memory, costs up to a forward. `"auto"`: layer by layer, only
         /// as far as memory asks for it. `"offload"`, or Unsloth's name for it, `"unsloth"`: what recomputing starts from waits in
         /// the host's memory. TRL's default is `true`.

@@ -132,6 +132,7 @@ pub(super) fn load_options(
         dtype: config.dtype,
         load_in_4bit: config.load_in_4bit,
         load_in_8bit: config.load_in_8bit,
+        compute: config.compute,
         lora,
         train: true,
         freeze_router: config.freeze_router,

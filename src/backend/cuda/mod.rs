@@ -25,7 +25,9 @@ pub mod libs;
 mod memory;
 pub mod nvrtc;
 mod order;
+mod pinned;
 mod report;
+mod scaled;
 pub mod source;
 mod tune;
 pub use cudnn::AttentionPath;
@@ -100,7 +102,11 @@ impl Cuda {
         }
     }
     /// Queues what touches these, in the order that a recording wants.
-    fn queue(&self, touched: impl FnOnce(&mut graph::Recorder) -> Vec<order::Touched>, call: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn queue(
+        &self,
+        touched: impl FnOnce(&mut graph::Recorder) -> Vec<order::Touched>,
+        call: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let recorded = match self.recorder.borrow_mut().as_mut() {
             Some(recorder) => {
                 let touched = touched(recorder);
@@ -232,6 +238,9 @@ impl Backend for Cuda {
     fn record(&self, recording: &mut Recording, calls: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         graph::record(self, recording, calls)
     }
+    fn has_fp8(&self) -> bool {
+        self.device.capability >= (8, 9) && self.blas.borrow().is_some()
+    }
     fn sequences(&self, span: &Buf, cu_seqlens: &[u32], window: Option<u32>) {
         self.cudnn.borrow_mut().tell(span, cu_seqlens, window);
     }
@@ -287,6 +296,7 @@ impl Backend for Cuda {
     }
     fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
         let row = super::host::check_rows(to, &from.0, ids)? * to.width;
+        self.not_recording("a copy from the host")?;
         self.device.bind()?;
         self.cudnn.borrow_mut().forget(to);
         let to = self.reach(to, Touch::Writes)?;

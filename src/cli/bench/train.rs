@@ -8,7 +8,7 @@ use luthier::backend::{Backend, pick};
 use luthier::dtype::DType;
 use luthier::model::lora::LoraConfig;
 use luthier::model::quantized;
-use luthier::model::{Keep, LoadOptions, Model, Place, Places, Plan, Session, Tokens, arch};
+use luthier::model::{Compute, Keep, LoadOptions, Model, Place, Places, Plan, Session, Tokens, arch};
 use luthier::rng::Rng;
 use luthier::train::config::{self, Bytes, TrainConfig};
 use luthier::train::method::cross_entropy;
@@ -29,6 +29,9 @@ pub struct Train {
     weights: PathBuf,
     #[arg(long, default_value = "qlora", value_parser = ["qlora", "lora", "lora-8bit", "full"])]
     method: String,
+    /// What products with frozen weights are computed in; fp8 is for lora.
+    #[arg(long, default_value = "dtype", value_parser = Compute::ALL.map(Compute::name))]
+    compute: String,
     /// Tokens of a sequence.
     #[arg(long, default_value_t = 2048, value_parser = super::at_least(2))]
     seq: usize,
@@ -197,6 +200,7 @@ impl Train {
             "optim=\"adamw_8bit\"".into(),
             format!("load_in_4bit={}", options.load_in_4bit),
             format!("load_in_8bit={}", options.load_in_8bit),
+            format!("compute={}", options.compute.name()),
         ];
         keys.extend((self.method != "full").then(|| format!("lora.r={}", self.rank)));
         keys.extend(self.memory_limit.map(|limit| format!("memory_limit={}", limit.0)));
@@ -213,7 +217,8 @@ impl Train {
             Some(_) => (false, false),
             None => (self.method == "qlora", self.method == "lora-8bit"),
         };
-        Ok(LoadOptions { lora, train: true, load_in_4bit, load_in_8bit, ..LoadOptions::frozen(DType::Bf16) })
+        let compute = Compute::parse(&self.compute).unwrap_or_default();
+        Ok(LoadOptions { lora, train: true, load_in_4bit, load_in_8bit, compute, ..LoadOptions::frozen(DType::Bf16) })
     }
 
     /// Random ids; each token's label is the next of its sequence.
