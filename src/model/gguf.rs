@@ -123,7 +123,10 @@ impl GgufWeights {
             && format.len > 1
         {
             if let Some(other) = tensors.iter().position(|tensor| tensor.format != format) {
-                let what = format!("`{}` is in {}, the rest of it in {}", places[other].tensor, tensors[other].format.name, format.name);
+                let what = format!(
+                    "`{}` is in {}, the rest of it in {}",
+                    places[other].tensor, tensors[other].format.name, format.name
+                );
                 return Err(Error::content(self.path(), name, what));
             }
             let rows = rows(&tensors, [E, O, format.size(C)]);
