@@ -88,7 +88,7 @@ impl<'a> Loader<'a> {
             Bias::Absent => None,
         };
         let (layout, rows, columns) = match weight {
-            Weight::Mxfp4(_) => (Layout::Rows, E * O, C),
+            Weight::Mxfp4(_) | Weight::Gguf(_) => (Layout::Rows, E * O, C),
             _ => (Layout::Columns, E * C, O),
         };
         let stack = Linear { name, O: rows, parts: vec![rows], C: columns, weight, bias, lora: None };
