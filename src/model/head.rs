@@ -3,7 +3,7 @@
 //! forward   z = softcap(scale·h·Wᵀ + bias) [n, V] in f32,  logp = z[label] − log Σ exp z
 //! backward  dz = coef·(1[label] − softmax z)·softcap′,  dh = scale·dz·W,  dW += scale·dzᵀ·h,  dbias += Σ_n dz
 use super::Model;
-use super::param::Param;
+use super::param::{Param, Sum};
 use super::spec::Spec;
 use super::table::{SLICE_BYTES, Slices, Table};
 use super::token_rows::{Chunk, HeadGrad, TokenRows};
@@ -16,6 +16,11 @@ use crate::ops::matmul::MatMul;
 
 /// Bytes of f32 logits alive at a time, at most.
 const CHUNK_BYTES: usize = 128 << 20;
+/// The same where the head is trained: each chunk adds to all of its gradient, so a few large ones are wanted. An eighth of the tokens
+/// is enough.
+const TRAINED_CHUNK_BYTES: usize = 512 << 20;
+/// Tokens that products like best, in multiples.
+const TILE: usize = 128;
 
 /// What makes logits of hidden states.
 #[derive(Clone, Copy)]
@@ -51,6 +56,21 @@ pub(super) struct HeadScratch {
     rows_grad: Option<HeadGrad>,
 }
 
+/// Row stride of logits.
+fn stride(V: usize) -> usize {
+    V.next_multiple_of(64)
+}
+
+/// Tokens of a chunk, of N.
+fn chunk_rows(V: usize, N: usize, trained: bool) -> usize {
+    let within = |bytes: usize| match bytes / 4 / stride(V) {
+        rows if rows > TILE => rows / TILE * TILE,
+        rows => rows,
+    };
+    let few = if trained { within(TRAINED_CHUNK_BYTES).min(N.div_ceil(8).next_multiple_of(TILE)) } else { 0 };
+    within(CHUNK_BYTES).max(few).clamp(1, N)
+}
+
 impl HeadScratch {
     pub fn new(scope: &Scope, model: &Model, N: usize, train: bool) -> Result<HeadScratch> {
         let (s, dtype) = (&model.spec, model.dtype);
@@ -59,17 +79,26 @@ impl HeadScratch {
             None => (&model.embed, &model.embed_rows),
         };
         let slices = Slices::new(scope, table, [s.V, s.C], dtype, SLICE_BYTES)?;
-        let mut head = Self::with(scope, s, slices, N, dtype, train)?;
+        let trained = train && matches!(table, Table::Dense(Param { train: Some(_), .. }));
+        let chunk = chunk_rows(s.V, N, trained);
+        let mut head = Self::with(scope, s, slices, N, chunk, dtype, train)?;
         if let Some(rows) = rows.as_ref().filter(|_| train) {
             head.rows_grad = Some(HeadGrad::new(scope, rows, model.head_bias.as_ref(), head.rows, N, dtype)?);
         }
         Ok(head)
     }
 
-    fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, dtype: DType, train: bool) -> Result<HeadScratch> {
+    fn with(
+        scope: &Scope,
+        s: &Spec,
+        slices: Slices,
+        N: usize,
+        rows: usize,
+        dtype: DType,
+        train: bool,
+    ) -> Result<HeadScratch> {
         let (V, C, scale, softcap) = (s.V, s.C, s.logit_scale, s.logit_softcap);
-        let ld = V.next_multiple_of(64);
-        let rows = (CHUNK_BYTES / 4 / ld).clamp(1, N);
+        let ld = stride(V);
         // columns from v on are a view that starts v later
         let len = rows * ld + if slices.is_one() { 0 } else { ld };
         let dlogits = if train { Some(scope.alloc(len, dtype)?) } else { None };
@@ -201,7 +230,11 @@ impl HeadScratch {
             self.input_gradient(b, table, &mut dh.view(first * C, n * C), n)?;
             if let Table::Dense(Param { train: Some(train), .. }) = table {
                 let grad = MatMul { I: v, J: c, Q: n as u32, ld_out: c, ld_a: ld, ld_b: c, alpha: self.scale };
-                b.matmul_tn_add(&mut train.grad, &dz, &h.view(first * C, n * C), &grad)?;
+                let h = h.view(first * C, n * C);
+                match train.sum.replace(Sum::Begun) {
+                    Sum::Nothing => b.matmul_tn(&mut train.grad, &dz, &h, &grad)?,
+                    Sum::Begun => b.matmul_tn_add(&mut train.grad, &dz, &h, &grad)?,
+                }
             }
             if let (Some(grad), Some(rows)) = (&mut self.rows_grad, rows.as_deref_mut()) {
                 let h = &h.view(first * C, n * C);
@@ -209,7 +242,7 @@ impl HeadScratch {
                 grad.backward(b, rows, &Chunk { n, h, coef: &coef, lse: &lse, labels, scale, softcap })?;
             }
             if let Some(Param { train: Some(train), .. }) = bias.as_deref_mut() {
-                b.bias_backward(&mut train.grad, &dz, &BiasBackward { N: n as u32, O: v, ld_dout: ld })?;
+                b.bias_backward(train.sum(b)?, &dz, &BiasBackward { N: n as u32, O: v, ld_dout: ld })?;
             }
         }
         Ok(())
@@ -251,7 +284,7 @@ mod tests {
         let run = |mut table: Table, bytes: usize| {
             let slices = Slices::new(&scope, &table, [V, C], dtype, bytes).unwrap();
             let count = slices.each().count();
-            let mut head = HeadScratch::with(&scope, &s, slices, N, dtype, true).unwrap();
+            let mut head = HeadScratch::with(&scope, &s, slices, N, N, dtype, true).unwrap();
             let logits = head.download_logits(b, Weights { table: &table, bias: None }, &h, 0, N).unwrap();
             let mut dh = scope.alloc(N * C, dtype).unwrap();
             head.backward(b, (&mut table, None, None), &mut dh, &h, &labels, &coef).unwrap();

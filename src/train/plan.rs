@@ -5,7 +5,7 @@ mod cost;
 use super::config::{Checkpointing, TrainConfig};
 use super::method::cross_entropy;
 use super::metrics::Reporter;
-use super::optim::Optimizer;
+use super::optim::{Hyper, Micro, Optimizer, Stay};
 use super::{adapter, router, run, setup};
 use crate::backend::dry::{Dry, Rules};
 use crate::backend::{Backend, Memory, Use};
@@ -73,6 +73,9 @@ pub struct Layout {
     pub plan: Plan,
     /// Where the blocks' frozen weights are.
     pub place: Place,
+    /// Where gradients wait for the step.
+    pub stay: Stay,
+    layers: usize,
     /// At the end of the rehearsal, with its peak.
     pub memory: Memory,
     pub budget: Budget,
@@ -81,6 +84,17 @@ pub struct Layout {
 impl Layout {
     pub fn fits(&self) -> bool {
         self.budget.limit.is_none_or(|limit| self.memory.peak <= limit)
+    }
+    /// For people: where gradients wait, if that is no matter of course.
+    pub fn gradients(&self) -> Option<String> {
+        match self.stay {
+            Stay::Device => None,
+            Stay::Fused => Some("gradients: weights move during the backward, part by part".into()),
+            Stay::Host { layers, .. } => {
+                let (layers, all) = (layers.min(self.layers), self.layers);
+                Some(format!("gradients: those of {layers} of {all} layers share two places, and wait on the host"))
+            }
+        }
     }
     /// What to say where it does not fit.
     pub fn error(&self, backend: &'static str) -> Error {
@@ -132,13 +146,13 @@ impl Rehearsal<'_> {
     }
 
     /// Everything that a run does with memory, in its order.
-    fn run(&self, rules: &Rc<dyn Rules>, plan: &Plan, place: Place) -> Result<Shown> {
+    fn run(&self, rules: &Rc<dyn Rules>, plan: &Plan, place: Place, stay: Stay) -> Result<Shown> {
         let (config, N) = (self.config, self.N());
         let dry = Dry::new(rules.clone(), None);
         let b: &dyn Backend = &dry;
         let options = setup::load_options(config, self.lora.clone(), self.vocab, place);
         let mut model = Model::load(b, self.base, &options)?;
-        let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
+        let mut optimizer = Optimizer::new(b, &mut model, Hyper { stay, ..setup::hyper(config) })?;
         let mut session = Session::new(b, &model, N, config.max_length, plan.clone())?;
         let rows = 0..config.per_device_train_batch_size;
         let tokens = Tokens {
@@ -153,7 +167,8 @@ impl Rehearsal<'_> {
             session.start_balance(&model, &vec![true; N], coef)?;
         }
         session.forward(&model, &tokens)?;
-        session.backward(&mut model, &labels, &cross_entropy::coef(&labels, N))?;
+        let coef = cross_entropy::coef(&labels, N);
+        session.backward_watched(&mut model, &labels, &coef, &mut optimizer.follow(b, Micro::Last, 0.0)?)?;
         session.backward_logprobs()?;
         session.set_dropout(None);
         optimizer.step(b, 0.0)?;
@@ -181,13 +196,38 @@ impl Rehearsal<'_> {
         }
     }
 
+    /// The gradients of as few layers go to the host as memory asks for, or of all, or of none, where the config says so.
     fn layout_at(&self, rules: &Rc<dyn Rules>, budget: Budget, place: Place) -> Result<Layout> {
-        let (N, whole) = (self.N(), self.run(rules, &Plan::Recompute, place)?);
+        let (config, may) = (self.config, rules.host_is_apart() && self.lora.is_none());
+        let of = |layers: usize| self.layout_of(rules, budget, place, setup::stay(config, layers));
+        let room = budget.device.unwrap_or(u64::MAX);
+        if config.offload_gradients == Some(true) {
+            return of(usize::MAX);
+        }
+        let here = of(0)?;
+        if !may || config.offload_gradients == Some(false) || here.stay == Stay::Fused || here.memory.peak <= room {
+            return Ok(here);
+        }
+        let mut best = of(usize::MAX)?;
+        // of two layers none leaves
+        let (mut few, mut many) = (2, here.layers);
+        while few + 1 < many && best.memory.peak <= room {
+            let next = of((few + many) / 2)?;
+            match next.memory.peak <= room {
+                true => (many, best) = ((few + many) / 2, next),
+                false => few = (few + many) / 2,
+            }
+        }
+        Ok(if best.memory.peak < here.memory.peak { best } else { here })
+    }
+
+    fn layout_of(&self, rules: &Rc<dyn Rules>, budget: Budget, place: Place, stay: Stay) -> Result<Layout> {
+        let (N, whole) = (self.N(), self.run(rules, &Plan::Recompute, place, stay)?);
         let spec = &whole.spec;
         // dropout's masks are of whole inputs; and tiles round otherwise, while another start may find room to do without
         let whole_only = self.config.deterministic || self.lora.as_ref().is_some_and(|lora| lora.lora_dropout > 0.0);
         let tiled = match N > TILE && !whole_only {
-            true => Some(self.run(rules, &Plan::Tiled(vec![Keep::Input; spec.layers], TILE), place)?),
+            true => Some(self.run(rules, &Plan::Tiled(vec![Keep::Input; spec.layers], TILE), place, stay)?),
             false => None,
         };
         // all that the run takes on the device at its peak, and on the host
@@ -204,9 +244,10 @@ impl Rehearsal<'_> {
             Checkpointing::Auto => &[Keep::All, Keep::Attention, Keep::Input],
         };
         let tiles: &[Tiles] = if tiled.is_some() { &[Tiles::Whole, Tiles::Of(TILE)] } else { &[Tiles::Whole] };
-        let costs = Costs::new(rules.name(), spec, (N, self.config.max_length), whole.memory.host_peak);
+        let streamed = if place == Place::Host { whole.memory.host_peak } else { 0 };
+        let costs = Costs::new(rules.name(), spec, (N, self.config.max_length), streamed);
         let plan = cost::choose(&costs, choices, tiles, budget.device.unwrap_or(u64::MAX), bytes)?;
-        let memory = self.run(rules, &plan, place)?.memory;
-        Ok(Layout { plan, place, memory, budget })
+        let memory = self.run(rules, &plan, place, stay)?.memory;
+        Ok(Layout { plan, place, stay, layers: spec.layers, memory, budget })
     }
 }

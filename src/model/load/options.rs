@@ -1,5 +1,6 @@
 //! What is wanted of a model that is loaded, and whether that fits the model.
 use super::super::lora::{self, LoraConfig, Rules};
+use super::super::param::Training;
 use super::super::quantized::Scheme;
 use super::super::spec::{LinearSpec, Spec};
 use super::super::streamed::Place;
@@ -32,6 +33,8 @@ pub struct LoadOptions {
     pub vocab: usize,
     /// Where the blocks' frozen weights are.
     pub place: Place,
+    /// How weights are held where every one is trained.
+    pub training: Training,
 }
 
 impl LoadOptions {
@@ -47,6 +50,7 @@ impl LoadOptions {
             seed: 0,
             vocab: 0,
             place: Place::Device,
+            training: Training::default(),
         }
     }
     /// The first contradiction, if any.
@@ -122,6 +126,10 @@ impl LoadOptions {
     /// Every weight is trained.
     pub(super) fn full(&self) -> bool {
         self.train && self.lora.is_none()
+    }
+    /// How a weight is held that is trained.
+    pub(super) fn training(&self) -> Training {
+        if self.full() { self.training } else { Training::default() }
     }
     /// The adapter has a copy of this module of its own.
     pub(super) fn saves(&self, module: &str) -> bool {
