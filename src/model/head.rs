@@ -9,7 +9,7 @@ use super::table::{SLICE_BYTES, Slices, Table};
 use super::token_rows::{Chunk, HeadGrad, TokenRows};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::bias::{Bias, BiasBackward};
 use crate::ops::logprob::LogProb;
 use crate::ops::matmul::MatMul;
@@ -56,36 +56,69 @@ pub(super) struct HeadScratch {
     rows_grad: Option<HeadGrad>,
 }
 
-/// Row stride of logits.
-fn stride(V: usize) -> usize {
-    V.next_multiple_of(64)
+/// What a backward is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trains {
+    Nothing,
+    /// What is before the head.
+    Others,
+    /// Its whole weight, too.
+    Head,
 }
 
-/// Tokens of a chunk, of N.
-fn chunk_rows(V: usize, N: usize, trained: bool) -> usize {
-    let within = |bytes: usize| match bytes / 4 / stride(V) {
-        rows if rows > TILE => rows / TILE * TILE,
-        rows => rows,
-    };
-    let few = if trained { within(TRAINED_CHUNK_BYTES).min(N.div_ceil(8).next_multiple_of(TILE)) } else { 0 };
-    within(CHUNK_BYTES).max(few).clamp(1, N)
+fn trains(model: &Model, train: bool) -> Trains {
+    match model.head.as_ref().unwrap_or(&model.embed) {
+        _ if !train => Trains::Nothing,
+        Table::Dense(Param { train: Some(_), .. }) => Trains::Head,
+        _ => Trains::Others,
+    }
 }
 
 impl HeadScratch {
-    pub fn new(scope: &Scope, model: &Model, N: usize, train: bool) -> Result<HeadScratch> {
+    /// `room` is what [`HeadScratch::sizes`] asks for.
+    pub fn new(scope: &Scope, model: &Model, N: usize, train: bool, room: Vec<Buf>) -> Result<HeadScratch> {
         let (s, dtype) = (&model.spec, model.dtype);
         let (table, rows) = match &model.head {
             Some(own) => (own, &model.head_rows),
             None => (&model.embed, &model.embed_rows),
         };
         let slices = Slices::new(scope, table, [s.V, s.C], dtype, SLICE_BYTES)?;
-        let trained = train && matches!(table, Table::Dense(Param { train: Some(_), .. }));
-        let chunk = chunk_rows(s.V, N, trained);
-        let mut head = Self::with(scope, s, slices, N, chunk, dtype, train)?;
+        let mut head = Self::with(scope, s, slices, N, room, trains(model, train))?;
         if let Some(rows) = rows.as_ref().filter(|_| train) {
             head.rows_grad = Some(HeadGrad::new(scope, rows, model.head_bias.as_ref(), head.rows, N, dtype)?);
         }
         Ok(head)
+    }
+
+    /// Row stride of logits, and tokens of a chunk.
+    fn chunk(s: &Spec, N: usize, trains: Trains) -> (usize, usize) {
+        let ld = s.V.next_multiple_of(64);
+        let within = |bytes: usize| match bytes / 4 / ld {
+            rows if rows > TILE => rows / TILE * TILE,
+            rows => rows,
+        };
+        let few = match trains {
+            Trains::Head => within(TRAINED_CHUNK_BYTES).min(N.div_ceil(8).next_multiple_of(TILE)),
+            _ => 0,
+        };
+        (ld, within(CHUNK_BYTES).max(few).clamp(1, N))
+    }
+
+    /// Lengths and types of what is wanted only while the head runs: logits, for training dlogits, and the sum over slices.
+    pub fn sizes(model: &Model, N: usize, train: bool) -> Vec<(usize, DType)> {
+        let (s, dtype) = (&model.spec, model.dtype);
+        let slices = Slices::rows(model.head.as_ref().unwrap_or(&model.embed), [s.V, s.C], dtype, SLICE_BYTES) < s.V;
+        Self::sizes_of(s, N, dtype, slices, trains(model, train))
+    }
+
+    fn sizes_of(s: &Spec, N: usize, dtype: DType, slices: bool, trains: Trains) -> Vec<(usize, DType)> {
+        let ((ld, rows), train) = (Self::chunk(s, N, trains), trains != Trains::Nothing);
+        // columns from v on are a view that starts v later
+        let len = rows * ld + if slices { ld } else { 0 };
+        let mut sizes = vec![(len, DType::F32)];
+        sizes.extend(train.then_some((len, dtype)));
+        sizes.extend((train && slices && dtype != DType::F32).then_some((rows * s.C, DType::F32)));
+        sizes
     }
 
     fn with(
@@ -93,19 +126,15 @@ impl HeadScratch {
         s: &Spec,
         slices: Slices,
         N: usize,
-        rows: usize,
-        dtype: DType,
-        train: bool,
+        room: Vec<Buf>,
+        trains: Trains,
     ) -> Result<HeadScratch> {
         let (V, C, scale, softcap) = (s.V, s.C, s.logit_scale, s.logit_softcap);
-        let ld = stride(V);
-        // columns from v on are a view that starts v later
-        let len = rows * ld + if slices.is_one() { 0 } else { ld };
-        let dlogits = if train { Some(scope.alloc(len, dtype)?) } else { None };
-        let summed = train && !slices.is_one() && dtype != DType::F32;
-        let sum = if summed { Some(scope.alloc(rows * C, DType::F32)?) } else { None };
+        let (ld, rows) = Self::chunk(s, N, trains);
+        let mut room = room.into_iter();
+        let logits = room.next().ok_or_else(|| Error::Bug("a head without room for logits".into()))?;
+        let (dlogits, sum) = (room.next(), room.next());
         let n = |dtype| scope.alloc(N, dtype);
-        let logits = scope.alloc(len, DType::F32)?;
         let (logp, lse, coef) = (n(DType::F32)?, n(DType::F32)?, n(DType::F32)?);
         Ok(HeadScratch {
             V,
@@ -284,7 +313,9 @@ mod tests {
         let run = |mut table: Table, bytes: usize| {
             let slices = Slices::new(&scope, &table, [V, C], dtype, bytes).unwrap();
             let count = slices.each().count();
-            let mut head = HeadScratch::with(&scope, &s, slices, N, N, dtype, true).unwrap();
+            let sizes = HeadScratch::sizes_of(&s, N, dtype, count > 1, Trains::Others);
+            let room = sizes.iter().map(|(len, dtype)| scope.alloc(*len, *dtype).unwrap()).collect();
+            let mut head = HeadScratch::with(&scope, &s, slices, N, room, Trains::Others).unwrap();
             let logits = head.download_logits(b, Weights { table: &table, bias: None }, &h, 0, N).unwrap();
             let mut dh = scope.alloc(N * C, dtype).unwrap();
             head.backward(b, (&mut table, None, None), &mut dh, &h, &labels, &coef).unwrap();

@@ -81,6 +81,7 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "offload_weights",
         "optimizer_in_bwd",
         "offload_gradients",
+        "offload_embedding",
         // may be changed on the way, after a loss that ran off for one
         "learning_rate",
         "embedding_learning_rate",
