@@ -20,6 +20,7 @@ const REPLACED: &[(&str, &str)] = &[
     ("extern __shared__ __align__(16) u8 memory[];", "#define memory memory_bytes"),
     (r#"asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));"#, "y = half_to_float(x.bits);"),
     (r#"asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));"#, "h = float_to_half(x);"),
+    (r#"asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(s.v * p.correct2));"#, "root = sqrtf(s.v * p.correct2);"),
     (r#"asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = exp2f(x);"),
     ("extern \"C\" __global__ void", "static void"),
 ];

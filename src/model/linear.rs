@@ -10,7 +10,7 @@ use super::dropout::{Dropout, DropoutScratch};
 use super::experts::{Experts, Rows};
 use super::fp8::{Fp8Scratch, Fp8Weight};
 use super::lora::pissa::Start;
-use super::param::Param;
+use super::param::{Param, Sum};
 use crate::backend::{Backend, Buf, Launch, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -410,7 +410,7 @@ impl Linear {
             let seen = lora.input(b, scratch, inp, N * C)?;
             if let Some(train) = &mut lora.a.train {
                 let p = part(&scratch.p, N * lora.R);
-                b.matmul_tn_add(&mut train.grad, &p, &seen, &tn(lora.R, C, N, lora.scale))?;
+                b.matmul_tn_add(train.sum(b)?, &p, &seen, &tn(lora.R, C, N, lora.scale))?;
             }
             if lora.b.train.is_some() {
                 let mut out = part(&scratch.xa, N * lora.R);
@@ -420,15 +420,23 @@ impl Linear {
         }
         for (dout, (first, O)) in douts.iter().zip(rows) {
             if let Weight::Dense(Param { train: Some(train), .. }) = &mut self.weight {
-                b.matmul_tn_add(&mut train.grad.view(first * C, O * C), dout, inp, &tn(O, C, N, 1.0))?;
+                let (mut grad, p) = (train.grad.view(first * C, O * C), tn(O, C, N, 1.0));
+                match train.sum.get() {
+                    Sum::Nothing => b.matmul_tn(&mut grad, dout, inp, &p)?,
+                    Sum::Begun => b.matmul_tn_add(&mut grad, dout, inp, &p)?,
+                }
             }
             if let Some(Param { train: Some(train), .. }) = &mut self.bias {
                 let p = BiasBackward { N: N as u32, O: O as u32, ld_dout: O as u32 };
-                b.bias_backward(&mut train.grad.view(first, O), dout, &p)?;
+                b.bias_backward(&mut train.sum(b)?.view(first, O), dout, &p)?;
             }
             if let Some((xa, seen)) = &xa {
                 self.backward_b(b, scratch, dout, seen, xa, (first, O), N)?;
             }
+        }
+        if let Weight::Dense(Param { train: Some(train), .. }) = &self.weight {
+            // all parts
+            train.sum.set(Sum::Begun);
         }
         Ok(())
     }
@@ -450,7 +458,7 @@ impl Linear {
         let (R, s) = (lora.R, lora.scale);
         if let Some(train) = &mut lora.b.train {
             let scaled = scaled.as_ref().unwrap_or(dout);
-            b.matmul_tn_add(&mut train.grad.view(first * R, O * R), scaled, xa, &tn(O, R, N, s))?;
+            b.matmul_tn_add(&mut train.sum(b)?.view(first * R, O * R), scaled, xa, &tn(O, R, N, s))?;
         }
         if let (Some(dora), Some(weight)) = (&mut lora.dora, weight) {
             // the scaled gradient has been used: its place holds the outputs now, as they were before they were scaled

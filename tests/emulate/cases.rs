@@ -385,6 +385,7 @@ pub fn all() -> Vec<(String, Case)> {
                 decay: 0.1,
                 correct1: 1.3,
                 correct2: 1.7,
+                ..adamw::AdamW::new(P as usize, 1, 0.0, (0.9, 0.99), 0.0, 0.0)
             };
             add!(adamw_step, p, |c: Case| c.positive(&["v"]));
             add!(adamw_step_8bit, p, |c: Case| c
@@ -395,11 +396,11 @@ pub fn all() -> Vec<(String, Case)> {
             add!(lion_step, p);
             add!(lion_step_8bit, p, |c: Case| c.floats("map", dyn8::dynamic_map(true)).positive(&["absmax"]));
             for nesterov in [0, 1] {
-                let p = sgd::Sgd { P, lr: 1e-2, decay: 0.1, momentum: 0.9, rest: 0.8, nesterov };
+                let p = sgd::Sgd { rest: 0.8, nesterov, ..sgd::Sgd::new(P as usize, 1, 1e-2, (0.9, 0.2), false, 0.1) };
                 add!(sgd_step, p);
                 add!(sgd_step_momentum, p);
             }
-            add!(muon_step, muon::MuonStep { P, keep: 0.99, lr: 0.02 });
+            add!(muon_step, muon::MuonStep::new(P as usize, 0.99, 0.02));
             add!(gradnorm_partial, gradnorm::GradNorm { P });
             add!(gradnorm_finish, gradnorm::GradNormFinish { P, max_norm: 0.5, unscale: 0.25 }, |c: Case| c
                 .positive(&["partial"]));

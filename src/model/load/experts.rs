@@ -111,7 +111,7 @@ impl<'a> Loader<'a> {
         let mut param = Param::stack(self.b, files, &[O, C], [O, C], dtype)?;
         let exact = |stored: &Stored| matches!(stored, Stored::Float(floats) if floats.dtype == dtype);
         if self.options.full() && !all.iter().all(exact) {
-            param.unfreeze(self.b)?;
+            param.unfreeze_as(self.b, self.options.training())?;
         }
         for (i, stored) in all.iter().enumerate() {
             match stored {
@@ -122,7 +122,7 @@ impl<'a> Loader<'a> {
             }
         }
         if self.options.full() {
-            param.unfreeze(self.b)?;
+            param.unfreeze_as(self.b, self.options.training())?;
         }
         Ok(param)
     }
