@@ -24,7 +24,7 @@ pub mod libs;
 mod memory;
 pub mod nvrtc;
 mod report;
-pub mod source;
+pub use super::cuda_text as source;
 mod tune;
 pub use cudnn::AttentionPath;
 pub use report::{CudaDevice, CudaReport, report};
