@@ -5,7 +5,9 @@ use crate::ops::{self, Op, table::for_each_op};
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod cuda_text;
 pub mod dry;
+pub mod foreign;
 mod host;
 pub mod kernel_text;
 mod launch;

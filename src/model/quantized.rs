@@ -155,23 +155,24 @@ pub enum Turned {
 
 pub struct StoredNf4<'a> {
     P: usize,
-    codes: &'a [u8],
+    pub codes: &'a [u8],
     /// f32, or the codes of `nested`.
-    absmax: &'a [u8],
-    nested: Option<Nested<'a>>,
+    pub absmax: &'a [u8],
+    pub nested: Option<Nested<'a>>,
 }
 
-struct Nested<'a> {
-    absmax: Tensor<'a>,
-    map: Tensor<'a>,
-    offset: f32,
+/// The scales of the scales, their levels and their mean.
+pub struct Nested<'a> {
+    pub absmax: Tensor<'a>,
+    pub map: Tensor<'a>,
+    pub offset: f32,
 }
 
 pub struct StoredInt8<'a> {
     O: usize,
     C: usize,
-    codes: &'a [u8],
-    scb: &'a [u8],
+    pub codes: &'a [u8],
+    pub scb: &'a [u8],
 }
 
 pub struct StoredMxfp4<'a> {

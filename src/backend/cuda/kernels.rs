@@ -3,7 +3,7 @@ use super::driver::{Device, failed};
 use super::nvrtc;
 use super::source::{Kernel, Variant};
 use crate::backend::Launch;
-use crate::backend::kernel_text::{Names, Section, eval};
+use crate::backend::kernel_text::{Names, Section, eval, grid};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Op;
@@ -94,10 +94,7 @@ impl Stage {
         let name = self.section.name;
         let value =
             |expr: &str| eval(expr, names).map_err(|e| Error::Bug(format!("the heading of kernel {name}: {e}")));
-        let mut grid = [1; 3];
-        for (size, expr) in grid.iter_mut().zip(&self.section.grid) {
-            *size = value(expr)?;
-        }
+        let grid = grid(&self.section, names).map_err(Error::Bug)?;
         if grid.contains(&0) {
             return Ok(());
         }

@@ -28,7 +28,7 @@ mod order;
 mod pinned;
 mod report;
 mod scaled;
-pub mod source;
+pub use super::cuda_text as source;
 mod tune;
 pub use cudnn::AttentionPath;
 pub use graph::Graphs;

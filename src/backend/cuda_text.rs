@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::ops::Op;
 use std::fmt::Write;
 
-const COMMON: &str = include_str!("../../../kernels/shared/common.cuh");
+const COMMON: &str = include_str!("../../kernels/shared/common.cuh");
 
 /// A kernel file that some ops may use instead of their own, with constants set at compile time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
