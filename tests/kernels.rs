@@ -83,7 +83,8 @@ fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
     for (i, (op, few)) in few.chain(dense).enumerate() {
         let float = if i % 3 == 1 { DType::F16 } else { DType::Bf16 };
         let dtypes = dtypes(op.spec(), float, false);
-        let text = Kernel { op, dtypes: &dtypes, variant: Some(few.variant) }.source().unwrap_or_else(|e| panic!("{e}"));
+        let text =
+            Kernel { op, dtypes: &dtypes, variant: Some(few.variant) }.source().unwrap_or_else(|e| panic!("{e}"));
         let name = format!("{}_{}", op.spec().name, few.variant.name);
         jobs.extend(ARCHES[1..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
     }
