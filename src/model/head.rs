@@ -121,14 +121,7 @@ impl HeadScratch {
         sizes
     }
 
-    fn with(
-        scope: &Scope,
-        s: &Spec,
-        slices: Slices,
-        N: usize,
-        room: Vec<Buf>,
-        trains: Trains,
-    ) -> Result<HeadScratch> {
+    fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, room: Vec<Buf>, trains: Trains) -> Result<HeadScratch> {
         let (V, C, scale, softcap) = (s.V, s.C, s.logit_scale, s.logit_softcap);
         let (ld, rows) = Self::chunk(s, N, trains);
         let mut room = room.into_iter();

@@ -258,7 +258,15 @@ impl Train {
             room: Room::Later,
         };
         let compute = Compute::parse(&self.compute).unwrap_or_default();
-        let options = LoadOptions { lora, train: true, load_in_4bit, load_in_8bit, compute, training, ..LoadOptions::frozen(DType::Bf16) };
+        let options = LoadOptions {
+            lora,
+            train: true,
+            load_in_4bit,
+            load_in_8bit,
+            compute,
+            training,
+            ..LoadOptions::frozen(DType::Bf16)
+        };
         Ok(options)
     }
 
