@@ -11,6 +11,7 @@ pub mod kernel_text;
 mod launch;
 mod ledger;
 pub mod pick;
+pub mod profile;
 mod rules;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -18,6 +19,7 @@ pub use host::{HostBuf, HostScope};
 pub use launch::Launch;
 pub(crate) use ledger::Ledger;
 pub use ledger::{ByUse, Memory, Use};
+pub use profile::{Mark, Profile};
 pub use rules::{CpuRules, CudaRules};
 
 /// A stretch of a backend's memory, in elements. The same type for every backend.
@@ -80,7 +82,8 @@ macro_rules! declare {
     ($( $(#[$doc:meta])* $file:ident :: $op:ident { $($D:ident),+ } (
         $( $arg:ident : $($acc:ident)+ [ $($shape:tt)+ ] ),+ ; $params:ident ); )*) => {
         /// Object-safe: model and trainer take `&dyn Backend` and compile once. Calls are queued in order; only
-        /// `download` and `sync` wait, and only they prove that what was queued has run.
+        /// `download` and `sync` wait, and only they prove that what was queued has run. [`Profile`] passes every method on that is
+        /// not stamped from a row: also one that has a default here.
         pub trait Backend {
             /// `cpu`, `wgpu` or `cuda`.
             fn name(&self) -> &'static str;
@@ -104,6 +107,19 @@ macro_rules! declare {
             fn launch(&self, launch: &Launch) -> Result<()>;
             /// Waits until everything queued has run; an error of any of it comes out here.
             fn sync(&self) -> Result<()>;
+            /// The moment when everything queued before has run.
+            fn mark(&self) -> Result<Mark> {
+                self.sync()?;
+                Ok(Mark::Host(std::time::Instant::now()))
+            }
+            /// Seconds from each of these marks to the next, in their order. Waits.
+            fn elapsed(&self, marks: Vec<Mark>) -> Result<Vec<f64>> {
+                let at = |mark: &Mark| match mark {
+                    Mark::Host(at) => Ok(*at),
+                    Mark::Device(_) => Err(Error::Bug("a mark of another backend".into())),
+                };
+                marks.windows(2).map(|pair| Ok((at(&pair[1])? - at(&pair[0])?).as_secs_f64())).collect()
+            }
             fn memory(&self) -> Memory;
             /// Bytes that can be taken now, where the device says so.
             fn available(&self) -> Option<u64>;

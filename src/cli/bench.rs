@@ -2,6 +2,7 @@
 #![expect(non_snake_case, reason = "N, C, F … are the dims of the ops")]
 mod attention;
 mod ops;
+mod profile;
 mod train;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};

@@ -1,8 +1,9 @@
 //! `luthier bench train`: steps of a decoder with random weights on random tokens, with loss and gradient norm beside the rate,
 //! so that a fast wrong step shows.
 use super::super::{out, say};
+use super::profile::{self, Floor};
 use clap::Args;
-use luthier::backend::{Backend, pick};
+use luthier::backend::{Backend, Profile, pick};
 use luthier::dtype::DType;
 use luthier::export::bnb::Format;
 use luthier::model::lora::LoraConfig;
@@ -51,6 +52,9 @@ pub struct Train {
     /// The frozen weights wait on the host and come layer by layer.
     #[arg(long)]
     offload_weights: bool,
+    /// One more step after the others, with the time of each op in it.
+    #[arg(long)]
+    profile: bool,
     /// Where to run.
     #[arg(long, default_value = "auto", value_parser = pick::NAMES.to_vec())]
     backend: String,
@@ -61,7 +65,8 @@ impl Train {
         let (backend, which) = pick::pick(&self.backend)?;
         backend.set_deterministic(false);
         say!("{which}");
-        let b: &dyn Backend = &*backend;
+        let profile = Profile::new(&*backend);
+        let b: &dyn Backend = if self.profile { &profile } else { &*backend };
         self.make_weights()?;
         let loading = Instant::now();
         let mut model = Model::load(b, &self.weights, &self.load_options())?;
@@ -82,7 +87,7 @@ impl Train {
             "{:>4} {:>9} {:>10} {:>10} {:>10} {:>9}\n",
             "step", "loss", "grad_norm", "ms", "tokens/s", "peak GiB"
         ))?;
-        for step in 0..self.steps {
+        let mut step = |step: usize| -> Result<()> {
             let start = Instant::now();
             let (tokens, labels) = self.tokens(&model, step as u64);
             let counted = self.batch * (self.seq - 1);
@@ -94,7 +99,13 @@ impl Train {
             let (seconds, peak) = (start.elapsed().as_secs_f64(), b.memory().peak as f64 / (1u64 << 30) as f64);
             let rate = N as f64 / seconds;
             let ms = seconds * 1e3;
-            out(&format!("{:>4} {loss:9.5} {norm:10.5} {ms:10.1} {rate:10.0} {peak:9.2}\n", step + 1))?;
+            out(&format!("{:>4} {loss:9.5} {norm:10.5} {ms:10.1} {rate:10.0} {peak:9.2}\n", step + 1))
+        };
+        (0..self.steps).try_for_each(&mut step)?;
+        if self.profile {
+            profile.start();
+            step(self.steps)?;
+            profile::print(&profile.stop()?, &Floor::measure(&*backend)?, self.seq)?;
         }
         Ok(())
     }
