@@ -58,6 +58,14 @@ impl Buf {
         );
         Buf { start: self.start + offset * self.width, len, ..*self }
     }
+    /// All of them as one, if each begins where the one before ends.
+    pub(crate) fn joined<'a>(mut bufs: impl Iterator<Item = &'a Buf>) -> Option<Buf> {
+        let first = bufs.next()?;
+        bufs.try_fold(first.view(0, first.len), |all, next| {
+            let follows = next.slab == all.slab && next.dtype == all.dtype && next.start == all.start + all.bytes();
+            follows.then_some(Buf { len: all.len + next.len, ..all })
+        })
+    }
     fn bytes(&self) -> usize {
         self.len * self.width
     }

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::ops::thin::{Thin, ThinDouble};
 
 /// Tokens up to which it is faster so.
-const FEW: usize = 64;
+pub(super) const FEW: usize = 64;
 
 impl Linear {
     /// Whether a product with N tokens reads the weight packed. DoRA measures the whole weight.

@@ -2,7 +2,8 @@
 //! adapter has hundreds of small ones, and launching would cost more than moving them.
 //!
 //! Each tensor starts at a multiple of [`ALIGN`]: its blocks of 256 (moments in 8 bits) and of 4096 (gradient norm) are its
-//! own, and what is computed is the same as tensor by tensor. The gaps hold zeros, and zeros stay zeros.
+//! own, and what is computed is the same as tensor by tensor. The gaps hold zeros, and zeros stay zeros. Adapters' A come one behind
+//! the other, so that those that read one input are one matrix where they leave no gaps (`model/linear/low.rs`).
 use crate::backend::{Backend, Buf, Charge, Use};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -40,7 +41,8 @@ pub(super) fn group<K: PartialEq>(
     model: &mut Model,
     keys: Vec<K>,
 ) -> Result<(Vec<Group<K>>, Vec<Place>)> {
-    let (bins, places) = plan(model.trained().map(|p| p.value.len()).zip(keys), GROUP);
+    let tensors: Vec<(&str, usize)> = model.trained().map(|p| (p.name.as_str(), p.value.len())).collect();
+    let (bins, places) = plan_in_order(&tensors, keys, GROUP);
     let mut made: Vec<Group<K>> = Vec::new();
     let trained: Vec<&mut Param> = model.params_mut().filter(|p| p.train.is_some()).collect();
     let mut members: Vec<(Place, &mut Param)> = places.iter().copied().zip(trained).collect();
@@ -52,6 +54,17 @@ pub(super) fn group<K: PartialEq>(
         made.push(if alone { keep(key, own) } else { gather(b, key, size, own)? });
     }
     Ok((made, places))
+}
+
+/// The plan that has A before all others; its places are in the order of `tensors` again.
+fn plan_in_order<K: PartialEq>(tensors: &[(&str, usize)], keys: Vec<K>, limit: usize) -> (Vec<Bin<K>>, Vec<Place>) {
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_by_key(|i| !tensors[*i].0.contains(".lora_A."));
+    let mut keys: Vec<Option<K>> = keys.into_iter().map(Some).collect();
+    let (bins, sorted) = plan(order.iter().map(|i| (tensors[*i].1, keys[*i].take().expect("each tensor once"))), limit);
+    let mut places: Vec<(usize, Place)> = order.into_iter().zip(sorted).collect();
+    places.sort_by_key(|(i, _)| *i);
+    (bins, places.into_iter().map(|(_, place)| place).collect())
 }
 
 /// A group to be.
@@ -122,6 +135,15 @@ fn gather<K>(b: &dyn Backend, key: K, size: usize, own: Vec<(Place, &mut Param)>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn matrices_a_are_neighbours() {
+        let tensors = ["q.lora_A.weight", "q.lora_B.weight", "norm.weight", "k.lora_A.weight", "k.lora_B.weight"];
+        let (bins, places) = plan_in_order(&tensors.map(|name| (name, ALIGN)), vec![0, 0, 1, 0, 0], 1 << 20);
+        assert_eq!(bins.iter().map(|bin| (bin.key, bin.size)).collect::<Vec<_>>(), [(0, 4 * ALIGN), (1, ALIGN)]);
+        let at: Vec<(usize, usize)> = places.iter().map(|p| (p.group, p.offset / ALIGN)).collect();
+        assert_eq!(at, [(0, 0), (0, 2), (1, 0), (0, 1), (0, 3)]);
+    }
 
     #[test]
     fn bins_may_be_exactly_full_and_large_tensors_stay_alone() {
