@@ -1,7 +1,8 @@
 //! Every CUDA kernel compiles to a cubin for every architecture that we name, in every mix of storage types that the trainer
 //! uses. No GPU is wanted, NVRTC is: `pip install "nvidia-cuda-nvrtc==13.0.*"`.
 #![cfg(feature = "cuda")]
-use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, GROUPED, THIN};
+use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, GROUPED, LONG_ROWS, THIN};
+use luthier::backend::cuda::low::{GRADIENT, NARROW, WIDEN};
 use luthier::backend::cuda::nvrtc;
 use luthier::backend::cuda::source::Kernel;
 use luthier::dtype::DType;
@@ -62,6 +63,28 @@ fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
             let text =
                 Kernel { op, dtypes: &dtypes, variant: Some(GROUPED) }.source().unwrap_or_else(|e| panic!("{e}"));
             let name = format!("{}_{}", op.spec().name, GROUPED.name);
+            jobs.extend(ARCHES[1..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
+        }
+    }
+    for op in [Op::rmsnorm_forward, Op::rmsnorm_backward] {
+        for (float, (_, variant)) in
+            [DType::Bf16, DType::F16].into_iter().flat_map(|f| LONG_ROWS.iter().map(move |v| (f, v)))
+        {
+            let dtypes = dtypes(op.spec(), float, false);
+            let text =
+                Kernel { op, dtypes: &dtypes, variant: Some(*variant) }.source().unwrap_or_else(|e| panic!("{e}"));
+            let name = format!("{}_{}", op.spec().name, variant.name);
+            jobs.extend(ARCHES.iter().map(|arch| (name.clone(), text.clone(), *arch)));
+        }
+    }
+    let products = [Op::matmul_nt, Op::matmul_nt_add, Op::matmul_nn, Op::matmul_nn_add];
+    let low = products.into_iter().flat_map(|op| [(op, NARROW), (op, WIDEN)]).chain([(Op::matmul_tn_add, GRADIENT)]);
+    for (op, variant) in low {
+        for (float, mixed) in [(DType::Bf16, false), (DType::F16, false), (DType::Bf16, true), (DType::F16, true)] {
+            let dtypes = dtypes(op.spec(), float, mixed);
+            let text =
+                Kernel { op, dtypes: &dtypes, variant: Some(variant) }.source().unwrap_or_else(|e| panic!("{e}"));
+            let name = format!("{}_{}", op.spec().name, variant.name);
             jobs.extend(ARCHES[1..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
         }
     }

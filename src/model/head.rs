@@ -14,8 +14,19 @@ use crate::ops::bias::{Bias, BiasBackward};
 use crate::ops::logprob::LogProb;
 use crate::ops::matmul::MatMul;
 
-/// Bytes of f32 logits alive at a time, at most.
+/// Bytes of f32 logits alive at a time, at most; of many tokens twice as many, for every chunk reads the whole weight.
 const CHUNK_BYTES: usize = 128 << 20;
+/// Chunks from which tokens are many.
+const MANY: usize = 32;
+/// Rows of a product's tiles: chunks are whole ones, where they are that large.
+const TILE: usize = 128;
+
+/// Tokens of a chunk of `N` whose rows of logits are `ld` long.
+fn chunk_rows(N: usize, ld: usize) -> usize {
+    let few = CHUNK_BYTES / 4 / ld;
+    let most = (N / MANY).clamp(few, 2 * few);
+    (if most < TILE { most } else { most / TILE * TILE }).clamp(1, N)
+}
 
 /// What makes logits of hidden states.
 #[derive(Clone, Copy)]
@@ -69,7 +80,7 @@ impl HeadScratch {
     fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, dtype: DType, train: bool) -> Result<HeadScratch> {
         let (V, C, scale, softcap) = (s.V, s.C, s.logit_scale, s.logit_softcap);
         let ld = V.next_multiple_of(64);
-        let rows = (CHUNK_BYTES / 4 / ld).clamp(1, N);
+        let rows = chunk_rows(N, ld);
         // columns from v on are a view that starts v later
         let len = rows * ld + if slices.is_one() { 0 } else { ld };
         let dlogits = if train { Some(scope.alloc(len, dtype)?) } else { None };
@@ -267,6 +278,13 @@ mod tests {
                 "{got:?}\n{want:?}"
             );
         }
+    }
+
+    #[test]
+    fn chunks_are_whole_tiles() {
+        let ld = 128_256;
+        assert_eq!([1, 200, 256, 4096, 16_384, 1 << 20].map(|N| chunk_rows(N, ld)), [1, 200, 256, 256, 512, 512]);
+        assert_eq!((chunk_rows(1000, 1 << 22), chunk_rows(1000, 1 << 30)), (8, 1));
     }
 
     #[test]

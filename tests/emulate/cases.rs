@@ -214,6 +214,48 @@ fn grouped(out: &mut Vec<(String, Case)>, [M, E, J, Q]: [u32; 4], float: DType, 
     }
 }
 
+/// Thin products of 16 bits, also to f32, at each of the kernels' sizes, and with rows longer than they must be; norms of long rows.
+fn low(out: &mut Vec<(String, Case)>, float: DType) {
+    let add = |out: &mut Vec<(String, Case)>, op: Op, [I, J, Q]: [u32; 3], pad: u32, variant: Variant| {
+        let (a, b) = match op {
+            Op::matmul_nt | Op::matmul_nt_add => (Q, Q),
+            Op::matmul_nn | Op::matmul_nn_add => (Q, J),
+            _ => (I, J),
+        };
+        let p = matmul::MatMul { I, J, Q, ld_out: J + pad, ld_a: a + pad, ld_b: b + pad, alpha: 0.5 };
+        let mut case = case(op, &p, float, Some(variant));
+        if pad > 0 || op == Op::matmul_tn_add {
+            let values = float.decode(&case.buffers[0].1);
+            case.buffers[0] = (DType::F32, DType::F32.encode(&values));
+        }
+        out.push((format!("low {} {p:?} {float:?} {}", op.spec().name, variant.name), case));
+    };
+    for op in [Op::matmul_nt, Op::matmul_nt_add, Op::matmul_nn, Op::matmul_nn_add] {
+        for sizes in [[1, 8, 8], [37, 16, 200], [70, 24, 72], [33, 48, 136]] {
+            add(out, op, sizes, 0, NARROW);
+            add(out, op, sizes, 8, NARROW);
+        }
+        for sizes in [[1, 8, 8], [130, 72, 16], [33, 136, 24], [129, 64, 48]] {
+            add(out, op, sizes, 0, WIDEN);
+            add(out, op, sizes, 8, WIDEN);
+        }
+    }
+    for ((_, variant), C) in LONG_ROWS.iter().zip([1032, 4096, 4104, 16384]) {
+        let p = rmsnorm::RmsNorm { N: 5, C, eps: 0.1, shift: 1.0 };
+        for op in [Op::rmsnorm_forward, Op::rmsnorm_backward] {
+            let case = case(op, &p, float, Some(*variant));
+            out.push((format!("low {} {p:?} {float:?} {}", op.spec().name, variant.name), case));
+        }
+    }
+    add(out, Op::matmul_nt, [8200, 9, 72], 8, NARROW);
+    add(out, Op::matmul_nn, [16390, 8, 64], 0, NARROW);
+    for sizes in [[8, 8, 1], [16, 40, 300], [72, 16, 129], [24, 64, 900], [8, 8200, 140], [48, 72, 260], [136, 64, 20]]
+    {
+        add(out, Op::matmul_tn_add, sizes, 0, GRADIENT);
+        add(out, Op::matmul_tn_add, sizes, 8, GRADIENT);
+    }
+}
+
 /// What gpt-oss has beside what others have.
 fn gpt_oss(out: &mut Vec<(String, Case)>, float: DType) {
     for (N, H, D) in [(1, 1, 2), (9, 3, 34), (70, 2, 64), (3, 5, 256)] {
@@ -492,6 +534,9 @@ pub fn all() -> Vec<(String, Case)> {
         decoding(&mut out, float);
         thin(&mut out, float);
         mixtures(&mut out, float);
+        if float != DType::F32 {
+            low(&mut out, float);
+        }
         attention(&mut out, &[1], 9, [2, 1, 4], 0, 0.0, float, None);
         attention(&mut out, &[5, 33, 12], 99, [4, 2, 20], 2, 1.5, float, None);
         attention(&mut out, &[40], 7, [2, 2, 256], 0, 0.0, float, None);

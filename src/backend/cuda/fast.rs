@@ -1,7 +1,7 @@
-//! What runs faster than an op's plain kernel: products by cuBLASLt, attention by cuDNN, attention and products by group on
-//! tensor cores.
+//! What runs faster than an op's plain kernel: products by cuBLASLt, attention by cuDNN, attention, thin products and
+//! products by group on tensor cores.
 use super::source::Variant;
-use super::{Cuda, cudnn};
+use super::{Cuda, cudnn, low};
 use crate::backend::Launch;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -13,6 +13,9 @@ use crate::ops::grouped::Grouped;
 pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool> {
     match launch.op() {
         Op::matmul_nt | Op::matmul_nt_add | Op::matmul_nn | Op::matmul_nn_add | Op::matmul_tn | Op::matmul_tn_add => {
+            if let Some(variant) = low::variant(cuda, launch, pointers) {
+                return cuda.run_kernel(launch, Some(variant), pointers).map(|()| true);
+            }
             let &[out, a, b] = pointers else { return Err(Error::Bug("a product has three buffers".into())) };
             let dtypes = [0, 1, 2].map(|i| launch.args()[i].map_or(DType::F32, |buf| buf.dtype()));
             let p = bytemuck::pod_read_unaligned(launch.params());
@@ -44,8 +47,32 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
             }
             Ok(fits)
         }
+        Op::rmsnorm_forward | Op::rmsnorm_backward => match long_rows(launch, pointers) {
+            Some(variant) => cuda.run_kernel(launch, Some(variant), pointers).map(|()| true),
+            None => Ok(false),
+        },
         _ => Ok(false),
     }
+}
+
+const ROWS: &str = include_str!("../../../kernels/fast/rmsnorm.cu");
+
+/// RMSNorm of long rows in registers, by the longest: `THREADS` of a row and 16-byte loads of a thread are constants of the kernel.
+pub const LONG_ROWS: &[(u32, Variant)] = &[
+    (2048, Variant { name: "warp8", text: ROWS, constants: &[("THREADS", 32), ("KEEP", 8)] }),
+    (4096, Variant { name: "warp16", text: ROWS, constants: &[("THREADS", 32), ("KEEP", 16)] }),
+    (8192, Variant { name: "block8", text: ROWS, constants: &[("THREADS", 128), ("KEEP", 8)] }),
+    (16384, Variant { name: "block16", text: ROWS, constants: &[("THREADS", 128), ("KEEP", 16)] }),
+];
+/// Shorter rows fill no warp.
+const SHORT: u32 = 1024;
+
+/// Wants one 16-bit type, and rows that start at multiples of 16 bytes.
+fn long_rows(launch: &Launch, pointers: &[u64]) -> Option<Variant> {
+    let C = launch.op().extents(launch.params()).0[1] as u32;
+    let fits = C > SHORT && C.is_multiple_of(8) && pointers.iter().all(|p| p % 16 == 0);
+    one_half_type(launch).filter(|_| fits)?;
+    LONG_ROWS.iter().find(|(longest, _)| C <= *longest).map(|(_, variant)| *variant)
 }
 
 /// Products of few rows with packed weights on tensor cores.
@@ -60,8 +87,11 @@ fn thin_fits(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> bool {
 }
 
 /// Products by group on tensor cores.
-pub const GROUPED: Variant =
-    Variant { name: "mma", text: include_str!("../../../kernels/fast/grouped.cu"), constants: &[] };
+pub const GROUPED: Variant = Variant {
+    name: "mma",
+    text: concat!(include_str!("../../../kernels/shared/tensor.cuh"), include_str!("../../../kernels/fast/grouped.cu")),
+    constants: &[],
+};
 
 /// Wants sm_80, one 16-bit type read, the same or f32 written, and rows that start at multiples of 16 bytes.
 fn grouped_fits(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> bool {
