@@ -19,11 +19,11 @@ INLINE void join(Part& a, float s, const float (&v)[8]) {
     for (int i = 0; i < 8; i++) a.out[i] = a.out[i] * shrink + e * v[i];
 }
 
-// op paged_attention_forward grid(K, N) block(256)
+// op paged_attention_forward grid(K, N*Z) block(256)
 extern "C" __global__ void __launch_bounds__(256) paged_attention_forward(T_out* out, T_lse* lse, const T_q* q, const T_k* k, const T_v* v, const T_span* span, const T_starts* starts, const T_pages* pages, Params p) {
     __shared__ float outs[WARPS][256], tops[WARPS], sums[WARPS];
     u32 D = p.D, kv = blockIdx.x, n = blockIdx.y, group = p.H / p.K, warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = lane * 8;
-    u32 lo = span[2 * n], hi = span[2 * n + 1], first = starts[n];
+    u32 lo = span[2 * n], hi = span[2 * n + 1], first = starts[n / p.Z];
     REQUIRE(lo >= hi || first + (hi - 1) / p.page < p.P);
     bool aligned = wide(k, D) && wide(v, D), aligned_q = wide(q, D);
     for (u32 h0 = 0; h0 < group; h0 += GROUP) {
@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(256) paged_attention_forward(T_out*
 #pragma unroll
         for (int g = 0; g < GROUP; g++) {
             u32 h = kv * group + min(h0 + g, group - 1);
-            fetch(qs[g], q + ((u64)n * p.H + h) * D, d, D, aligned_q);
+            fetch(qs[g], q + ((u64)(n / p.Z) * p.H + h) * D, d, D, aligned_q);
             parts[g].top = START, parts[g].sum = 0.f;
 #pragma unroll
             for (int i = 0; i < 8; i++) parts[g].out[i] = 0.f, qs[g][i] *= p.scale;
@@ -81,4 +81,21 @@ extern "C" __global__ void __launch_bounds__(256) paged_attention_forward(T_out*
             if (threadIdx.x == 0) lse[row] = top + logf(sum);
         }
     }
+}
+
+// op paged_attention_join grid(H, N) block(256)
+extern "C" __global__ void __launch_bounds__(256) paged_attention_join(T_out* out, T_lse* lse, const T_parts* parts, const T_part_lse* part_lse, Params p) {
+    u32 h = blockIdx.x, n = blockIdx.y, d = threadIdx.x;
+    const T_part_lse* own = part_lse + (u64)n * p.Z * p.H + h;
+    float top = -INFINITY, sum = 0.f, total = 0.f;
+    for (u32 z = 0; z < p.Z; z++) top = fmaxf(top, own[(u64)z * p.H]);
+    // where nothing is seen, top is no number to subtract
+    for (u32 z = 0; z < p.Z && top > -INFINITY; z++) {
+        float w = expf(own[(u64)z * p.H] - top);
+        sum += w;
+        if (d < p.D) total += w * parts[(((u64)n * p.Z + z) * p.H + h) * p.D + d];
+    }
+    u64 row = (u64)n * p.H + h;
+    if (d < p.D) put(out + row * p.D + d, sum > 0.f ? total / sum : 0.f);
+    if (d == 0) lse[row] = top + logf(sum);
 }

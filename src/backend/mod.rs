@@ -12,6 +12,7 @@ mod launch;
 mod ledger;
 pub mod pick;
 pub mod profile;
+mod recording;
 mod rules;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -20,6 +21,7 @@ pub use launch::Launch;
 pub(crate) use ledger::Ledger;
 pub use ledger::{ByUse, Memory, Use};
 pub use profile::{Mark, Profile};
+pub use recording::Recording;
 pub use rules::{CpuRules, CudaRules};
 
 /// A stretch of a backend's memory, in elements. The same type for every backend.
@@ -91,7 +93,7 @@ macro_rules! declare {
         $( $arg:ident : $($acc:ident)+ [ $($shape:tt)+ ] ),+ ; $params:ident ); )*) => {
         /// Object-safe: model and trainer take `&dyn Backend` and compile once. Calls are queued in order; only
         /// `download` and `sync` wait, and only they prove that what was queued has run. [`Profile`] passes every method on that is
-        /// not stamped from a row: also one that has a default here.
+        /// not stamped from a row, also one that has a default here, but for `record`.
         pub trait Backend {
             /// `cpu`, `wgpu` or `cuda`.
             fn name(&self) -> &'static str;
@@ -113,6 +115,12 @@ macro_rules! declare {
             fn copy(&self, to: &mut Buf, from: &Buf) -> Result<()>;
             /// Runs a checked call. A fast path is a `match launch.op()` in here.
             fn launch(&self, launch: &Launch) -> Result<()>;
+            /// Runs `calls`, which queue launches and copies and nothing else: the same on the same buffers each time that they come
+            /// with this recording. A backend may keep what they queue, and queue it as a whole from then on without asking them.
+            /// The results have the same bits either way.
+            fn record(&self, _recording: &mut Recording, calls: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+                calls()
+            }
             /// Waits until everything queued has run; an error of any of it comes out here.
             fn sync(&self) -> Result<()>;
             /// The moment when everything queued before has run.
@@ -150,6 +158,8 @@ macro_rules! declare {
             /// The same in the other direction: earlier calls on `to` come first, later ones wait for it.
             #[allow(clippy::wrong_self_convention, reason = "it is `to_host` the other way round")]
             fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()>;
+            /// to[n,:] = from[ids[n],:]: rows of host memory, all of to.len/ids.len elements. Queued like `upload`.
+            fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()>;
             /// As `upload`, to host memory; waits for copies that use it.
             fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()>;
             /// As `download`, from host memory; waits for the copies to it.
@@ -248,6 +258,31 @@ impl<'b> Scope<'b> {
         let buf = self.b.alloc(len, dtype)?;
         self.held.borrow_mut().push(buf.view(0, len));
         Ok(buf)
+    }
+    /// Buffers of phases that do not overlap in time, a list of lengths and types for each: those of one phase lie apart, those of
+    /// different phases in the same memory, so that what one leaves is gone in the next.
+    pub fn by_turns(&self, phases: &[Vec<(usize, DType)>]) -> Result<Vec<Vec<Buf>>> {
+        let rules = self.b.rules();
+        let bytes = |(len, dtype): (usize, DType)| rules.bytes(len, dtype);
+        let ranked = |phase: &Vec<(usize, DType)>| {
+            let mut order: Vec<usize> = (0..phase.len()).collect();
+            order.sort_by_key(|i| std::cmp::Reverse(bytes(phase[*i])));
+            order
+        };
+        let ranked: Vec<Vec<usize>> = phases.iter().map(ranked).collect();
+        let mut dealt: Vec<Vec<Option<Buf>>> =
+            phases.iter().map(|phase| phase.iter().map(|_| None).collect()).collect();
+        // the largest of all phases lie in one place, then the second largest
+        for k in 0..phases.iter().map(Vec::len).max().unwrap_or(0) {
+            let there = || (0..phases.len()).filter_map(|i| Some((i, *ranked[i].get(k)?)));
+            let Some((len, dtype)) = there().map(|(i, j)| phases[i][j]).max_by_key(|want| bytes(*want)) else { break };
+            let place = self.alloc(len, dtype)?;
+            for (i, j) in there() {
+                let (len, dtype) = phases[i][j];
+                dealt[i][j] = Some(Buf { len, dtype, width: rules.width(dtype), ..place.view(0, place.len) });
+            }
+        }
+        Ok(dealt.into_iter().map(|phase| phase.into_iter().flatten().collect()).collect())
     }
     /// A new buffer that holds `values`.
     pub fn alloc_f32(&self, values: &[f32], dtype: DType) -> Result<Buf> {

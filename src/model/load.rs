@@ -19,7 +19,7 @@ use super::table::Table;
 use super::token_rows::{self, TokenRows};
 use super::weights::Weights;
 use super::{Model, arch, check, lora};
-use crate::backend::{Backend, Buf};
+use crate::backend::{Backend, Buf, Charge, Use};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use std::borrow::Cow;
@@ -101,7 +101,11 @@ impl Loader<'_> {
             None => [None, None],
         };
         let (dense_embed, dense_head) = (own_embed || embed_ids.is_some(), own_head || head_ids.is_some());
-        let embed_table = self.table(&file(embed), &file(embed), spec.V, dense_embed, train_embed)?;
+        let tables = Charge::to(self.b, Use::Tables);
+        let embed_table = match self.options.places.embed {
+            Place::Device => self.table(&file(embed), &file(embed), spec.V, dense_embed, train_embed)?,
+            Place::Host => self.host_table(&file(embed), spec.V)?,
+        };
         let positions = match spec.positions {
             Positions::Learned => {
                 let name = file(spec.names.positions);
@@ -109,7 +113,8 @@ impl Loader<'_> {
             }
             Positions::Implicit => None,
         };
-        let mut streamed = (self.options.place == Place::Host).then(Streamed::default);
+        drop(tables);
+        let mut streamed = (self.options.places.blocks == Place::Host).then(Streamed::default);
         let mut blocks = Vec::new();
         for l in 0..spec.layers {
             let mut block = self.block(l)?;
@@ -122,6 +127,7 @@ impl Loader<'_> {
         let final_norm = self.norm(&[spec.names.final_norm.to_string()], &[spec.C], bias)?;
         // As PEFT: a module to save is a copy of its own, which unties a tied head.
         let untie = spec.head == Head::Tied && (own_embed || own_head);
+        let tables = Charge::to(self.b, Use::Tables);
         let head_table = match spec.head {
             Head::Own => Some(self.table(&file(head), &file(head), spec.V, dense_head, train_head)?),
             Head::Tied if untie => Some(self.table(&file(embed), &file(head), spec.V, own_head, train_head)?),
@@ -132,6 +138,7 @@ impl Loader<'_> {
             Bias::Present => Some(self.grown(&bias_name, &bias_name, spec.V, train_head)?),
             Bias::Absent => None,
         };
+        drop(tables);
         if let Some(staging) = self.staging {
             self.b.free(staging);
         }

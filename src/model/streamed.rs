@@ -11,13 +11,20 @@ use crate::dtype::DType;
 use crate::error::Result;
 use std::cell::Cell;
 
-/// Where the frozen weights of the blocks are.
+/// Where frozen weights are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Place {
     #[default]
     Device,
-    /// In host memory, with room for two layers on the device.
+    /// In host memory. Of blocks, there is room for two layers on the device; of the embedding, for the rows of a step.
     Host,
+}
+
+/// Of the model's parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    pub blocks: Place,
+    pub embed: Place,
 }
 
 /// Places of layers whose weights lie alike.
@@ -86,6 +93,11 @@ impl Streamed {
         }
         slot.holds.set(Some(l));
         Ok(())
+    }
+
+    /// In host memory.
+    pub fn bytes(&self) -> u64 {
+        self.layers.iter().flat_map(|away| &away.hosts).map(|host| (host.len() * host.dtype().size()) as u64).sum()
     }
 
     /// Whether a buffer is one of the shared places.

@@ -71,6 +71,7 @@ pub const DIMS: &[(&str, &str)] = &[
     ("I", "rows of a product"),
     ("J", "columns of a product"),
     ("Q", "inner length of a product"),
+    ("Z", "parts that a query's keys are cut into"),
 ];
 
 /// For shapes: how many blocks of `block` hold `n`.

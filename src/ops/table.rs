@@ -81,9 +81,13 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
 
     /// pool[slots[n],:] = inp[n,:]; the other slots stay.
     pages::pages_write{N, T, C}(pool: update [T, C], inp: read [N, C], slots: read u32 [N]; Pages);
-    /// As attention_forward, with key j of query n in slot pages[starts[n] + j/page]·page + j%page of the pools k and v.
-    paged_attention::paged_attention_forward{N, T, H, K, D, P}(out: write [N, H*D], lse: write f32 [N, H], q: read [N, H*D], k: read [T, K*D],
-        v: read [T, K*D], span: read u32 [N, 2], starts: read u32 [N], pages: read u32 [P]; PagedAttention);
+    /// As attention_forward of N·Z queries, row n of q being that of n·Z..n·Z+Z, with key j of all Z in slot pages[starts[n] + j/page]·page + j%page
+    /// of the pools k and v.
+    paged_attention::paged_attention_forward{N, Z, T, H, K, D, P}(out: write [N*Z, H*D], lse: write f32 [N*Z, H], q: read [N, H*D], k: read [T, K*D],
+        v: read [T, K*D], span: read u32 [N*Z, 2], starts: read u32 [N], pages: read u32 [P]; PagedAttention);
+    /// out and lse over all keys of a query from those over each of Z parts of them: the mean of the parts by exp(part_lse).
+    paged_attention::paged_attention_join{N, Z, H, D}(out: write [N, H*D], lse: write f32 [N, H], parts: read f32 [N*Z, H*D], part_lse: read f32 [N*Z, H];
+        PagedAttentionJoin);
 
     /// q[n,h,:] = the A last channels of inp[n,h,:], its U others, zeros: what turns comes first.
     latent::latent_query_forward{N, H, D, A, U}(q: write [N, H*D], inp: read [N, H*(U+A)]; Latent);

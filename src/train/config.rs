@@ -175,6 +175,9 @@ keys! {
         /// The base's frozen blocks wait in the host's memory and come to the device layer by layer; wants a `[lora]` table. Where not
         /// given, only if the run does not fit otherwise.
         offload_weights: Option<bool> = None;
+        /// Unsloth's key: the base's embedding waits in the host's memory, from where the rows of a step's tokens come. It must be frozen
+        /// and not tied to the head. Where not given: with `gradient_checkpointing = "offload"`, and where memory is short.
+        offload_embedding: Option<bool> = None;
         /// Memory of the device that the run may take, as in `"8GiB"` or `"8GB"`; what is free when it starts where not given.
         memory_limit: Option<Bytes> = None;
         /// Where to run: `"cuda"`, `"wgpu"` (Vulkan, Metal, DX12), `"cpu"`, or `"auto"`, the first of them that works.
@@ -344,6 +347,15 @@ const ALL_KEYS: &[&[Key]] =
 
 /// Reads a TOML or YAML config and puts `key=value` overrides over it. Of what it names, only an adapter's config is opened.
 pub fn load(path: &Path, overrides: &[String]) -> Result<TrainConfig> {
+    read(Some(path), overrides)
+}
+
+/// A config of `key=value` alone.
+pub fn of(keys: &[String]) -> Result<TrainConfig> {
+    read(None, keys)
+}
+
+fn read(path: Option<&Path>, overrides: &[String]) -> Result<TrainConfig> {
     let source = Source::read(path, overrides, ALL_KEYS, TABLES)?;
     let mut config = TrainConfig::take(&source)?;
     if let Some(folder) = &mut config.adapter {

@@ -87,7 +87,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     if !layout.fits() {
         return Err(layout.error(b.name()));
     }
-    let mut model = Model::load(b, &base, &setup::load_options(config, lora, vocab, layout.place))?;
+    let mut model = Model::load(b, &base, &setup::load_options(config, lora, vocab, layout.places))?;
     if let Some(own) = &own {
         // also before a checkpoint, which holds what is trained: an adapter may have saved what is not
         peft::load(b, &mut model, own.folder)?;
@@ -131,7 +131,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         String::new()
     };
     reporter.message(&format!("activations: {plan}; {peak} of memory{host}; {total} steps of {N} tokens"));
-    if layout.place == Place::Host {
+    if layout.places.blocks == Place::Host {
         let what = "the frozen weights wait on the host and come layer by layer: for every token that the model would say, so it is not asked";
         reporter.message(what);
     }

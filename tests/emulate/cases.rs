@@ -167,22 +167,25 @@ fn decoding(out: &mut Vec<(String, Case)>, float: DType) {
     ] {
         let spans = [[0, 1], [0, 77], [40, 101], [0, 0], [3, 130u32]];
         let each: Vec<u32> = spans.iter().map(|s| s[1].div_ceil(page).max(1)).collect();
-        let starts = each.iter().scan(0, |at, count| Some(std::mem::replace(at, *at + count))).collect();
+        let starts: Vec<u32> = each.iter().scan(0, |at, count| Some(std::mem::replace(at, *at + count))).collect();
         let P: u32 = each.iter().sum();
-        let p = paged_attention::PagedAttention {
-            N: 5,
-            T: (P + 1) * page,
-            H,
-            K,
-            D,
-            P,
-            page,
-            scale: (D as f32).powf(-0.5),
-            softcap,
-        };
-        let case = case(Op::paged_attention_forward, &p, float, None);
-        let case = case.u32s("span", spans.concat()).u32s("starts", starts);
-        add(Op::paged_attention_forward, &p, case.u32s("pages", (0..P).map(|i| P - i).collect()));
+        // five queries of a sequence each, or one whose keys are cut into five parts
+        for (N, Z) in [(5, 1), (1, 5)] {
+            let (T, scale) = ((P + 1) * page, (D as f32).powf(-0.5));
+            let p = paged_attention::PagedAttention { N, Z, T, H, K, D, P, page, scale, softcap };
+            let starts: Vec<u32> = starts.iter().take(N as usize).copied().collect();
+            let case = case(Op::paged_attention_forward, &p, float, None);
+            let case = case.u32s("span", spans.concat()).u32s("starts", starts);
+            add(Op::paged_attention_forward, &p, case.u32s("pages", (0..P).map(|i| P - i).collect()));
+        }
+    }
+    for (N, Z, H, D) in [(1, 1, 2, 4), (3, 5, 2, 64), (2, 32, 1, 256)] {
+        let p = paged_attention::PagedAttentionJoin { N, Z, H, D };
+        // of the last query every part sees nothing, of the others some
+        let seen =
+            |i: u32| if i / (Z * H) == N - 1 && N > 1 || i % 7 == 3 { f32::NEG_INFINITY } else { i as f32 % 5.0 - 2.0 };
+        let join = case(Op::paged_attention_join, &p, float, None);
+        add(Op::paged_attention_join, &p, join.floats("part_lse", (0..N * Z * H).map(seen)));
     }
     if float != DType::F32 {
         return; // logits are f32
@@ -230,14 +233,14 @@ fn low(out: &mut Vec<(String, Case)>, float: DType) {
         }
         out.push((format!("low {} {p:?} {float:?} {}", op.spec().name, variant.name), case));
     };
+    // one type with plain rows, the other with padded ones
+    let pad = if float == DType::Bf16 { 0 } else { 8 };
     for op in [Op::matmul_nt, Op::matmul_nt_add, Op::matmul_nn, Op::matmul_nn_add] {
         for sizes in [[1, 8, 8], [37, 16, 200], [70, 24, 72], [33, 48, 136]] {
-            add(out, op, sizes, 0, NARROW);
-            add(out, op, sizes, 8, NARROW);
+            add(out, op, sizes, pad, NARROW);
         }
         for sizes in [[1, 8, 8], [130, 72, 16], [33, 136, 24], [129, 64, 48]] {
-            add(out, op, sizes, 0, WIDEN);
-            add(out, op, sizes, 8, WIDEN);
+            add(out, op, sizes, pad, WIDEN);
         }
     }
     for ((_, variant), C) in LONG_ROWS.iter().zip([1032, 4096, 4104, 16384]) {
@@ -247,12 +250,14 @@ fn low(out: &mut Vec<(String, Case)>, float: DType) {
             out.push((format!("low {} {p:?} {float:?} {}", op.spec().name, variant.name), case));
         }
     }
-    add(out, Op::matmul_nt, [8200, 9, 72], 8, NARROW);
-    add(out, Op::matmul_nn, [16390, 8, 64], 0, NARROW);
+    // more rows, and so other tiles
+    match float {
+        DType::Bf16 => add(out, Op::matmul_nn, [16390, 8, 64], 0, NARROW),
+        _ => add(out, Op::matmul_nt, [8200, 9, 72], 8, NARROW),
+    }
     for sizes in [[8, 8, 1], [16, 40, 300], [72, 16, 129], [24, 64, 900], [8, 8200, 140], [48, 72, 260], [136, 64, 20]]
     {
-        add(out, Op::matmul_tn_add, sizes, 0, GRADIENT);
-        add(out, Op::matmul_tn_add, sizes, 8, GRADIENT);
+        add(out, Op::matmul_tn_add, sizes, pad, GRADIENT);
     }
 }
 

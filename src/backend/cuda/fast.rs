@@ -75,6 +75,19 @@ fn long_rows(launch: &Launch, pointers: &[u64]) -> Option<Variant> {
     LONG_ROWS.iter().find(|(longest, _)| C <= *longest).map(|(_, variant)| *variant)
 }
 
+/// Whether memory that is nobody's argument is written, which others of this kind write, too.
+pub(super) fn uses_workspace(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> bool {
+    match launch.op() {
+        Op::matmul_nt | Op::matmul_nt_add | Op::matmul_nn | Op::matmul_nn_add | Op::matmul_tn | Op::matmul_tn_add => {
+            let dtypes = [0, 1, 2].map(|i| launch.args()[i].map_or(DType::F32, |buf| buf.dtype()));
+            let (p, at) = (bytemuck::pod_read_unaligned(launch.params()), [0, 1, 2].map(|i| pointers[i]));
+            cuda.blas.borrow().as_ref().is_some_and(|blas| blas.uses_workspace(launch.op(), dtypes, at, &p))
+        }
+        Op::attention_forward | Op::attention_backward => true,
+        _ => false,
+    }
+}
+
 /// Products of few rows with packed weights on tensor cores.
 pub const THIN: Variant = Variant { name: "mma", text: include_str!("../../../kernels/fast/thin.cu"), constants: &[] };
 

@@ -8,6 +8,7 @@ use super::driver::{Device, failed};
 use crate::backend::{Buf, copy_bytes};
 use crate::error::Result;
 use cudarc::driver::{result, sys};
+use rayon::prelude::*;
 
 /// Which way a copy goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,17 +31,17 @@ struct Pinned {
 
 /// Bytes of a slab, or of a pinned allocation.
 #[derive(Clone, Copy)]
-struct Stretch {
-    slab: u32,
-    start: usize,
-    end: usize,
+pub(super) struct Stretch {
+    pub slab: u32,
+    pub start: usize,
+    pub end: usize,
 }
 
 impl Stretch {
-    fn of(buf: &Buf) -> Stretch {
+    pub fn of(buf: &Buf) -> Stretch {
         Stretch { slab: buf.slab, start: buf.start, end: buf.start + buf.bytes() }
     }
-    fn overlaps(&self, other: &Stretch) -> bool {
+    pub fn overlaps(&self, other: &Stretch) -> bool {
         self.slab == other.slab && self.start < other.end && other.start < self.end
     }
 }
@@ -102,7 +103,8 @@ impl Host {
         let base = unsafe {
             let base = result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE)
                 .map_err(failed(&format!("{} MiB of pinned host memory", bytes >> 20)))?;
-            std::ptr::write_bytes(base as *mut u8, 0, bytes);
+            let all = std::slice::from_raw_parts_mut(base as *mut u8, bytes);
+            all.par_chunks_mut(16 << 20).for_each(|part| part.fill(0));
             base as *mut u8
         };
         self.pinned.push(Some(Pinned { base, bytes }));
@@ -139,6 +141,12 @@ impl Host {
     pub fn download(&mut self, from: &Buf) -> Result<Vec<u8>> {
         self.finish(&Stretch::of(from), |way| way == Way::ToHost)?;
         Ok(self.bytes(from).to_vec())
+    }
+
+    /// The bytes of a buffer, as what was queued to write them leaves them.
+    pub fn written(&self, buf: &Buf) -> Result<&[u8]> {
+        self.finish(&Stretch::of(buf), |way| way == Way::ToHost)?;
+        Ok(self.bytes(buf))
     }
 
     /// Waits for the copies that touch this part of the host, as far as they go such a way.
@@ -205,6 +213,14 @@ impl Host {
             return Ok(());
         }
         self.before_stretch(on, &Stretch::of(buf), touch)
+    }
+    /// The same for what touches nobody knows what.
+    pub fn before_all(&mut self, on: &Device) -> Result<()> {
+        for copy in self.copies.iter_mut().filter(|copy| !copy.awaited) {
+            wait(on.raw_stream(), copy.done)?;
+            copy.awaited = true;
+        }
+        Ok(())
     }
     /// The same for a whole slab that goes.
     pub fn before_free(&mut self, on: &Device, slab: u32) -> Result<()> {

@@ -1,8 +1,8 @@
 //! What is wanted of a model that is loaded, and whether that fits the model.
 use super::super::lora::{self, LoraConfig, Rules};
 use super::super::quantized::Scheme;
-use super::super::spec::{LinearSpec, Spec};
-use super::super::streamed::Place;
+use super::super::spec::{Head, LinearSpec, Spec};
+use super::super::streamed::{Place, Places};
 use super::super::token_rows;
 use super::adapted::{linear_names, stacked_stay};
 use crate::dtype::DType;
@@ -30,8 +30,8 @@ pub struct LoadOptions {
     pub seed: u64,
     /// Rows of embedding and head at least; those that the files lack start as the mean of the others.
     pub vocab: usize,
-    /// Where the blocks' frozen weights are.
-    pub place: Place,
+    /// Where frozen weights are.
+    pub places: Places,
 }
 
 impl LoadOptions {
@@ -46,7 +46,7 @@ impl LoadOptions {
             freeze_router: false,
             seed: 0,
             vocab: 0,
-            place: Place::Device,
+            places: Places::default(),
         }
     }
     /// The first contradiction, if any.
@@ -89,6 +89,9 @@ impl LoadOptions {
             let what = format!("16-bit dtypes want an even number of experts, got {}", moe.E);
             return usage(format!("{what}: use dtype = \"float32\""));
         }
+        if let (Place::Host, Some(why)) = (self.places.embed, self.embed_stays(spec, stored, folder)?) {
+            return usage(format!("offload_embedding: the embedding cannot wait in the host's memory, for {why}"));
+        }
         if let Some(config) = &self.lora {
             let rules = Rules::new(config, folder)?;
             stacked_stay(spec, &rules)?;
@@ -97,6 +100,22 @@ impl LoadOptions {
             token_rows::wanted(config, spec, folder)?;
         }
         Ok(())
+    }
+    /// Why the embedding cannot wait in the host's memory, if it cannot.
+    pub fn embed_stays(&self, spec: &Spec, stored: Option<Scheme>, folder: &Path) -> Result<Option<&'static str>> {
+        let rows = match &self.lora {
+            Some(config) => token_rows::wanted(config, spec, folder)?[0].is_some(),
+            None => false,
+        };
+        Ok(if spec.head == Head::Tied {
+            Some("the head multiplies with the same weight")
+        } else if self.full() || rows || self.train && self.saves(spec.names.embed) {
+            Some("it is trained")
+        } else if stored == Some(Scheme::Gguf) {
+            Some("a GGUF file's stays packed, which is smaller still")
+        } else {
+            None
+        })
     }
     /// Every module to save is there, and none of them is an expert.
     fn check_saved(&self, config: &LoraConfig, spec: &Spec, folder: &Path) -> Result<()> {

@@ -11,9 +11,11 @@ impl TrainConfig {
                 return Err(source.fail_at(key, format!("`{key}` {what}")));
             }
         }
-        if self.offload_weights == Some(true) && self.lora.is_none() {
-            let what = "`offload_weights` is about a frozen base, and none is: add a [lora] table, or take it out";
-            return Err(source.fail_at("offload_weights", what));
+        for (key, on) in [("offload_weights", self.offload_weights), ("offload_embedding", self.offload_embedding)] {
+            if on == Some(true) && self.lora.is_none() {
+                let what = "is about a frozen base, and none is: add a [lora] table, or take it out";
+                return Err(source.fail_at(key, format!("`{key}` {what}")));
+            }
         }
         if self.load_in_4bit && self.load_in_8bit {
             let what = "`load_in_8bit` and `load_in_4bit` exclude each other: keep one";
