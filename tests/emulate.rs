@@ -6,7 +6,6 @@
 #![allow(non_snake_case, reason = "N, C, O … are the dims of the docs, the WGSL and the CUDA")]
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, GROUPED, LONG_ROWS, Scores, THIN};
-use luthier::backend::cuda::low::{GRADIENT, NARROW, WIDEN};
 use luthier::backend::cuda::source::{Kernel, Variant};
 use luthier::backend::kernel_text::{eval, names};
 use luthier::backend::{Backend, Launch, cpu::Cpu};

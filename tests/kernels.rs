@@ -2,7 +2,6 @@
 //! uses. No GPU is wanted, NVRTC is: `pip install "nvidia-cuda-nvrtc==13.0.*"`.
 #![cfg(feature = "cuda")]
 use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, GROUPED, LONG_ROWS, THIN};
-use luthier::backend::cuda::low::{GRADIENT, NARROW, WIDEN};
 use luthier::backend::cuda::nvrtc;
 use luthier::backend::cuda::source::Kernel;
 use luthier::dtype::DType;
@@ -75,17 +74,6 @@ fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
                 Kernel { op, dtypes: &dtypes, variant: Some(*variant) }.source().unwrap_or_else(|e| panic!("{e}"));
             let name = format!("{}_{}", op.spec().name, variant.name);
             jobs.extend(ARCHES.iter().map(|arch| (name.clone(), text.clone(), *arch)));
-        }
-    }
-    let products = [Op::matmul_nt, Op::matmul_nt_add, Op::matmul_nn, Op::matmul_nn_add];
-    let low = products.into_iter().flat_map(|op| [(op, NARROW), (op, WIDEN)]).chain([(Op::matmul_tn_add, GRADIENT)]);
-    for (op, variant) in low {
-        for (float, mixed) in [(DType::Bf16, false), (DType::F16, false), (DType::Bf16, true), (DType::F16, true)] {
-            let dtypes = dtypes(op.spec(), float, mixed);
-            let text =
-                Kernel { op, dtypes: &dtypes, variant: Some(variant) }.source().unwrap_or_else(|e| panic!("{e}"));
-            let name = format!("{}_{}", op.spec().name, variant.name);
-            jobs.extend(ARCHES[1..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
         }
     }
     for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "thin") {

@@ -217,47 +217,14 @@ fn grouped(out: &mut Vec<(String, Case)>, [M, E, J, Q]: [u32; 4], float: DType, 
     }
 }
 
-/// Thin products of 16 bits, also to f32, at each of the kernels' sizes, and with rows longer than they must be; norms of long rows.
-fn low(out: &mut Vec<(String, Case)>, float: DType) {
-    let add = |out: &mut Vec<(String, Case)>, op: Op, [I, J, Q]: [u32; 3], pad: u32, variant: Variant| {
-        let (a, b) = match op {
-            Op::matmul_nt | Op::matmul_nt_add => (Q, Q),
-            Op::matmul_nn | Op::matmul_nn_add => (Q, J),
-            _ => (I, J),
-        };
-        let p = matmul::MatMul { I, J, Q, ld_out: J + pad, ld_a: a + pad, ld_b: b + pad, alpha: 0.5 };
-        let mut case = case(op, &p, float, Some(variant));
-        if pad > 0 || op == Op::matmul_tn_add {
-            let values = float.decode(&case.buffers[0].1);
-            case.buffers[0] = (DType::F32, DType::F32.encode(&values));
-        }
-        out.push((format!("low {} {p:?} {float:?} {}", op.spec().name, variant.name), case));
-    };
-    // one type with plain rows, the other with padded ones
-    let pad = if float == DType::Bf16 { 0 } else { 8 };
-    for op in [Op::matmul_nt, Op::matmul_nt_add, Op::matmul_nn, Op::matmul_nn_add] {
-        for sizes in [[1, 8, 8], [37, 16, 200], [70, 24, 72], [33, 48, 136]] {
-            add(out, op, sizes, pad, NARROW);
-        }
-        for sizes in [[1, 8, 8], [130, 72, 16], [33, 136, 24], [129, 64, 48]] {
-            add(out, op, sizes, pad, WIDEN);
-        }
-    }
+/// Norms of long rows, at each of the kernel's sizes.
+fn long_rows(out: &mut Vec<(String, Case)>, float: DType) {
     for ((_, variant), C) in LONG_ROWS.iter().zip([1032, 4096, 4104, 16384]) {
         let p = rmsnorm::RmsNorm { N: 5, C, eps: 0.1, shift: 1.0 };
         for op in [Op::rmsnorm_forward, Op::rmsnorm_backward] {
             let case = case(op, &p, float, Some(*variant));
-            out.push((format!("low {} {p:?} {float:?} {}", op.spec().name, variant.name), case));
+            out.push((format!("{} {p:?} {float:?} {}", op.spec().name, variant.name), case));
         }
-    }
-    // more rows, and so other tiles
-    match float {
-        DType::Bf16 => add(out, Op::matmul_nn, [16390, 8, 64], 0, NARROW),
-        _ => add(out, Op::matmul_nt, [8200, 9, 72], 8, NARROW),
-    }
-    for sizes in [[8, 8, 1], [16, 40, 300], [72, 16, 129], [24, 64, 900], [8, 8200, 140], [48, 72, 260], [136, 64, 20]]
-    {
-        add(out, Op::matmul_tn_add, sizes, pad, GRADIENT);
     }
 }
 
@@ -540,7 +507,7 @@ pub fn all() -> Vec<(String, Case)> {
         thin(&mut out, float);
         mixtures(&mut out, float);
         if float != DType::F32 {
-            low(&mut out, float);
+            long_rows(&mut out, float);
         }
         attention(&mut out, &[1], 9, [2, 1, 4], 0, 0.0, float, None);
         attention(&mut out, &[5, 33, 12], 99, [4, 2, 20], 2, 1.5, float, None);

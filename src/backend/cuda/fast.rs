@@ -1,7 +1,7 @@
-//! What runs faster than an op's plain kernel: products by cuBLASLt, attention by cuDNN, attention, thin products and
-//! products by group on tensor cores.
+//! What runs faster than an op's plain kernel: products by cuBLASLt, attention by cuDNN, attention and products by group on
+//! tensor cores, norms of long rows in registers.
 use super::source::Variant;
-use super::{Cuda, cudnn, low};
+use super::{Cuda, cudnn};
 use crate::backend::Launch;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -13,9 +13,6 @@ use crate::ops::grouped::Grouped;
 pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool> {
     match launch.op() {
         Op::matmul_nt | Op::matmul_nt_add | Op::matmul_nn | Op::matmul_nn_add | Op::matmul_tn | Op::matmul_tn_add => {
-            if let Some(variant) = low::variant(cuda, launch, pointers) {
-                return cuda.run_kernel(launch, Some(variant), pointers).map(|()| true);
-            }
             let &[out, a, b] = pointers else { return Err(Error::Bug("a product has three buffers".into())) };
             let dtypes = [0, 1, 2].map(|i| launch.args()[i].map_or(DType::F32, |buf| buf.dtype()));
             let p = bytemuck::pod_read_unaligned(launch.params());
@@ -66,11 +63,14 @@ pub const LONG_ROWS: &[(u32, Variant)] = &[
 ];
 /// Shorter rows fill no warp.
 const SHORT: u32 = 1024;
+/// The backward holds two rows, of which longer ones leave a multiprocessor too few warps.
+const LONGEST_BACKWARD: u32 = 2048;
 
 /// Wants one 16-bit type, and rows that start at multiples of 16 bytes.
 fn long_rows(launch: &Launch, pointers: &[u64]) -> Option<Variant> {
     let C = launch.op().extents(launch.params()).0[1] as u32;
-    let fits = C > SHORT && C.is_multiple_of(8) && pointers.iter().all(|p| p % 16 == 0);
+    let most = if launch.op() == Op::rmsnorm_backward { LONGEST_BACKWARD } else { u32::MAX };
+    let fits = C > SHORT && C <= most && C.is_multiple_of(8) && pointers.iter().all(|p| p % 16 == 0);
     one_half_type(launch).filter(|_| fits)?;
     LONG_ROWS.iter().find(|(longest, _)| C <= *longest).map(|(_, variant)| *variant)
 }
@@ -100,11 +100,8 @@ fn thin_fits(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> bool {
 }
 
 /// Products by group on tensor cores.
-pub const GROUPED: Variant = Variant {
-    name: "mma",
-    text: concat!(include_str!("../../../kernels/shared/tensor.cuh"), include_str!("../../../kernels/fast/grouped.cu")),
-    constants: &[],
-};
+pub const GROUPED: Variant =
+    Variant { name: "mma", text: include_str!("../../../kernels/fast/grouped.cu"), constants: &[] };
 
 /// Wants sm_80, one 16-bit type read, the same or f32 written, and rows that start at multiples of 16 bytes.
 fn grouped_fits(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> bool {

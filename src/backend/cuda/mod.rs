@@ -22,7 +22,6 @@ mod host;
 mod kept;
 mod kernels;
 pub mod libs;
-pub mod low;
 mod marks;
 mod memory;
 pub mod nvrtc;
