@@ -5,7 +5,9 @@ use crate::ops::{self, Op, table::for_each_op};
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod cuda_text;
 pub mod dry;
+pub mod foreign;
 mod host;
 pub mod kernel_text;
 mod launch;
@@ -143,6 +145,10 @@ macro_rules! declare {
             fn rules(&self) -> std::rc::Rc<dyn dry::Rules>;
             /// It only counts: values need not be made for it.
             fn is_dry(&self) -> bool {
+                false
+            }
+            /// Whether its products in e4m3 are faster than those of 16-bit floats.
+            fn has_fp8(&self) -> bool {
                 false
             }
             /// What is allocated from now on counts as this; returns what it counted as before. See [`Charge`].
@@ -289,6 +295,14 @@ impl<'b> Scope<'b> {
         let mut buf = self.alloc(values.len(), dtype)?;
         self.b.upload_f32(&mut buf, values)?;
         Ok(buf)
+    }
+    /// Gives this back, too, when the scope ends.
+    pub fn hold(&self, buf: &Buf) {
+        self.held.borrow_mut().push(buf.view(0, buf.len()));
+    }
+    /// Nothing is given back: all went well, and the buffers have another owner.
+    pub fn keep(self) {
+        self.held.take();
     }
 }
 

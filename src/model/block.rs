@@ -19,6 +19,7 @@ use super::moe;
 use super::norm::{Norm, NormParams};
 use super::paged::Cache;
 use super::param::Param;
+use super::plan::Keep;
 use super::spec::{MlpKind, ResidualKind, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
@@ -280,7 +281,8 @@ impl Block {
         self.mlp.balance(b, &saved.mlp, &mut t.mlp)
     }
 
-    /// dx [N, C] comes in as ∂L/∂out and leaves as ∂L/∂x. `saved` is used up.
+    /// dx [N, C] comes in as ∂L/∂out and leaves as ∂L/∂x. `saved` is used up. With anything but [`Keep::All`], the forward has just
+    /// run again, as far as `keep` says.
     pub fn backward(
         &mut self,
         b: &dyn Backend,
@@ -290,6 +292,7 @@ impl Block {
         dx: &mut Buf,
         x: &Buf,
         inputs: &Inputs,
+        keep: Keep,
     ) -> Result<()> {
         let (N, norm) = (inputs.N, Norm::rows(s, inputs.N));
         let BlockScratch { linear, attention, c, n, mlp } = t;
@@ -302,7 +305,11 @@ impl Block {
         }
         let x2 = same(saved.x2.as_ref().unwrap_or(x));
         let last = self.pre_norms.len().saturating_sub(1);
-        let n2 = self.normed(b, &norm, last, &mut saved.pre, n, &x2)?;
+        let n2 = match keep {
+            Keep::All => self.normed(b, &norm, last, &mut saved.pre, n, &x2)?,
+            // it is still there
+            _ => self.read(n, &x2),
+        };
         self.mlp.backward(b, s, &saved.mlp, (mlp, linear), (&mut *c, &dm), n2, N)?;
         self.backward_normed(b, &norm, 1, saved, dx, c, &x2)?;
 

@@ -1,4 +1,4 @@
-//! A linear layer: dense, NF4, MXFP4, 8-bit or GGUF base, optional bias, optional LoRA. Nothing above it knows which.
+//! A linear layer: dense, NF4, MXFP4, 8-bit, GGUF or e4m3 base, optional bias, optional LoRA. Nothing above it knows which.
 //!
 //! forward   Y = X·Wᵀ + bias + s·(X·Aᵀ)·Bᵀ
 //! backward  dX = G·W + P·A,  P = s·G·B;   dA = Pᵀ·X,  dB = Gᵀ·T,  T = s·X·Aᵀ;   dW = Gᵀ·X,  dbias = Σ_N G
@@ -8,13 +8,15 @@
 use super::dora::{Dora, DoraScratch};
 use super::dropout::{Dropout, DropoutScratch};
 use super::experts::{Experts, Rows};
+use super::fp8::{Fp8Scratch, Fp8Weight};
 use super::lora::pissa::Start;
-use super::param::Param;
+use super::param::{Param, Sum};
 use super::thin::FEW;
 use crate::backend::{Backend, Buf, Launch, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::bias::{Bias, BiasBackward};
+use crate::ops::fp8::Fp8;
 use crate::ops::gguf::{Blocks32, Packed};
 use crate::ops::int8::Int8;
 use crate::ops::matmul::MatMul;
@@ -47,6 +49,7 @@ pub enum Weight {
     Int8(Int8Weight),
     Gguf(GgufWeight),
     Mxfp4(Mxfp4Weight),
+    Fp8(Fp8Weight),
 }
 
 /// A frozen weight in 4 bits: 4.5 bits a value, 4.127 with double quantization.
@@ -101,7 +104,8 @@ impl Weight {
     /// Values that are unpacked at a time, of `len`.
     fn unpacked(&self, len: usize) -> usize {
         match self {
-            Weight::Dense(_) => 0,
+            // what is in e4m3 is multiplied so
+            Weight::Dense(_) | Weight::Fp8(_) => 0,
             Weight::Nf4(_) | Weight::Int8(_) | Weight::Gguf(_) => len,
             Weight::Mxfp4(packed) => packed.at_once.min(len),
         }
@@ -151,6 +155,7 @@ pub struct LinearScratch {
     pub(super) p: Option<Buf>,
     pub(super) dora: DoraScratch,
     pub(super) dropout: DropoutScratch,
+    pub(super) fp8: Fp8Scratch,
 }
 
 impl LinearScratch {
@@ -183,10 +188,11 @@ impl LinearScratch {
         let linears: Vec<&Linear> = linears.collect();
         let dora = DoraScratch::new(scope, &linears, N, dtype)?;
         let dropout = DropoutScratch::new(scope, &linears, N, dtype)?;
+        let fp8 = Fp8Scratch::new(scope, &linears, N)?;
         let room = low::room(&linears, N);
         let buf = |len: usize| if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) };
         let weight = weight.as_ref().map(|buf| buf.view(0, buf.len()));
-        Ok(LinearScratch { observer: None, weight, xa: buf(room)?, p: buf(room)?, dora, dropout })
+        Ok(LinearScratch { observer: None, weight, xa: buf(room)?, p: buf(room)?, dora, dropout, fp8 })
     }
 }
 
@@ -214,6 +220,7 @@ impl Weight {
             Weight::Dense(param) => b.cast(out, &param.value),
             Weight::Gguf(q) => q.format.dequantize(b, out, &q.blocks),
             Weight::Mxfp4(packed) => packed.dequantize(b, out, 0),
+            Weight::Fp8(q) => b.fp8_dequantize(out, &q.codes, &q.scales, &Fp8 { N: O as u32, C: C as u32 }),
             Weight::Int8(q) => b.int8_dequantize(out, &q.codes, &q.scb, &Int8 { O: O as u32, C: C as u32 }),
             Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
                 Nf4Scales::Single { absmax } => b.nf4_dequantize(out, codes, absmax, &Nf4 { P }),
@@ -229,6 +236,7 @@ impl Weight {
         match self {
             Weight::Dense(_) => vec![],
             Weight::Int8(Int8Weight { codes, scb }) => vec![codes, scb],
+            Weight::Fp8(Fp8Weight { codes, scales }) => vec![codes, scales],
             Weight::Gguf(GgufWeight { blocks, .. }) => vec![blocks],
             Weight::Mxfp4(Mxfp4Weight { codes, scales, .. }) => vec![codes, scales],
             Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
@@ -268,8 +276,8 @@ impl Linear {
         self.parts.iter().scan(0, |first, O| Some((std::mem::replace(first, *first + O), *O)))
     }
 
-    /// outs [N, parts[i]] from inp [N, C].
-    pub fn forward(
+    /// outs [N, parts[i]] from inp [N, C], which a weight in e4m3 finds in the scratch.
+    pub(super) fn forward_quantized(
         &self,
         b: &dyn Backend,
         scratch: &LinearScratch,
@@ -300,21 +308,23 @@ impl Linear {
             observer.linear(b, self, inp, N)?;
         }
         let C = self.C;
-        let weight = if self.is_thin(N) { None } else { Some(self.dense(b, scratch)?) };
+        let (thin, fp8) = (self.is_thin(N), self.fp8());
+        let weight = if thin || fp8.is_some() { None } else { Some(self.dense(b, scratch)?) };
         if let (Some(lora), Some(weight)) = (&self.lora, &weight) {
             lora.measure(b, &scratch.dora, weight, self.O, C)?;
         }
         for (out, (first, O)) in outs.iter_mut().zip(self.rows()) {
-            let base = |out: &mut Buf, inp: &Buf, add: bool| match &weight {
-                Some(weight) => {
+            let base = |out: &mut Buf, inp: &Buf, add: bool| match (&weight, fp8) {
+                (Some(weight), _) => {
                     let (rows, p) = (weight.view(first * C, O * C), nt(N, O, C, 1.0));
                     if add { b.matmul_nt_add(out, inp, &rows, &p) } else { b.matmul_nt(out, inp, &rows, &p) }
                 }
-                None => self.forward_thin(b, out, inp, (first, O), N),
+                (None, Some(weight)) => self.forward_fp8(b, scratch, out, weight, (first, O), N),
+                (None, None) => self.forward_thin(b, out, inp, (first, O), N),
             };
             match &self.lora {
                 // few tokens are a matter of the weights alone, which some products read fastest if they only write
-                Some(lora) if N > FEW && lora.is_plain(scratch) => {
+                Some(lora) if weight.is_some() && N > FEW && lora.is_plain(scratch) => {
                     lora.widen(b, scratch, out, (first, O), N, at, false)?;
                     base(out, inp, true)?;
                 }
@@ -387,15 +397,32 @@ impl Linear {
         add: bool,
     ) -> Result<()> {
         assert_eq!(douts.len(), self.parts.len(), "{}: one gradient a part", self.name);
-        let (weight, C) = (self.dense(b, scratch)?, self.C);
-        for (i, (dout, (first, O))) in douts.iter().zip(self.rows()).enumerate() {
-            let (rows, p) = (weight.view(first * C, O * C), nn(N, C, O, 1.0));
-            match add || i > 0 {
-                true => b.matmul_nn_add(dinp, dout, &rows, &p)?,
-                false => b.matmul_nn(dinp, dout, &rows, &p)?,
-            }
+        let weight = if self.fp8().is_some() { None } else { Some(self.dense(b, scratch)?) };
+        let parts = douts.iter().zip(self.rows()).enumerate();
+        parts
+            .map(|(i, (dout, rows))| self.through(b, scratch, (dinp, dout), &weight, rows, N, add || i > 0, 1.0))
+            .collect()
+    }
+
+    /// dinp [N, C] = (or +=) alpha·dout [N, O] times the rows first..first + O of `weight`, or of one in e4m3.
+    fn through(
+        &self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        (dinp, dout): (&mut Buf, &Buf),
+        weight: &Option<Buf>,
+        (first, O): (usize, usize),
+        N: usize,
+        add: bool,
+        alpha: f32,
+    ) -> Result<()> {
+        let (C, p) = (self.C, nn(N, self.C, O, alpha));
+        match (weight, self.fp8()) {
+            (Some(weight), _) if add => b.matmul_nn_add(dinp, dout, &weight.view(first * C, O * C), &p),
+            (Some(weight), _) => b.matmul_nn(dinp, dout, &weight.view(first * C, O * C), &p),
+            (None, Some(weight)) => self.backward_fp8(b, scratch, dinp, weight, dout, (first, O), N, add),
+            (None, None) => unreachable!("a weight is one or the other"),
         }
-        Ok(())
     }
 
     /// `backward_input` with DoRA or dropout.
@@ -411,15 +438,13 @@ impl Linear {
     ) -> Result<()> {
         assert_eq!(douts.len(), self.parts.len(), "{}: one gradient a part", self.name);
         let C = self.C;
-        let weight = self.dense(b, scratch)?;
+        let weight = if self.fp8().is_some() { None } else { Some(self.dense(b, scratch)?) };
         let mut detour = lora.detour(scratch, N * C);
-        for (i, (dout, (first, O))) in douts.iter().zip(self.rows()).enumerate() {
-            let scaled = self.scaled(b, scratch, dout, first, O, N)?;
+        for (i, (dout, rows)) in douts.iter().zip(self.rows()).enumerate() {
+            let scaled = self.scaled(b, scratch, dout, rows.0, rows.1, N)?;
             let (whole, dout) = (dout, scaled.as_ref().unwrap_or(dout));
-            let rows = weight.view(first * C, O * C);
-            let through = |to: &mut Buf, dout: &Buf, add: bool, alpha: f32| match add {
-                true => b.matmul_nn_add(to, dout, &rows, &nn(N, C, O, alpha)),
-                false => b.matmul_nn(to, dout, &rows, &nn(N, C, O, alpha)),
+            let through = |to: &mut Buf, dout: &Buf, add: bool, alpha: f32| {
+                self.through(b, scratch, (to, dout), &weight, rows, N, add, alpha)
             };
             match &mut detour {
                 None => through(dinp, dout, add || i > 0, 1.0)?,
@@ -429,7 +454,7 @@ impl Linear {
                     through(dropped, whole, true, -1.0)?;
                 }
             }
-            lora.narrow_gradient(b, scratch, dout, (first, O), N, Columns::alone(lora.R), i > 0)?;
+            lora.narrow_gradient(b, scratch, dout, rows, N, Columns::alone(lora.R), i > 0)?;
         }
         lora.input_backward(b, scratch, dinp, N * C, |out, add| lora.backward_widen(b, scratch, out, N, C, add))
     }
@@ -463,7 +488,7 @@ impl Linear {
         };
         let (R, seen) = (lora.R, lora.input(b, scratch, inp, N * C)?);
         if let Some(train) = &mut lora.a.train {
-            b.matmul_tn_add(&mut train.grad, &part(&scratch.p, N * R), &seen, &tn(R, C, N, 1.0))?;
+            b.matmul_tn_add(train.sum(b)?, &part(&scratch.p, N * R), &seen, &tn(R, C, N, 1.0))?;
         }
         if lora.b.train.is_some() {
             lora.narrow(b, scratch, &seen, N, C)?;
@@ -485,13 +510,21 @@ impl Linear {
         let rows: Vec<_> = self.rows().collect();
         for (dout, (first, O)) in douts.iter().zip(rows) {
             if let Weight::Dense(Param { train: Some(train), .. }) = &mut self.weight {
-                b.matmul_tn_add(&mut train.grad.view(first * C, O * C), dout, inp, &tn(O, C, N, 1.0))?;
+                let (mut grad, p) = (train.grad.view(first * C, O * C), tn(O, C, N, 1.0));
+                match train.sum.get() {
+                    Sum::Nothing => b.matmul_tn(&mut grad, dout, inp, &p)?,
+                    Sum::Begun => b.matmul_tn_add(&mut grad, dout, inp, &p)?,
+                }
             }
             if let Some(Param { train: Some(train), .. }) = &mut self.bias {
                 let p = BiasBackward { N: N as u32, O: O as u32, ld_dout: O as u32 };
-                b.bias_backward(&mut train.grad.view(first, O), dout, &p)?;
+                b.bias_backward(&mut train.sum(b)?.view(first, O), dout, &p)?;
             }
             self.backward_b(b, scratch, dout, seen, (first, O), N, at)?;
+        }
+        if let Weight::Dense(Param { train: Some(train), .. }) = &self.weight {
+            // all parts
+            train.sum.set(Sum::Begun);
         }
         Ok(())
     }
@@ -517,7 +550,7 @@ impl Linear {
         if let Some(train) = &mut lora.b.train {
             let scaled = scaled.as_ref().unwrap_or(dout);
             let t = at.of(&scratch.xa, N);
-            b.matmul_tn_add(&mut train.grad.view(first * R, O * R), scaled, &t, &at.b(tn(O, R, N, 1.0)))?;
+            b.matmul_tn_add(&mut train.sum(b)?.view(first * R, O * R), scaled, &t, &at.b(tn(O, R, N, 1.0)))?;
         }
         if let Some(weight) = weight {
             // the scaled gradient has been used: its place holds the outputs now, as they were before they were scaled

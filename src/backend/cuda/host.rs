@@ -5,10 +5,10 @@
 //! other work    waits for the copies that write what it touches, and for those that read what it writes
 //! ```
 use super::driver::{Device, failed};
+use super::pinned::Pinned;
 use crate::backend::{Buf, copy_bytes};
 use crate::error::Result;
 use cudarc::driver::{result, sys};
-use rayon::prelude::*;
 
 /// Which way a copy goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +22,6 @@ pub(super) enum Way {
 pub(super) enum Touch {
     Reads,
     Writes,
-}
-
-struct Pinned {
-    base: *mut u8,
-    bytes: usize,
 }
 
 /// Bytes of a slab, or of a pinned allocation.
@@ -99,15 +94,7 @@ impl Host {
 
     /// Zeros; the number of the allocation, and its bytes.
     pub fn alloc(&mut self, bytes: usize) -> Result<(u32, u64)> {
-        // Not write-combined, for the host reads it. SAFETY: freed in `free` or `drop`; the bytes are written at once.
-        let base = unsafe {
-            let base = result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE)
-                .map_err(failed(&format!("{} MiB of pinned host memory", bytes >> 20)))?;
-            let all = std::slice::from_raw_parts_mut(base as *mut u8, bytes);
-            all.par_chunks_mut(16 << 20).for_each(|part| part.fill(0));
-            base as *mut u8
-        };
-        self.pinned.push(Some(Pinned { base, bytes }));
+        self.pinned.push(Some(Pinned::new(bytes)?));
         Ok((self.pinned.len() as u32 - 1, bytes as u64))
     }
 
@@ -116,8 +103,7 @@ impl Host {
         let Some(pinned) = self.pinned[buf.slab as usize].take() else { return Ok(0) };
         let whole = Stretch { slab: buf.slab, start: 0, end: pinned.bytes };
         let waited = self.finish(&whole, |_| true);
-        // SAFETY: an allocation of `alloc`, which nobody can name any more.
-        unsafe { result::free_host(pinned.base as *mut _) }.map_err(failed("giving back pinned memory"))?;
+        // nobody can name it any more
         waited.map(|()| pinned.bytes as u64)
     }
 
@@ -130,7 +116,7 @@ impl Host {
         let pinned = self.pinned[buf.slab as usize].as_ref().expect("the host buffer was freed");
         assert!(buf.start + buf.bytes() <= pinned.bytes, "a host buffer of another backend");
         // SAFETY: within the allocation.
-        unsafe { std::slice::from_raw_parts_mut(pinned.base.add(buf.start), buf.bytes()) }
+        unsafe { std::slice::from_raw_parts_mut(pinned.base().add(buf.start), buf.bytes()) }
     }
 
     pub fn upload(&mut self, to: &Buf, bytes: &[u8]) -> Result<()> {
@@ -251,11 +237,9 @@ impl Drop for Host {
     fn drop(&mut self) {
         // A lost device cannot be tidied, and nobody is left to tell.
         let _ = self.sync();
+        self.pinned.clear();
         // SAFETY: no copy runs any more; nobody else has these.
         unsafe {
-            for pinned in self.pinned.drain(..).flatten() {
-                let _ = result::free_host(pinned.base as *mut _);
-            }
             for event in self.spare.drain(..).chain(self.copies.drain(..).map(|copy| copy.done)).chain([self.mark]) {
                 let _ = result::event::destroy(event);
             }

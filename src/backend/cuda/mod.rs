@@ -26,8 +26,10 @@ mod marks;
 mod memory;
 pub mod nvrtc;
 mod order;
+mod pinned;
 mod report;
-pub mod source;
+mod scaled;
+pub use super::cuda_text as source;
 mod tune;
 pub use cudnn::AttentionPath;
 pub use graph::Graphs;
@@ -237,6 +239,9 @@ impl Backend for Cuda {
     fn record(&self, recording: &mut Recording, calls: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         graph::record(self, recording, calls)
     }
+    fn has_fp8(&self) -> bool {
+        self.device.capability >= (8, 9) && self.blas.borrow().is_some()
+    }
     fn sequences(&self, span: &Buf, cu_seqlens: &[u32], window: Option<u32>) {
         self.cudnn.borrow_mut().tell(span, cu_seqlens, window);
     }
@@ -300,6 +305,7 @@ impl Backend for Cuda {
     }
     fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
         let row = super::host::check_rows(to, &from.0, ids)? * to.width;
+        self.not_recording("a copy from the host")?;
         self.device.bind()?;
         self.cudnn.borrow_mut().forget(to);
         let to = self.reach(to, Touch::Writes)?;

@@ -114,6 +114,8 @@ impl Stack {
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
+        let trained = linears.iter_mut().filter_map(|linear| linear.lora.as_mut()?.a.train.as_mut());
+        trained.map(|train| train.sum(b).map(|_| ())).collect::<Result<()>>()?;
         let Some(mut grad) = Self::gradient(linears) else { return Ok(()) };
         b.matmul_tn_add(&mut grad, &part(&scratch.p, N * self.R), inp, &tn(self.R, self.C, N, 1.0))
     }
@@ -132,7 +134,9 @@ mod tests {
     use super::*;
     use crate::backend::{Scope, pick};
     use crate::dtype::DType;
-    use crate::model::param::{Param, Train};
+    use crate::model::param::{Param, Sum, Train};
+    use std::cell::Cell;
+    use std::rc::Rc;
 
     const N: usize = 70;
     const C: usize = 64;
@@ -150,7 +154,7 @@ mod tests {
         let (value, grad) = place.unwrap_or_else(|| (b.alloc(len, dtype).unwrap(), b.alloc(len, DType::F32).unwrap()));
         b.free(std::mem::replace(&mut param.value, value));
         b.upload_f32(&mut param.value, &noise(len, seed)).unwrap();
-        param.train = Some(Train { grad, master: None });
+        param.train = Some(Train { grad, sum: Rc::new(Cell::new(Sum::Begun)), master: None });
         param
     }
 

@@ -17,6 +17,10 @@ impl Projections {
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
+        if let Some(linear) = self.0.iter().find(|linear| linear.fp8().is_some()) {
+            // once for all of them
+            linear.quantize_fp8(b, scratch, inp, N)?;
+        }
         let stack = Stack::of(&self.0, scratch);
         if let Some(stack) = &stack {
             stack.narrow(b, scratch, inp, N)?;
@@ -26,7 +30,7 @@ impl Projections {
             let (own, others) = rest.split_at_mut(linear.parts.len());
             match &stack {
                 Some(stack) => linear.forward_with(b, scratch, own, (inp, inp), N, stack.columns(i))?,
-                None => linear.forward(b, scratch, own, inp, N)?,
+                None => linear.forward_quantized(b, scratch, own, inp, N)?,
             }
             rest = others;
         }
