@@ -16,6 +16,8 @@ use crate::ops::matmul::MatMul;
 
 /// Bytes of f32 logits alive at a time, at most.
 const CHUNK_BYTES: usize = 128 << 20;
+/// Tokens of which twice as many are: every chunk reads the whole weight.
+const MANY: usize = 1 << 14;
 /// The same where the head is trained: each chunk adds to all of its gradient, so a few large ones are wanted. An eighth of the tokens
 /// is enough.
 const TRAINED_CHUNK_BYTES: usize = 512 << 20;
@@ -101,7 +103,8 @@ impl HeadScratch {
             Trains::Head => within(TRAINED_CHUNK_BYTES).min(N.div_ceil(8).next_multiple_of(TILE)),
             _ => 0,
         };
-        (ld, within(CHUNK_BYTES).max(few).clamp(1, N))
+        let bytes = if N < MANY { CHUNK_BYTES } else { 2 * CHUNK_BYTES };
+        (ld, within(bytes).max(few).clamp(1, N))
     }
 
     /// Lengths and types of what is wanted only while the head runs: logits, for training dlogits, and the sum over slices.
