@@ -236,6 +236,17 @@ fn grouped(out: &mut Vec<(String, Case)>, [M, E, J, Q]: [u32; 4], float: DType, 
     }
 }
 
+/// Norms of long rows, at each of the kernel's sizes.
+fn long_rows(out: &mut Vec<(String, Case)>, float: DType) {
+    for ((_, variant), C) in LONG_ROWS.iter().zip([1032, 4096, 4104, 16384]) {
+        let p = rmsnorm::RmsNorm { N: 5, C, eps: 0.1, shift: 1.0 };
+        for op in [Op::rmsnorm_forward, Op::rmsnorm_backward] {
+            let case = case(op, &p, float, Some(*variant));
+            out.push((format!("{} {p:?} {float:?} {}", op.spec().name, variant.name), case));
+        }
+    }
+}
+
 /// Rows in e4m3 on tensor cores.
 fn fp8(out: &mut Vec<(String, Case)>, float: DType) {
     for (I, J, Q) in [(1, 2, 16), (70, 34, 80), (130, 200, 128), (64, 128, 272)] {
@@ -538,6 +549,9 @@ pub fn all() -> Vec<(String, Case)> {
             dense(&mut out, float);
         }
         mixtures(&mut out, float);
+        if float != DType::F32 {
+            long_rows(&mut out, float);
+        }
         attention(&mut out, &[1], 9, [2, 1, 4], 0, 0.0, float, None);
         attention(&mut out, &[5, 33, 12], 99, [4, 2, 20], 2, 1.5, float, None);
         attention(&mut out, &[40], 7, [2, 2, 256], 0, 0.0, float, None);
