@@ -125,7 +125,9 @@ fn recorded_steps_have_the_same_bits() {
         Err(e) if std::env::var("LUTHIER_REQUIRE").is_ok_and(|r| r.contains("cuda")) => panic!("{e}"),
         Err(e) => return println!("cuda: skipped: {e}"),
     };
-    for name in ["llama", "bnb_4bit", "bnb_8bit", "gemma2", "gpt_oss", "qwen3_moe", "deepseek_v3", "gpt2", "phi3_longrope"] {
+    for name in
+        ["llama", "bnb_4bit", "bnb_8bit", "gemma2", "gpt_oss", "qwen3_moe", "deepseek_v3", "gpt2", "phi3_longrope"]
+    {
         let model = Model::load(&b, &golden(name), &LoadOptions::frozen(DType::Bf16)).unwrap_or_else(|e| panic!("{e}"));
         let say = |graphs| {
             b.set_graphs(graphs);

@@ -339,6 +339,8 @@ fn files_are_short_enough_to_read() {
         check(format!("kernels/{file}.cu").as_ref(), 250);
     }
     sources("src").iter().for_each(|path| check(path, 500));
+    ["burn/src", "burn/tests"].iter().flat_map(sources).for_each(|path| check(&path, 400));
+    sources("burn/examples").iter().for_each(|path| check(path, 120));
     report(wrong);
 }
 

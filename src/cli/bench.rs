@@ -1,8 +1,10 @@
 //! `luthier bench`: how fast this device runs, next to what it can do at most.
 #![expect(non_snake_case, reason = "N, C, F … are the dims of the ops")]
 mod attention;
+mod fp8;
 mod generate;
 mod ops;
+mod profile;
 mod train;
 mod weights;
 use clap::builder::RangedU64ValueParser;

@@ -2,6 +2,7 @@
 use super::attention::{Attention, Qkv};
 use super::block::Block;
 use super::experts::Experts;
+use super::fp8::{self, Compute};
 use super::latent::{Latent, Narrow};
 use super::layout::Layout;
 use super::linear::{Linear, Projections, Weight};
@@ -9,7 +10,7 @@ use super::lora::{Init, LoraConfig, Rules, pissa};
 use super::mlp::Mlp;
 use super::norm::NormParams;
 use super::param::Param;
-use super::quantized::{self, Floats, Stored};
+use super::quantized::{self, Floats, Scheme, Stored};
 use super::spec::{
     Bias, Gating, Head, LinearSpec, MlpKind, NarrowSpec, NormKind, NormSpec, Positions, QkNorm, Sinks, Spec,
     WeightLayout,
@@ -50,7 +51,8 @@ impl Model {
     pub fn load(b: &dyn Backend, folder: &Path, options: &LoadOptions) -> Result<Model> {
         let (spec, stored) = (arch::read_spec(folder)?, quantized::scheme(folder)?);
         options.check(&spec, stored, folder)?;
-        if stored.is_some() && spec.layout != WeightLayout::Rows {
+        // the blocks of a GGUF file lie as the device has them
+        if stored.is_some_and(|stored| stored != Scheme::Gguf) && spec.layout != WeightLayout::Rows {
             let what = format!("quantized checkpoints of {} are not supported yet", spec.model_type);
             let what = format!("{what}: take the unquantized model and load_in_4bit or load_in_8bit");
             return Err(Error::content(folder.join("config.json"), "quantization_config", what));
@@ -184,13 +186,13 @@ impl Loader<'_> {
             Stored::Float(floats) if layout == Layout::Rows && floats.dtype == self.options.dtype => {
                 param.set_bytes(self.b, 0, &floats.bytes)?;
                 if train {
-                    param.unfreeze(self.b)?;
+                    param.unfreeze_as(self.b, self.options.training())?;
                 }
             }
             // where the model has no quantized form for it (a head in 4 bits), or another order, its exact values
             _ => {
                 if train {
-                    param.unfreeze(self.b)?;
+                    param.unfreeze_as(self.b, self.options.training())?;
                 }
                 param.set(self.b, &self.values(&stored))?;
             }
@@ -279,7 +281,7 @@ impl Loader<'_> {
         let mut param = Param::stack(self.b, files.clone(), shape, held, self.options.dtype)?;
         let saved = files.first().is_some_and(|file| self.options.saves(lora::module_of(file)));
         if self.options.full() || self.options.train && saved {
-            param.unfreeze(self.b)?;
+            param.unfreeze_as(self.b, self.options.training())?;
         }
         for (i, file) in files.iter().enumerate() {
             param.set_part(self.b, i, &self.values(&self.tensors.find(file, shape)?))?;
@@ -332,6 +334,10 @@ impl Loader<'_> {
             if let Some(niter) = self.pissa() {
                 pissa::start(self.b, &mut linear, niter, (options.seed, quantize), self.tensors.path())?;
             }
+        }
+        let own = router || self.options.saves(&linear.name);
+        if self.options.compute == Compute::Fp8 && !own && fp8::fits(C, &linear.parts) {
+            fp8::pack(self.b, &mut linear, self.options.dtype)?;
         }
         Ok(linear)
     }

@@ -397,6 +397,9 @@ mod tests {
         assert_eq!(layout.parts(None)[..8], [0, 76, 76, 152, 152, 228, 228, 301]);
         assert_eq!(layout.parts(None)[8..], [0, 5, 5, 10, 10, 15, 15, 18]);
         assert_eq!(layout.parts(Some(2))[..8], [299, 300, 300, 301, 301, 301, 301, 301]);
-        assert_eq!((pieces(8, 63), pieces(8, 4096), pieces(128, 4096), pieces(4096, 4096), pieces(0, 0)), (1, 32, 4, 1, 1));
+        assert_eq!(
+            (pieces(8, 63), pieces(8, 4096), pieces(128, 4096), pieces(4096, 4096), pieces(0, 0)),
+            (1, 32, 4, 1, 1)
+        );
     }
 }

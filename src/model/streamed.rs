@@ -4,6 +4,7 @@
 //! Layers whose weights lie alike share two places on the device by turns. While one layer computes, the next one's weights come
 //! into the other place; in the backward the same the other way round. Whoever runs a layer asks for it, and for its neighbour.
 use super::block::Block;
+use super::fp8::Fp8Weight;
 use super::linear::{GgufWeight, Int8Weight, Mxfp4Weight, Nf4Scales, Nf4Weight, Weight};
 use super::param::Param;
 use crate::backend::{Backend, Buf, HostBuf};
@@ -118,6 +119,7 @@ impl Weight {
             Weight::Dense(Param { train: None, value, .. }) => vec![value],
             Weight::Dense(_) => vec![],
             Weight::Int8(Int8Weight { codes, scb }) => vec![codes, scb],
+            Weight::Fp8(Fp8Weight { codes, scales }) => vec![codes, scales],
             Weight::Gguf(GgufWeight { blocks, .. }) => vec![blocks],
             Weight::Mxfp4(Mxfp4Weight { codes, scales, .. }) => vec![codes, scales],
             Weight::Nf4(Nf4Weight { codes, scales }) => match scales {

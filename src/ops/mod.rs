@@ -21,6 +21,8 @@ pub mod embedding;
 pub mod expert_bias;
 pub mod expert_count;
 pub mod fill;
+pub mod fp8;
+pub mod fp8_matmul;
 pub mod gguf;
 pub mod gradnorm;
 pub mod group_router;

@@ -57,7 +57,8 @@ pub fn paged_attention_forward<R: Real>(
             let (k, v) = (head(k), head(v));
             for h in kv * (H / K)..(kv + 1) * (H / K) {
                 let (at, query) = ((n * H + h) * D, (n / Z * H + h) * D);
-                lse[n * H + h] = forward_row(&mut out[at..][..D], &q[query..][..D], &k, &v, &[0, keys.len() as u32], &one);
+                lse[n * H + h] =
+                    forward_row(&mut out[at..][..D], &q[query..][..D], &k, &v, &[0, keys.len() as u32], &one);
             }
         }
     }
@@ -74,7 +75,8 @@ pub fn paged_attention_join<R: Real>(
     for n in 0..p.N as usize {
         for h in 0..H {
             let row = |z: usize| (n * Z + z) * H + h;
-            let top = (0..Z).map(|z| part_lse[row(z)]).fold(R::from(f32::NEG_INFINITY), |m, x| if x > m { x } else { m });
+            let top =
+                (0..Z).map(|z| part_lse[row(z)]).fold(R::from(f32::NEG_INFINITY), |m, x| if x > m { x } else { m });
             let o = &mut out[(n * H + h) * D..][..D];
             o.fill(R::from(0.0));
             let mut sum = R::from(0.0);

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use std::cell::{RefCell, UnsafeCell};
 
 mod fast;
+mod fp8;
 mod grouped;
 mod thin;
 

@@ -9,7 +9,7 @@
 //! tn   b [Q, J] is a J×Q                 a [Q, I] is an I×Q, transposed
 //! ```
 use super::driver::{Device, failed};
-use super::{libs, memory, tune};
+use super::{libs, memory, scaled, tune};
 use crate::backend::CudaRules;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -100,17 +100,29 @@ impl Blas {
         // SAFETY: created in `new`; its plans are gone.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
-    /// Queues the product; `false` if cuBLASLt has no algorithm for it. `pointers` and `dtypes`: out, a, b.
-    pub fn run(&mut self, device: &Device, op: Op, dtypes: [DType; 3], pointers: [u64; 3], p: &MatMul) -> Result<bool> {
+    /// Queues the product; `false` if cuBLASLt has no algorithm for it. `pointers` and `dtypes`: out, a, b; `scales` of rows in
+    /// e4m3, which are u8 here.
+    pub fn run(
+        &mut self,
+        device: &Device,
+        op: Op,
+        dtypes: [DType; 3],
+        pointers: [u64; 3],
+        scales: Option<scaled::Scales>,
+        p: &MatMul,
+    ) -> Result<bool> {
         if !supported(dtypes) || p.I == 0 || p.J == 0 || p.Q == 0 {
             return Ok(false);
         }
         let key = Key::new(op, dtypes, pointers, p);
         if !self.plans.contains_key(&key) {
-            let plan = self.planned(device, &key, pointers, p.alpha)?;
+            let plan = self.planned(device, &key, pointers, scales, p.alpha)?;
             self.plans.insert(key, plan);
         }
         let Some(Some(plan)) = self.plans.get(&key) else { return Ok(false) };
+        if let Some(scales) = scales {
+            scaled::point(plan.desc, scales).map_err(refused("scales"))?;
+        }
         self.queue(device, op, plan, &plan.algo, pointers, pointers[0], p.alpha)?;
         Ok(true)
     }
@@ -127,10 +139,17 @@ impl Blas {
         }
         self.choice = choice;
     }
-    fn planned(&self, device: &Device, key: &Key, pointers: [u64; 3], alpha: f32) -> Result<Option<Plan>> {
+    fn planned(
+        &self,
+        device: &Device,
+        key: &Key,
+        pointers: [u64; 3],
+        scales: Option<scaled::Scales>,
+        alpha: f32,
+    ) -> Result<Option<Plan>> {
         let tuned =
             self.choice == Choice::Fastest && key.sizes[..3].iter().map(|x| *x as u64).product::<u64>() >= LARGE;
-        let Some((mut plan, proposals)) = plan(self.handle, key, if tuned { PROPOSALS } else { 1 })? else {
+        let Some((mut plan, proposals)) = plan(self.handle, key, scales, if tuned { PROPOSALS } else { 1 })? else {
             return Ok(None);
         };
         if tuned {
@@ -189,19 +208,20 @@ impl Blas {
     }
 }
 
-/// a and b of one type; out of that type or f32.
+/// a and b of one type; out of that type or f32, or of any float where they are in e4m3.
 fn supported([out, a, b]: [DType; 3]) -> bool {
-    a == b && (out == a || out == DType::F32)
+    a == b && (out == a || out == DType::F32 || a == DType::U8)
 }
 
 fn adds(op: Op) -> bool {
-    matches!(op, Op::matmul_nt_add | Op::matmul_nn_add | Op::matmul_tn_add)
+    matches!(op, Op::matmul_nt_add | Op::matmul_nn_add | Op::matmul_tn_add | Op::fp8_matmul_add)
 }
 
 fn data_type(dtype: DType) -> sys::cudaDataType {
     match dtype {
         DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
         DType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        DType::U8 => sys::cudaDataType_t::CUDA_R_8F_E4M3,
         _ => sys::cudaDataType_t::CUDA_R_32F,
     }
 }
@@ -222,13 +242,14 @@ impl Drop for Plan {
 fn plan(
     handle: sys::cublasLtHandle_t,
     key: &Key,
+    scales: Option<scaled::Scales>,
     most: usize,
 ) -> Result<Option<(Plan, Vec<Proposal>)>> {
     use sys::cublasLtMatmulDescAttributes_t as Attribute;
     let [i, j, q, ld_out, ld_a, ld_b] = key.sizes;
     let [out, a, b] = key.dtypes;
     let (b_rows, b_cols, transpose_b) = match key.op {
-        Op::matmul_nt | Op::matmul_nt_add => (q, j, true),
+        Op::matmul_nt | Op::matmul_nt_add | Op::fp8_matmul | Op::fp8_matmul_add => (q, j, true),
         _ => (j, q, false),
     };
     let (a_rows, a_cols, transpose_a) = match key.op {
@@ -248,6 +269,9 @@ fn plan(
         unsafe { result::set_matmul_desc_attribute(desc, attribute, &value as *const i32 as *const c_void, 4) }
             .map_err(refused("a product"))?;
     }
+    if let Some(scales) = scales {
+        scaled::describe(desc, scales).map_err(refused("a product of scaled rows"))?;
+    }
     let layouts = [layout(b, b_rows, b_cols, ld_b)?, layout(a, a_rows, a_cols, ld_a)?, layout(out, j, i, ld_out)?];
     let mut plan = Plan { desc, layouts, algo: sys::cublasLtMatmulAlgo_t { data: [0; 8] }, workspace: 0 };
     let proposals = heuristic(handle, &plan, key.alignments, most)?;
@@ -257,12 +281,7 @@ fn plan(
 }
 
 /// cuBLASLt's first proposals that fit the workspace and sum split parts in f32 and in a fixed order.
-fn heuristic(
-    handle: sys::cublasLtHandle_t,
-    plan: &Plan,
-    [out, a, b]: [u32; 3],
-    most: usize,
-) -> Result<Vec<Proposal>> {
+fn heuristic(handle: sys::cublasLtHandle_t, plan: &Plan, [out, a, b]: [u32; 3], most: usize) -> Result<Vec<Proposal>> {
     use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
     let preference = Preference(result::create_matmul_pref().map_err(refused("a preference"))?);
     let in_workspace = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;

@@ -46,8 +46,13 @@ enum State {
     #[default]
     New,
     /// They have run once, so that all they need is made.
-    Seen { epoch: u64 },
-    Kept { epoch: u64, graph: Graph },
+    Seen {
+        epoch: u64,
+    },
+    Kept {
+        epoch: u64,
+        graph: Graph,
+    },
 }
 
 /// Calls that are ready to be launched again.
@@ -150,7 +155,8 @@ impl Recorder {
             let (at, count) = (if nodes.is_empty() { null_mut() } else { nodes.as_mut_ptr() }, nodes.len());
             // SAFETY: nodes of the graph that this stream is capturing; whole dependencies have no data.
             unsafe {
-                sys::cuStreamUpdateCaptureDependencies_v2(device.raw_stream(), at, std::ptr::null(), count, set).result()
+                sys::cuStreamUpdateCaptureDependencies_v2(device.raw_stream(), at, std::ptr::null(), count, set)
+                    .result()
             }
             .map_err(failed("recording a call"))?;
         }

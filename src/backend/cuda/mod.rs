@@ -5,7 +5,7 @@
 //! `Error::Device` that says how to get it. Everything runs on one stream, in order, but for copies from and to the host's
 //! memory (`host.rs`).
 use super::dry::Rules;
-use super::{Backend, Buf, CudaRules, HostBuf, Launch, Memory, Recording, Use, same_bytes};
+use super::{Backend, Buf, CudaRules, HostBuf, Launch, Mark, Memory, Recording, Use, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use cudarc::driver::result;
@@ -22,12 +22,14 @@ mod host;
 mod kept;
 mod kernels;
 pub mod libs;
+mod marks;
 mod memory;
 pub mod nvrtc;
 mod order;
 mod pinned;
 mod report;
-pub mod source;
+mod scaled;
+pub use super::cuda_text as source;
 mod tune;
 pub use cudnn::AttentionPath;
 pub use graph::Graphs;
@@ -101,7 +103,11 @@ impl Cuda {
         }
     }
     /// Queues what touches these, in the order that a recording wants.
-    fn queue(&self, touched: impl FnOnce(&mut graph::Recorder) -> Vec<order::Touched>, call: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn queue(
+        &self,
+        touched: impl FnOnce(&mut graph::Recorder) -> Vec<order::Touched>,
+        call: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let recorded = match self.recorder.borrow_mut().as_mut() {
             Some(recorder) => {
                 let touched = touched(recorder);
@@ -233,6 +239,9 @@ impl Backend for Cuda {
     fn record(&self, recording: &mut Recording, calls: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         graph::record(self, recording, calls)
     }
+    fn has_fp8(&self) -> bool {
+        self.device.capability >= (8, 9) && self.blas.borrow().is_some()
+    }
     fn sequences(&self, span: &Buf, cu_seqlens: &[u32], window: Option<u32>) {
         self.cudnn.borrow_mut().tell(span, cu_seqlens, window);
     }
@@ -245,6 +254,14 @@ impl Backend for Cuda {
     fn sync(&self) -> Result<()> {
         self.wait()?;
         self.host.borrow_mut().sync()
+    }
+    fn mark(&self) -> Result<Mark> {
+        self.device.bind()?;
+        marks::mark(&self.device)
+    }
+    fn elapsed(&self, marks: Vec<Mark>) -> Result<Vec<f64>> {
+        self.device.bind()?;
+        marks::elapsed(marks)
     }
     fn memory(&self) -> Memory {
         Memory { total: Some(self.device.total), ..self.slabs.borrow().ledger.memory }

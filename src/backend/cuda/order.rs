@@ -19,7 +19,9 @@ pub(super) struct Call {
 }
 
 fn clash(a: &[Touched], b: &[Touched]) -> bool {
-    a.iter().any(|(at, does)| b.iter().any(|(to, done)| (*does == Touch::Writes || *done == Touch::Writes) && at.overlaps(to)))
+    a.iter().any(|(at, does)| {
+        b.iter().any(|(to, done)| (*does == Touch::Writes || *done == Touch::Writes) && at.overlaps(to))
+    })
 }
 
 impl Order {
@@ -57,7 +59,11 @@ mod tests {
         use Touch::{Reads, Writes};
         assert_eq!(call(vec![at(0, 0, 8, Writes)]), [0; 0], "the first");
         assert_eq!(call(vec![at(0, 0, 8, Reads), at(1, 0, 4, Writes)]), [0]);
-        assert_eq!(call(vec![at(0, 4, 8, Reads), at(1, 4, 8, Writes)]), [0], "beside the second: other halves are written");
+        assert_eq!(
+            call(vec![at(0, 4, 8, Reads), at(1, 4, 8, Writes)]),
+            [0],
+            "beside the second: other halves are written"
+        );
         assert_eq!(call(vec![at(1, 0, 8, Reads), at(2, 0, 8, Writes)]), [2, 1], "both, and through them the first");
         assert_eq!(call(vec![at(0, 0, 2, Writes)]), [1], "what is read is not written yet");
         assert_eq!(call(vec![at(2, 8, 9, Writes)]), [0; 0], "right beside is not within");

@@ -26,7 +26,7 @@ mod record;
 mod rules;
 pub mod text;
 
-pub use adapter::{AdapterReport, MatrixUnit, adapters};
+pub use adapter::{AdapterReport, MatrixUnit, Shared, adapters};
 pub use coop::Products;
 use memory::Heap;
 use pipeline::{Pipelines, Window};
@@ -43,8 +43,16 @@ pub struct Wgpu {
     report: AdapterReport,
     faults: adapter::Faults,
     device: wgpu::Device,
+    shared: Shared,
     rules: Rc<Rules>,
     state: RefCell<State>,
+}
+
+/// Where a buffer lies in one of wgpu's.
+pub struct Lent {
+    pub buffer: wgpu::Buffer,
+    pub start: u64,
+    pub bytes: u64,
 }
 
 struct State {
@@ -78,12 +86,12 @@ impl Wgpu {
     /// Opens the adapter that `select` names (its place among [`adapters`], or a part of its name), or the best one.
     pub fn new(select: Option<&str>) -> Result<Wgpu> {
         let opened = adapter::open(select)?;
-        let (device, limits) = (opened.device, opened.report.clone());
+        let (device, limits) = (opened.shared.device.clone(), opened.report.clone());
         let checked = std::env::var("LUTHIER_WGPU_CHECKED").is_ok_and(|v| v == "1");
         let immediates = device.features().contains(Features::IMMEDIATES) && device.limits().max_immediate_size >= 128;
         let params_in = if immediates && !checked { ParamsIn::Immediates } else { ParamsIn::Uniform };
         let pipelines = Pipelines::new(&device, params_in, checked);
-        let recorder = Recorder::new(&device, &opened.queue, pipelines.uniform());
+        let recorder = Recorder::new(&device, &opened.shared.queue, pipelines.uniform());
         let heap = Heap::new(limits.max_buffer, limits.memory);
         let state = State { heap, pipelines, recorder, files: HashMap::new(), scratch: None, packed: None };
         let limits = device.limits();
@@ -93,16 +101,30 @@ impl Wgpu {
             Err(_) if checked => Products::Plain,
             Err(_) => Products::Auto,
         };
-        let (report, faults) = (opened.report, opened.faults);
+        let (report, faults, shared) = (opened.report, opened.faults, opened.shared);
         let (matrix_unit, memory, products) = (report.matrix_unit, report.memory, Cell::new(products));
         let discrete = report.kind == "DiscreteGpu";
         let rules = Rc::new(Rules { matrix_unit, limits, memory, products, discrete });
-        Ok(Wgpu { report, faults, device, rules, state: RefCell::new(state) })
+        Ok(Wgpu { report, faults, device, shared, rules, state: RefCell::new(state) })
     }
 
     /// What multiplies matrices from now on.
     pub fn set_products(&self, products: Products) {
         self.rules.products.set(products);
+    }
+
+    /// For another user of this device and its queue.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Submits what is recorded and shows where `buf` lies: what another user submits now comes behind it, and before what is
+    /// launched later.
+    pub fn lend(&self, buf: &Buf) -> Lent {
+        let state = &mut *self.state.borrow_mut();
+        state.recorder.flush();
+        let buffer = state.heap.buffer(buf.slab).clone();
+        Lent { buffer, start: buf.start as u64, bytes: buf.bytes() as u64 }
     }
 
     /// What the device allows.
@@ -176,16 +198,10 @@ impl Wgpu {
         Ok(())
     }
 
-    /// Workgroups in x, y, z; none when there is nothing to do. A wide one-dimensional grid is folded (see `flat`).
+    /// Workgroups in x, y, z; none when there is nothing to do.
     fn grid(&self, section: &Section, names: &Names) -> Result<Option<[u32; 3]>> {
         let most = (self.rules.limits.max_compute_workgroups_per_dimension as u64).min(65_535);
-        let mut grid = [1u64; 3];
-        for (side, expr) in grid.iter_mut().zip(&section.grid) {
-            *side = kernel_text::eval(expr, names).map_err(|e| Error::Bug(format!("shader {}: {e}", section.name)))?;
-        }
-        if section.grid.len() == 1 && grid[0] > 65_535 {
-            grid = [65_535, grid[0].div_ceil(65_535), 1];
-        }
+        let grid = kernel_text::folded_grid(section, names).map_err(Error::Bug)?;
         if grid.iter().any(|side| *side > most) {
             return Err(fail(format!("{}: {grid:?} workgroups, but the device allows {most} in a row", section.name)));
         }

@@ -107,7 +107,10 @@ impl Generate {
         }
         if self.shared_prompt {
             let apart = self.batch * length.div_ceil(PAGE);
-            out(&format!("apart, the cache would have {apart} pages of {PAGE} tokens, {:.2} GiB\n", gib(apart as u64 * page)))?;
+            out(&format!(
+                "apart, the cache would have {apart} pages of {PAGE} tokens, {:.2} GiB\n",
+                gib(apart as u64 * page)
+            ))?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! What is wanted of a model that is loaded, and whether that fits the model.
+use super::super::fp8::{self, Compute};
 use super::super::lora::{self, LoraConfig, Rules};
+use super::super::param::Training;
 use super::super::quantized::Scheme;
 use super::super::spec::{Head, LinearSpec, Spec};
 use super::super::streamed::{Place, Places};
@@ -20,6 +22,8 @@ pub struct LoadOptions {
     pub load_in_4bit: bool,
     /// The same in 8 bits with one scale a row.
     pub load_in_8bit: bool,
+    /// What products with frozen weights are computed in: `Fp8` holds those of the linear layers so.
+    pub compute: Compute,
     /// An adapter on some linear layers.
     pub lora: Option<LoraConfig>,
     /// The adapter (with its modules_to_save) is trained, or without one every weight.
@@ -32,6 +36,8 @@ pub struct LoadOptions {
     pub vocab: usize,
     /// Where frozen weights are.
     pub places: Places,
+    /// How weights are held where every one is trained.
+    pub training: Training,
 }
 
 impl LoadOptions {
@@ -41,12 +47,14 @@ impl LoadOptions {
             dtype,
             load_in_4bit: false,
             load_in_8bit: false,
+            compute: Compute::Dtype,
             lora: None,
             train: false,
             freeze_router: false,
             seed: 0,
             vocab: 0,
             places: Places::default(),
+            training: Training::default(),
         }
     }
     /// The first contradiction, if any.
@@ -70,6 +78,7 @@ impl LoadOptions {
                         unquantized model without load_in_4bit and load_in_8bit";
             return usage(what.into());
         }
+        self.check_compute(spec)?;
         let odd = |linear: &LinearSpec| !(linear.O() * linear.C).is_multiple_of(nf4::BLOCK);
         if self.load_in_4bit && (0..spec.layers).flat_map(|l| spec.experts(l)).any(|linear| odd(&linear)) {
             return usage(format!("load_in_4bit wants experts of a multiple of {} values", nf4::BLOCK));
@@ -100,6 +109,20 @@ impl LoadOptions {
             token_rows::wanted(config, spec, folder)?;
         }
         Ok(())
+    }
+    /// What cannot be computed in e4m3.
+    fn check_compute(&self, spec: &Spec) -> Result<()> {
+        let packed = self.load_in_4bit || self.load_in_8bit;
+        let dora = self.lora.as_ref().is_some_and(|lora| lora.use_dora);
+        let what = match self.compute {
+            Compute::Dtype => return Ok(()),
+            _ if self.full() => "computes with frozen weights, and all are trained: add a [lora] table, or take it out",
+            _ if packed => "holds the weights in 8 bits itself: take out load_in_4bit and load_in_8bit",
+            _ if dora => "and use_dora exclude each other: DoRA measures the weights as they are",
+            _ if fp8::fitting(spec) == 0 => "wants linear layers whose sizes are multiples of 16, and there is none",
+            Compute::Fp8 => return Ok(()),
+        };
+        Err(Error::Usage(format!("compute = \"fp8\" {what}")))
     }
     /// Why the embedding cannot wait in the host's memory, if it cannot.
     pub fn embed_stays(&self, spec: &Spec, stored: Option<Scheme>, folder: &Path) -> Result<Option<&'static str>> {
@@ -141,6 +164,10 @@ impl LoadOptions {
     /// Every weight is trained.
     pub(super) fn full(&self) -> bool {
         self.train && self.lora.is_none()
+    }
+    /// How a weight is held that is trained.
+    pub(super) fn training(&self) -> Training {
+        if self.full() { self.training } else { Training::default() }
     }
     /// The adapter has a copy of this module of its own.
     pub(super) fn saves(&self, module: &str) -> bool {
