@@ -1,17 +1,18 @@
 //! What a session keeps does not change what it computes, and what a rehearsal counts is what a run takes.
 #![allow(non_snake_case, reason = "dims are named as in the ops")]
-use luthier::backend::{Backend, Memory, Use};
+use luthier::backend::{Backend, CudaRules, Memory, Use};
 use luthier::dtype::DType;
 use luthier::export::init;
 use luthier::io::hub::Event;
 use luthier::model::lora::LoraConfig;
-use luthier::model::{Keep, LoadOptions, Model, Place, Plan, Session, Tokens};
+use luthier::model::{Keep, LoadOptions, Model, Place, Places, Plan, Session, Tokens};
 use luthier::train::config;
 use luthier::train::metrics::{EvalMetrics, Reporter, StepMetrics};
 use luthier::train::plan::{self, Budget};
 use luthier::train::run;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 #[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 use support::*;
@@ -142,20 +143,19 @@ fn an_mlp_may_run_in_tiles() {
 /// Dense and quantized, of all layers alike and of two kinds.
 #[test]
 fn where_frozen_weights_are_changes_nothing() {
-    for (name, four) in
-        [("llama", false), ("llama", true), ("qwen2_moe", false), ("deepseek_v3", false), ("gpt_oss", false)]
-    {
+    let names = ["llama", "qwen2_moe", "deepseek_v3", "gpt_oss", "granite"];
+    for (name, four) in names.map(|name| (name, false)).into_iter().chain([("llama", true)]) {
         let dir = tempfile::tempdir().unwrap();
         let folder = deeper(&golden_root().join(name), dir.path()).unwrap();
         for b in backends() {
-            let of = |place, plan: Plan| {
+            let of = |blocks, embed, plan: Plan| {
                 let lora = Some(LoraConfig { r: 4, ..LoraConfig::default() });
                 let options = LoadOptions {
                     train: true,
                     lora,
                     seed: 3,
                     load_in_4bit: four,
-                    place,
+                    places: Places { blocks, embed },
                     ..LoadOptions::frozen(DType::F32)
                 };
                 let before = (b.memory().used, b.memory().host);
@@ -168,17 +168,16 @@ fn where_frozen_weights_are_changes_nothing() {
                 assert_eq!(b.memory().host, before.1, "{name}");
                 (used, host, all)
             };
-            let here = of(Place::Device, Plan::Keep);
-            let away = of(Place::Host, Plan::Keep);
-            assert!(away.2 == here.2, "{name} on {}", b.name());
-            assert!(
-                here.1 == 0 && away.1 > 0 && away.0 < here.0,
-                "{name} on {}: {:?} {:?}",
-                b.name(),
-                (away.0, away.1),
-                here.0
-            );
-            let both = of(Place::Host, Plan::Layers(vec![Keep::Host; LAYERS]));
+            use Place::*;
+            let here = of(Device, Device, Plan::Keep);
+            assert_eq!(here.1, 0);
+            for (blocks, embed) in [(Host, Device), (Device, Host), (Host, Host)] {
+                let away = of(blocks, embed, Plan::Keep);
+                let sizes = ((away.0, away.1), here.0);
+                assert!(away.2 == here.2, "{name} on {}: {blocks:?} {embed:?}", b.name());
+                assert!(away.1 > 0 && away.0 < here.0, "{name} on {}: {blocks:?} {embed:?} {sizes:?}", b.name());
+            }
+            let both = of(Host, Host, Plan::Layers(vec![Keep::Host; LAYERS]));
             assert!(both.2 == here.2, "{name} on {}", b.name());
         }
     }
@@ -251,7 +250,7 @@ impl Bench {
 }
 
 /// Every other one is for all backends.
-const RUNS: [(&str, &str); 13] = [
+const RUNS: [(&str, &str); 15] = [
     (
         "dense",
         "load_in_4bit = true\noptim = \"adamw_8bit\"\ngradient_checkpointing = \"offload\"\n[lora]\nr = 16\nlora_dropout = 0.1",
@@ -271,6 +270,8 @@ const RUNS: [(&str, &str); 13] = [
     ("moe", "load_in_4bit = true\n[lora]\nr = 4"),
     ("after", "gradient_checkpointing = true"),
     ("after", "dtype = \"float32\"\ngradient_checkpointing = \"offload\"\n[lora]\nr = 4"),
+    ("moe", "compute = \"fp8\"\n[lora]\nr = 4"),
+    ("dense", "compute = \"fp8\"\noffload_weights = true\ngradient_checkpointing = \"offload\"\n[lora]\nr = 8"),
 ];
 
 fn fresh() -> impl Iterator<Item = Box<dyn Backend>> {
@@ -320,7 +321,7 @@ fn a_limit_is_kept_with_as_much_as_fits() {
         let least = plan_of("gradient_checkpointing = true\nmemory_limit = 1").1;
         assert!(!least.fits() && least.memory.peak < most);
         let e = least.error(b.name());
-        assert!(e.exit_code() == 69 && e.to_string().contains("scratch 0.00 GiB"), "{e}");
+        assert!(e.exit_code() == 69 && e.to_string().contains("logits, MLP, attention 0.00 GiB"), "{e}");
         let limit = (2 * most + least.memory.peak) / 3;
         let (config, layout) = plan_of(&format!("memory_limit = {limit}"));
         let Plan::Layers(each) = &layout.plan else { panic!("a plan for each layer") };
@@ -337,6 +338,28 @@ fn a_limit_is_kept_with_as_much_as_fits() {
         let e = run::train(&config, &*b, &mut Quiet::default()).unwrap_err();
         assert!(e.to_string().contains("are there"), "{e}");
     }
+}
+
+/// Before anything is computed again; and not where the whole weight is wanted on the device.
+#[test]
+fn an_embedding_waits_on_the_host_where_memory_is_short() {
+    let bench = Bench::new();
+    let layout = |model: &str, keys: &str| {
+        let config = bench.config(model, &format!("{keys}\n[lora]\nr = 4"));
+        plan::plan(&config, Rc::new(CudaRules::FULL), Budget::given(1 << 40, &config), &mut Quiet::default())
+    };
+    let whole = layout("after", "").unwrap();
+    assert!(whole.places == Places::default() && whole.plan.keeps_all(), "{:?} {}", whole.places, whole.plan);
+    let limit = format!("memory_limit = {}", whole.memory.peak - 1);
+    let short = layout("after", &limit).unwrap();
+    assert!(short.fits() && short.places.embed == Place::Host && short.plan.keeps_all(), "{}", short.plan);
+    let embed = |model: &str, keys: &str| layout(model, keys).unwrap().places.embed;
+    assert_eq!(embed("after", &format!("{limit}\noffload_embedding = false")), Place::Device);
+    assert_eq!(embed("after", "offload_embedding = true"), Place::Host);
+    assert_eq!(embed("after", "gradient_checkpointing = \"offload\""), Place::Host);
+    assert_eq!(embed("dense", "gradient_checkpointing = \"offload\""), Place::Device, "it is tied");
+    let e = layout("dense", "offload_embedding = true").err().unwrap();
+    assert!(e.exit_code() == 2 && e.to_string().contains("the head multiplies with the same weight"), "{e}");
 }
 
 /// The same numbers with weights and with their shapes alone.

@@ -190,3 +190,10 @@ INLINE void stash_codes(u8* codes, u64 i, u64 P, const u32 (&word)[2]) {
     for (int k = 0; k < 8; k++)
         if (i + k < P) codes[i + k] = (u8)(word[k / 4] >> k % 4 * 8);
 }
+
+// What a code in e4m3 stands for (src/ops/fp8.rs).
+INLINE float e4m3_value(u32 code) {
+    u32 m = code & 0x7fu;
+    float x = m < 8u ? (float)m * (1.f / 512.f) : __uint_as_float(m == 0x7fu ? 0x7fc00000u : (m << 20) + 0x3c000000u);
+    return code & 0x80u ? -x : x;
+}

@@ -135,3 +135,11 @@ fn largest(v: vec4<f32>) -> f32 {
 }
 // e such that values of up to `most` times 2^-e are below 2^15; at least -127, where 2^-e is the largest power of two
 fn f16_scale(most: f32) -> i32 { return max(i32(bitcast<u32>(most) >> 23u) - 127 - 14, -127); }
+
+// What a code in e4m3 stands for (src/ops/fp8.rs).
+fn e4m3_value(code: u32) -> f32 {
+  let m = code & 0x7fu;
+  let bits = select((m << 20u) + 0x3c000000u, 0x7fc00000u, m == 0x7fu);
+  let x = select(bitcast<f32>(bits), f32(m) * 0.001953125, m < 8u);
+  return select(x, -x, (code & 0x80u) != 0u);
+}

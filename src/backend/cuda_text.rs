@@ -6,7 +6,7 @@
 //! kernels/shared/common.cuh      types, conversions, vector loads, reductions
 //! kernels/<file>.cu              the file's common part and the op's own sections
 //! ```
-use crate::backend::kernel_text::{self, Section};
+use crate::backend::kernel_text::{self, Names, Section};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Op;
@@ -46,6 +46,12 @@ impl<'a> Kernel<'a> {
             kernel_text::parse(self.file()).map_err(|e| Error::Bug(format!("kernel of {name}: {e}")))?;
         let own: Vec<_> = sections.into_iter().filter(|s| s.op() == name).collect();
         if own.is_empty() { Err(Error::Bug(format!("no kernel for {name} in its file"))) } else { Ok(own) }
+    }
+    /// What the headings of its sections may name.
+    pub fn names(&self, params: &[u8]) -> Names {
+        let mut names = kernel_text::names(self.op.spec().fields, params);
+        names.extend(self.variant.iter().flat_map(|v| v.constants).map(|(name, value)| (*name, *value as u64)));
+        names
     }
     /// The whole text.
     pub fn source(&self) -> Result<String> {

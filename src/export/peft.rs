@@ -14,7 +14,7 @@ use crate::model::{
     token_rows,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 mod config;
 pub use config::read_config;
@@ -65,8 +65,7 @@ pub fn save(b: &dyn Backend, model: &Model, base: &str, out: &Path) -> Result<()
         };
         Outline { name: name.clone(), dtype: Dtype::F32, shape }
     };
-    let file = out.join(format!("{STEM}.safetensors"));
-    let mut writer = Writer::create(&file, params.iter().map(outline).collect())?;
+    let mut writer = Writer::create(&weights(out), params.iter().map(outline).collect())?;
     for (_, param, i) in params {
         let values = param.get_part(b, i)?;
         let values = match starts.get(param.name.as_str()) {
@@ -100,12 +99,21 @@ pub fn save_parts(config: &LoraConfig, base: &str, mut parts: Vec<Part>, out: &P
         dtype: Dtype::F32,
         shape: part.shape.to_vec(),
     };
-    let file = out.join(format!("{STEM}.safetensors"));
-    let mut writer = Writer::create(&file, parts.iter().map(outline).collect())?;
+    let mut writer = Writer::create(&weights(out), parts.iter().map(outline).collect())?;
     parts.iter().try_for_each(|part| writer.write(&DType::F32.encode(&part.values)))?;
     writer.finish()?;
     let json = config::to_json(config, &config.target_modules, base, WeightLayout::Rows);
     write_json(&out.join(CONFIG), &json)
+}
+
+/// The config of an adapter that is written without a model.
+pub(super) fn write_config(config: &LoraConfig, spec: &Spec, out: &Path) -> Result<()> {
+    write_json(&out.join(CONFIG), &config::to_json(config, &config.target_modules, "", spec.layout))
+}
+
+/// The file of its weights.
+pub(super) fn weights(folder: &Path) -> PathBuf {
+    folder.join(format!("{STEM}.safetensors"))
 }
 
 /// Where a side of an adapter started that the base's weight lacks, as the device held it.
@@ -177,7 +185,7 @@ impl AdapterFile {
 /// The adapter's weights.
 fn open(folder: &Path) -> Result<Tensors> {
     let pickle = folder.join(format!("{STEM}.bin"));
-    if pickle.is_file() && !folder.join(format!("{STEM}.safetensors")).exists() {
+    if pickle.is_file() && !weights(folder).exists() {
         let what = "is a pickle, which may run code: save the adapter as safetensors (a recent PEFT does)";
         return Err(Error::content(pickle, "", what));
     }
@@ -193,7 +201,7 @@ pub(super) fn copy(folder: &Path, out: &Path) -> Result<u64> {
         dtype: tensor.dtype,
         shape: tensor.shape.to_vec(),
     };
-    let mut writer = Writer::create(&out.join(format!("{STEM}.safetensors")), all.iter().map(outline).collect())?;
+    let mut writer = Writer::create(&weights(out), all.iter().map(outline).collect())?;
     all.iter().try_for_each(|(_, tensor)| writer.write(tensor.bytes))?;
     writer.finish()?;
     let text = std::fs::read(folder.join(CONFIG)).map_err(Error::read(&folder.join(CONFIG)))?;

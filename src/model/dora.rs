@@ -67,7 +67,11 @@ impl Dora {
         if train {
             magnitude.unfreeze(b)?;
         }
-        Ok(Dora { magnitude, norm: b.alloc(O, DType::F32)?, fresh: Cell::new(false) })
+        let made = Scope::new(b);
+        made.hold(&magnitude.value);
+        let norm = b.alloc(O, DType::F32)?;
+        made.keep();
+        Ok(Dora { magnitude, norm, fresh: Cell::new(false) })
     }
 
     /// The file has the outputs in this order.

@@ -8,7 +8,7 @@ use super::dropout::Dropout;
 use super::linear::{Linear, LinearScratch, Lora, Weight, part};
 use super::lora::{self, Rules, Shape};
 use super::param::Param;
-use crate::backend::{Backend, Buf, Charge, Use};
+use crate::backend::{Backend, Buf, Charge, Scope, Use};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::expert_bias::ExpertBias;
@@ -230,8 +230,11 @@ impl Experts {
         let (r, R, C, O) = (shape.r, shape.R(), self.C, self.O);
         let _charge = Charge::to(b, Use::Adapter);
         let names = |side: &str| -> Vec<String> { self.names.iter().map(|n| lora::weight_name(n, side)).collect() };
+        let made = Scope::new(b);
         let mut a = Param::stack(b, names("A"), &[r, C], [R, C], dtype)?;
+        made.hold(&a.value);
         let mut bb = Param::stack(b, names("B"), &[O, r], [O, R], dtype)?;
+        made.hold(&bb.value);
         if train {
             a.unfreeze(b)?;
             bb.unfreeze(b)?;
@@ -243,6 +246,7 @@ impl Experts {
         }
         let dropout = Dropout::new(dropout, &self.names[0]);
         self.stack.lora = Some(Lora { a, b: bb, R, scale: shape.scale, dora: None, dropout, start: None });
+        made.keep();
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use super::table::{SLICE_BYTES, Slices, Table};
 use super::token_rows::{Chunk, HeadGrad, TokenRows};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::bias::{Bias, BiasBackward};
 use crate::ops::logprob::LogProb;
 use crate::ops::matmul::MatMul;
@@ -52,31 +52,51 @@ pub(super) struct HeadScratch {
 }
 
 impl HeadScratch {
-    pub fn new(scope: &Scope, model: &Model, N: usize, train: bool) -> Result<HeadScratch> {
+    /// `room` is what [`HeadScratch::sizes`] asks for.
+    pub fn new(scope: &Scope, model: &Model, N: usize, train: bool, room: Vec<Buf>) -> Result<HeadScratch> {
         let (s, dtype) = (&model.spec, model.dtype);
         let (table, rows) = match &model.head {
             Some(own) => (own, &model.head_rows),
             None => (&model.embed, &model.embed_rows),
         };
         let slices = Slices::new(scope, table, [s.V, s.C], dtype, SLICE_BYTES)?;
-        let mut head = Self::with(scope, s, slices, N, dtype, train)?;
+        let mut head = Self::with(scope, s, slices, N, room)?;
         if let Some(rows) = rows.as_ref().filter(|_| train) {
             head.rows_grad = Some(HeadGrad::new(scope, rows, model.head_bias.as_ref(), head.rows, N, dtype)?);
         }
         Ok(head)
     }
 
-    fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, dtype: DType, train: bool) -> Result<HeadScratch> {
-        let (V, C, scale, softcap) = (s.V, s.C, s.logit_scale, s.logit_softcap);
-        let ld = V.next_multiple_of(64);
-        let rows = (CHUNK_BYTES / 4 / ld).clamp(1, N);
+    /// Row stride of logits, and tokens of a chunk.
+    fn chunk(s: &Spec, N: usize) -> (usize, usize) {
+        let ld = s.V.next_multiple_of(64);
+        (ld, (CHUNK_BYTES / 4 / ld).clamp(1, N))
+    }
+
+    /// Lengths and types of what is wanted only while the head runs: logits, for training dlogits, and the sum over slices.
+    pub fn sizes(model: &Model, N: usize, train: bool) -> Vec<(usize, DType)> {
+        let (s, dtype) = (&model.spec, model.dtype);
+        let slices = Slices::rows(model.head.as_ref().unwrap_or(&model.embed), [s.V, s.C], dtype, SLICE_BYTES) < s.V;
+        Self::sizes_of(s, N, dtype, slices, train)
+    }
+
+    fn sizes_of(s: &Spec, N: usize, dtype: DType, slices: bool, train: bool) -> Vec<(usize, DType)> {
+        let (ld, rows) = Self::chunk(s, N);
         // columns from v on are a view that starts v later
-        let len = rows * ld + if slices.is_one() { 0 } else { ld };
-        let dlogits = if train { Some(scope.alloc(len, dtype)?) } else { None };
-        let summed = train && !slices.is_one() && dtype != DType::F32;
-        let sum = if summed { Some(scope.alloc(rows * C, DType::F32)?) } else { None };
+        let len = rows * ld + if slices { ld } else { 0 };
+        let mut sizes = vec![(len, DType::F32)];
+        sizes.extend(train.then_some((len, dtype)));
+        sizes.extend((train && slices && dtype != DType::F32).then_some((rows * s.C, DType::F32)));
+        sizes
+    }
+
+    fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, room: Vec<Buf>) -> Result<HeadScratch> {
+        let (V, C, scale, softcap) = (s.V, s.C, s.logit_scale, s.logit_softcap);
+        let (ld, rows) = Self::chunk(s, N);
+        let mut room = room.into_iter();
+        let logits = room.next().ok_or_else(|| Error::Bug("a head without room for logits".into()))?;
+        let (dlogits, sum) = (room.next(), room.next());
         let n = |dtype| scope.alloc(N, dtype);
-        let logits = scope.alloc(len, DType::F32)?;
         let (logp, lse, coef) = (n(DType::F32)?, n(DType::F32)?, n(DType::F32)?);
         Ok(HeadScratch {
             V,
@@ -251,7 +271,9 @@ mod tests {
         let run = |mut table: Table, bytes: usize| {
             let slices = Slices::new(&scope, &table, [V, C], dtype, bytes).unwrap();
             let count = slices.each().count();
-            let mut head = HeadScratch::with(&scope, &s, slices, N, dtype, true).unwrap();
+            let sizes = HeadScratch::sizes_of(&s, N, dtype, count > 1, true);
+            let room = sizes.iter().map(|(len, dtype)| scope.alloc(*len, *dtype).unwrap()).collect();
+            let mut head = HeadScratch::with(&scope, &s, slices, N, room).unwrap();
             let logits = head.download_logits(b, Weights { table: &table, bias: None }, &h, 0, N).unwrap();
             let mut dh = scope.alloc(N * C, dtype).unwrap();
             head.backward(b, (&mut table, None, None), &mut dh, &h, &labels, &coef).unwrap();

@@ -1,4 +1,4 @@
-//! A linear layer: dense, NF4, MXFP4, 8-bit or GGUF base, optional bias, optional LoRA. Nothing above it knows which.
+//! A linear layer: dense, NF4, MXFP4, 8-bit, GGUF or e4m3 base, optional bias, optional LoRA. Nothing above it knows which.
 //!
 //! forward   Y = X·Wᵀ + bias + s·(X·Aᵀ)·Bᵀ
 //! backward  dX = G·W + s·P·A,  P = G·B;   dA = s·Pᵀ·X,  dB = s·Gᵀ·(X·Aᵀ),  dW = Gᵀ·X,  dbias = Σ_N G
@@ -8,12 +8,14 @@
 use super::dora::{Dora, DoraScratch};
 use super::dropout::{Dropout, DropoutScratch};
 use super::experts::{Experts, Rows};
+use super::fp8::{Fp8Scratch, Fp8Weight};
 use super::lora::pissa::Start;
 use super::param::Param;
 use crate::backend::{Backend, Buf, Launch, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::bias::{Bias, BiasBackward};
+use crate::ops::fp8::Fp8;
 use crate::ops::gguf::{Blocks32, Packed};
 use crate::ops::int8::Int8;
 use crate::ops::matmul::MatMul;
@@ -44,6 +46,7 @@ pub enum Weight {
     Int8(Int8Weight),
     Gguf(GgufWeight),
     Mxfp4(Mxfp4Weight),
+    Fp8(Fp8Weight),
 }
 
 /// A frozen weight in 4 bits: 4.5 bits a value, 4.127 with double quantization.
@@ -98,7 +101,8 @@ impl Weight {
     /// Values that are unpacked at a time, of `len`.
     fn unpacked(&self, len: usize) -> usize {
         match self {
-            Weight::Dense(_) => 0,
+            // what is in e4m3 is multiplied so
+            Weight::Dense(_) | Weight::Fp8(_) => 0,
             Weight::Nf4(_) | Weight::Int8(_) | Weight::Gguf(_) => len,
             Weight::Mxfp4(packed) => packed.at_once.min(len),
         }
@@ -148,6 +152,7 @@ pub struct LinearScratch {
     pub(super) p: Option<Buf>,
     pub(super) dora: DoraScratch,
     pub(super) dropout: DropoutScratch,
+    pub(super) fp8: Fp8Scratch,
 }
 
 impl LinearScratch {
@@ -180,10 +185,11 @@ impl LinearScratch {
         let linears: Vec<&Linear> = linears.collect();
         let dora = DoraScratch::new(scope, &linears, N, dtype)?;
         let dropout = DropoutScratch::new(scope, &linears, N, dtype)?;
+        let fp8 = Fp8Scratch::new(scope, &linears, N)?;
         let rank = linears.iter().filter_map(|linear| linear.lora.as_ref()).map(|lora| lora.R).max().unwrap_or(0);
         let buf = |len: usize| if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) };
         let weight = weight.as_ref().map(|buf| buf.view(0, buf.len()));
-        Ok(LinearScratch { observer: None, weight, xa: buf(N * rank)?, p: buf(N * rank)?, dora, dropout })
+        Ok(LinearScratch { observer: None, weight, xa: buf(N * rank)?, p: buf(N * rank)?, dora, dropout, fp8 })
     }
 }
 
@@ -211,6 +217,7 @@ impl Weight {
             Weight::Dense(param) => b.cast(out, &param.value),
             Weight::Gguf(q) => q.format.dequantize(b, out, &q.blocks),
             Weight::Mxfp4(packed) => packed.dequantize(b, out, 0),
+            Weight::Fp8(q) => b.fp8_dequantize(out, &q.codes, &q.scales, &Fp8 { N: O as u32, C: C as u32 }),
             Weight::Int8(q) => b.int8_dequantize(out, &q.codes, &q.scb, &Int8 { O: O as u32, C: C as u32 }),
             Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
                 Nf4Scales::Single { absmax } => b.nf4_dequantize(out, codes, absmax, &Nf4 { P }),
@@ -226,6 +233,7 @@ impl Weight {
         match self {
             Weight::Dense(_) => vec![],
             Weight::Int8(Int8Weight { codes, scb }) => vec![codes, scb],
+            Weight::Fp8(Fp8Weight { codes, scales }) => vec![codes, scales],
             Weight::Gguf(GgufWeight { blocks, .. }) => vec![blocks],
             Weight::Mxfp4(Mxfp4Weight { codes, scales, .. }) => vec![codes, scales],
             Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
@@ -265,8 +273,8 @@ impl Linear {
         self.parts.iter().scan(0, |first, O| Some((std::mem::replace(first, *first + O), *O)))
     }
 
-    /// outs [N, parts[i]] from inp [N, C].
-    pub fn forward(
+    /// outs [N, parts[i]] from inp [N, C], which a weight in e4m3 finds in the scratch.
+    pub(super) fn forward_quantized(
         &self,
         b: &dyn Backend,
         scratch: &LinearScratch,
@@ -280,7 +288,8 @@ impl Linear {
         }
         let C = self.C;
         let thin = self.is_thin(N);
-        let weight = if thin { None } else { Some(self.dense(b, scratch)?) };
+        let fp8 = self.fp8();
+        let weight = if thin || fp8.is_some() { None } else { Some(self.dense(b, scratch)?) };
         let mut adapter = None;
         if let Some(lora) = &self.lora {
             let mut xa = part(&scratch.xa, N * lora.R);
@@ -292,9 +301,10 @@ impl Linear {
             adapter = Some((lora, xa, seen));
         }
         for (out, (first, O)) in outs.iter_mut().zip(self.rows()) {
-            let base = |out: &mut Buf, inp: &Buf| match &weight {
-                Some(weight) => b.matmul_nt(out, inp, &weight.view(first * C, O * C), &nt(N, O, C, 1.0)),
-                None => self.forward_thin(b, out, inp, (first, O), N),
+            let base = |out: &mut Buf, inp: &Buf| match (&weight, fp8) {
+                (Some(weight), _) => b.matmul_nt(out, inp, &weight.view(first * C, O * C), &nt(N, O, C, 1.0)),
+                (None, Some(weight)) => self.forward_fp8(b, scratch, out, weight, (first, O), N),
+                (None, None) => self.forward_thin(b, out, inp, (first, O), N),
             };
             match &adapter {
                 Some((lora, xa, seen)) => {
@@ -333,15 +343,18 @@ impl Linear {
     ) -> Result<()> {
         assert_eq!(douts.len(), self.parts.len(), "{}: one gradient a part", self.name);
         let C = self.C;
-        let weight = self.dense(b, scratch)?;
+        let fp8 = self.fp8();
+        let weight = if fp8.is_some() { None } else { Some(self.dense(b, scratch)?) };
         let mut detour = self.lora.as_ref().and_then(|lora| lora.detour(scratch, N * C));
         for (i, (dout, (first, O))) in douts.iter().zip(self.rows()).enumerate() {
             let scaled = self.scaled(b, scratch, dout, first, O, N)?;
             let (whole, dout) = (dout, scaled.as_ref().unwrap_or(dout));
-            let rows = weight.view(first * C, O * C);
-            let through = |to: &mut Buf, dout: &Buf, add: bool, alpha: f32| match add {
-                true => b.matmul_nn_add(to, dout, &rows, &nn(N, C, O, alpha)),
-                false => b.matmul_nn(to, dout, &rows, &nn(N, C, O, alpha)),
+            let rows = weight.as_ref().map(|weight| weight.view(first * C, O * C));
+            let through = |to: &mut Buf, dout: &Buf, add: bool, alpha: f32| match (&rows, fp8, add) {
+                (Some(rows), _, true) => b.matmul_nn_add(to, dout, rows, &nn(N, C, O, alpha)),
+                (Some(rows), _, false) => b.matmul_nn(to, dout, rows, &nn(N, C, O, alpha)),
+                (None, Some(weight), add) => self.backward_fp8(b, scratch, to, weight, dout, (first, O), N, add),
+                (None, None, _) => unreachable!("a weight is one or the other"),
             };
             match &mut detour {
                 None => through(dinp, dout, add || i > 0, 1.0)?,

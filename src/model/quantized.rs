@@ -10,6 +10,8 @@
 //! ```
 //! Nothing is quantized again: codes and scales go to the device as they are.
 use super::config::Keys;
+use super::gguf::mxfp4 as ggml;
+use super::layout::Layout;
 use super::linear::{GgufWeight, Int8Weight, Mxfp4Weight, Nf4Scales, Nf4Weight};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
@@ -138,6 +140,8 @@ pub struct StoredGguf<'a> {
     pub format: Packed,
     pub P: usize,
     pub bytes: Cow<'a, [u8]>,
+    /// The blocks' rows are the device's; a folder has them in this order, and has this shape.
+    pub turned: Option<(Layout, [usize; 2])>,
 }
 
 pub struct StoredNf4<'a> {
@@ -164,9 +168,9 @@ pub struct StoredInt8<'a> {
 
 pub struct StoredMxfp4<'a> {
     /// E, O, C.
-    shape: [usize; 3],
-    codes: &'a [u8],
-    scales: &'a [u8],
+    pub shape: [usize; 3],
+    pub codes: Cow<'a, [u8]>,
+    pub scales: Cow<'a, [u8]>,
 }
 
 /// `quant_state.bitsandbytes__nf4`.
@@ -282,7 +286,7 @@ fn find_mxfp4<'a>(tensors: &'a Tensors, name: &str, [E, O, C]: [usize; 3]) -> Re
     };
     let [blocks, scales] = MXFP4_PARTS;
     let codes = part(blocks, &[E, O, groups, mxfp4::BLOCK / 2])?;
-    Ok(StoredMxfp4 { shape: [E, O, C], codes, scales: part(scales, &[E, O, groups])? })
+    Ok(StoredMxfp4 { shape: [E, O, C], codes: codes.into(), scales: part(scales, &[E, O, groups])?.into() })
 }
 
 impl Stored<'_> {
@@ -300,7 +304,7 @@ impl Stored<'_> {
     pub fn to_f32(&self) -> Vec<f32> {
         match self {
             Stored::Float(floats) => floats.to_f32(),
-            Stored::Gguf(q) => q.format.decode(&q.bytes, q.P),
+            Stored::Gguf(q) => q.to_f32(),
             Stored::Mxfp4(q) => q.to_f32(),
             Stored::Int8(q) => {
                 let mut out = vec![0.0; q.O * q.C];
@@ -357,6 +361,14 @@ impl StoredInt8<'_> {
 }
 
 impl StoredGguf<'_> {
+    /// In the order of a folder.
+    fn to_f32(&self) -> Vec<f32> {
+        let values = self.format.decode(&self.bytes, self.P);
+        match self.turned {
+            Some((layout, shape)) => layout.to_file(&values, shape, 1),
+            None => values,
+        }
+    }
     pub fn upload(&self, b: &dyn Backend) -> Result<GgufWeight> {
         Ok(GgufWeight { format: self.format, blocks: upload(b, &self.bytes, DType::U8)? })
     }
@@ -368,9 +380,20 @@ impl StoredMxfp4<'_> {
         let [E, O, C] = self.shape;
         let mut rows = vec![0.0; E * O * C];
         let p = mxfp4::Mxfp4 { P: rows.len() as u32 };
-        mxfp4::mxfp4_dequantize(&mut rows, self.codes, self.scales, &p);
+        mxfp4::mxfp4_dequantize(&mut rows, &self.codes, &self.scales, &p);
         let at = |i: usize| rows[i / (C * O) * (C * O) + i % O * C + i / O % C];
         (0..rows.len()).map(at).collect()
+    }
+
+    /// Every `step`th output from `first` on of each expert, in ggml's blocks.
+    pub fn rows(&self, first: usize, step: usize) -> Vec<u8> {
+        let [E, O, C] = self.shape;
+        let blocks = C / mxfp4::BLOCK;
+        let row = |i: usize| {
+            let (codes, scales) = (i * blocks * (mxfp4::BLOCK / 2), i * blocks);
+            ggml::join(&self.codes[codes..][..blocks * (mxfp4::BLOCK / 2)], &self.scales[scales..][..blocks])
+        };
+        (0..E).flat_map(|e| (first..O).step_by(step).map(move |o| e * O + o)).flat_map(row).collect()
     }
 
     /// As [E, O, C].
@@ -380,8 +403,8 @@ impl StoredMxfp4<'_> {
         let word = 4 / gcd(4, O * C / mxfp4::BLOCK);
         let experts = (UNPACKED / (O * C) / word * word).clamp(word, E.next_multiple_of(word)).max(1);
         Ok(Mxfp4Weight {
-            codes: upload(b, self.codes, DType::U8)?,
-            scales: upload(b, self.scales, DType::U8)?,
+            codes: upload(b, &self.codes, DType::U8)?,
+            scales: upload(b, &self.scales, DType::U8)?,
             at_once: experts * O * C,
         })
     }

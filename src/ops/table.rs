@@ -81,9 +81,13 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
 
     /// pool[slots[n],:] = inp[n,:]; the other slots stay.
     pages::pages_write{N, T, C}(pool: update [T, C], inp: read [N, C], slots: read u32 [N]; Pages);
-    /// As attention_forward, with key j of query n in slot pages[starts[n] + j/page]·page + j%page of the pools k and v.
-    paged_attention::paged_attention_forward{N, T, H, K, D, P}(out: write [N, H*D], lse: write f32 [N, H], q: read [N, H*D], k: read [T, K*D],
-        v: read [T, K*D], span: read u32 [N, 2], starts: read u32 [N], pages: read u32 [P]; PagedAttention);
+    /// As attention_forward of N·Z queries, row n of q being that of n·Z..n·Z+Z, with key j of all Z in slot pages[starts[n] + j/page]·page + j%page
+    /// of the pools k and v.
+    paged_attention::paged_attention_forward{N, Z, T, H, K, D, P}(out: write [N*Z, H*D], lse: write f32 [N*Z, H], q: read [N, H*D], k: read [T, K*D],
+        v: read [T, K*D], span: read u32 [N*Z, 2], starts: read u32 [N], pages: read u32 [P]; PagedAttention);
+    /// out and lse over all keys of a query from those over each of Z parts of them: the mean of the parts by exp(part_lse).
+    paged_attention::paged_attention_join{N, Z, H, D}(out: write [N, H*D], lse: write f32 [N, H], parts: read f32 [N*Z, H*D], part_lse: read f32 [N*Z, H];
+        PagedAttentionJoin);
 
     /// q[n,h,:] = the A last channels of inp[n,h,:], its U others, zeros: what turns comes first.
     latent::latent_query_forward{N, H, D, A, U}(q: write [N, H*D], inp: read [N, H*(U+A)]; Latent);
@@ -202,6 +206,17 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// out[o,c] = codes[o,c]·scb[o]/127.
     int8::int8_dequantize{O, C}(out: write [O, C], codes: read u8 [O, C], scb: read f32 [O]; Int8);
 
+    /// Rows in e4m3: scales[n] = max |inp[n,:]·by|/448, codes[n,c] = inp[n,c]·by[c]/scales[n] rounded.
+    fp8::fp8_quantize{N, C}(codes: write u8 [N, C], scales: write f32 [N], inp: read [N, C], by: opt read f32 [C]; Fp8Quantize);
+    /// out[n,c] = codes[n,c]·scales[n].
+    fp8::fp8_dequantize{N, C}(out: write [N, C], codes: read u8 [N, C], scales: read f32 [N]; Fp8);
+    /// out[c,n] = inp[n,c], in bytes.
+    fp8::fp8_transpose{N, C}(out: write u8 [C, N], inp: read u8 [N, C]; Fp8);
+    /// out = (a·a_scales)·(b·b_scales)ᵀ of rows in e4m3, a scale a row.
+    fp8_matmul::fp8_matmul{I, J, Q}(out: write [I, J], a: read u8 [I, Q], a_scales: read f32 [I], b: read u8 [J, Q], b_scales: read f32 [J]; Fp8MatMul);
+    /// out += the same.
+    fp8_matmul::fp8_matmul_add{I, J, Q}(out: add [I, J], a: read u8 [I, Q], a_scales: read f32 [I], b: read u8 [J, Q], b_scales: read f32 [J]; Fp8MatMul);
+
     /// out[n,o] = Σ_c inp[n,c]·W[first + o,c] of a weight of P values that stays packed as nf4_dequantize reads it.
     thin::thin_nf4{N, O, C, P}(out: write [N, O], inp: read [N, C], codes: read u8 [ceil(P, 2)], absmax: read f32 [ceil(P, 64)]; Thin);
     /// The same as nf4_dequantize_double reads it.
@@ -234,6 +249,9 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     gguf::q5_k_dequantize{P}(out: write [P], blocks: read u8 [P/256*176]; Blocks256);
     /// Blocks of 256 in 16 parts, each with an 8-bit scale; 6.5625 bits a value in all.
     gguf::q6_k_dequantize{P}(out: write [P], blocks: read u8 [P/256*210]; Blocks256);
+
+    /// out[n,o] = Σ_c inp[n,c]·W[first + o,c] of a weight of P bytes that stays packed, in any of these formats.
+    gguf::thin_gguf{N, O, C, P}(out: write [N, O], inp: read [N, C], blocks: read u8 [P]; ThinGguf);
 
     /// One step of AdamW on one tensor: weight and both moments move. grad is multiplied by scale[0] first (clipping).
     adamw::adamw_step{P}(weight: update f32 [P], m: update f32 [P], v: update f32 [P], grad: read f32 [P], scale: read f32 [1]; AdamW);

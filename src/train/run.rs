@@ -87,7 +87,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     if !layout.fits() {
         return Err(layout.error(b.name()));
     }
-    let mut model = Model::load(b, &base, &setup::load_options(config, lora, vocab, layout.place))?;
+    let mut model = Model::load(b, &base, &setup::load_options(config, lora, vocab, layout.places))?;
     if let Some(own) = &own {
         // also before a checkpoint, which holds what is trained: an adapter may have saved what is not
         peft::load(b, &mut model, own.folder)?;
@@ -123,6 +123,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let record = Record::open(config, info, state.global_step, from)?;
     disk::publish(&config.output_dir.join("config.toml"), |file| disk::write(file, config.to_toml()?.as_bytes()))?;
     report_parameters(&model, reporter);
+    report_compute(b, &model, reporter);
     report_rates(&optimizer, reporter);
     let (plan, peak) = (&layout.plan, gib(layout.memory.peak));
     let host = if layout.memory.host_peak > 0 {
@@ -131,7 +132,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         String::new()
     };
     reporter.message(&format!("activations: {plan}; {peak} of memory{host}; {total} steps of {N} tokens"));
-    if layout.place == Place::Host {
+    if layout.places.blocks == Place::Host {
         let what = "the frozen weights wait on the host and come layer by layer: for every token that the model would say, so it is not asked";
         reporter.message(what);
     }
@@ -213,6 +214,16 @@ fn report_parameters(model: &Model, reporter: &mut dyn Reporter) {
     reporter.message(&format!("trainable params: {count} || all params: {total} || trainable%: {percent:.4}"));
     let parts = model.trainable_parts().into_iter().map(|(part, count)| format!("{part} {}", grouped(count as u64)));
     reporter.message(&format!("of these: {}", parts.collect::<Vec<_>>().join(", ")));
+}
+
+/// Where products are in e4m3: how many, and whether that is fast here.
+fn report_compute(b: &dyn Backend, model: &Model, reporter: &mut dyn Reporter) {
+    let (all, fp8) = (model.linears().count(), model.linears().filter(|linear| linear.fp8().is_some()).count());
+    if fp8 > 0 {
+        let slow =
+            if b.has_fp8() { "" } else { "; this device has no units for it: it saves memory, and takes longer" };
+        reporter.message(&format!("compute: fp8 in {fp8} of {all} linear layers{slow}"));
+    }
 }
 
 /// Where there is more than one: each learning rate, and for how many parameters.

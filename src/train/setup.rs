@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::export::peft;
 use crate::model::lora::{LoraConfig, TokenIndices};
 use crate::model::spec::{Head, Spec};
-use crate::model::{LoadOptions, Place};
+use crate::model::{LoadOptions, Places};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -121,18 +121,24 @@ pub(super) fn lora(keys: &LoraKeys) -> LoraConfig {
 }
 
 /// `lora`: the adapter's config; `vocab`: tokens at least.
-pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>, vocab: usize, place: Place) -> LoadOptions {
+pub(super) fn load_options(
+    config: &TrainConfig,
+    lora: Option<LoraConfig>,
+    vocab: usize,
+    places: Places,
+) -> LoadOptions {
     let seed = config.lora.as_ref().and_then(|lora| lora.seed).unwrap_or(config.seed);
     LoadOptions {
         dtype: config.dtype,
         load_in_4bit: config.load_in_4bit,
         load_in_8bit: config.load_in_8bit,
+        compute: config.compute,
         lora,
         train: true,
         freeze_router: config.freeze_router,
         seed,
         vocab,
-        place,
+        places,
     }
 }
 

@@ -437,6 +437,10 @@ impl Backend for Wgpu {
         self.copy_from_host(to, from)
     }
 
+    fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
+        self.copy_rows_from_host(to, from, ids)
+    }
+
     fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
         self.write_host(to, bytes)
     }

@@ -17,9 +17,13 @@ impl Projections {
         N: usize,
     ) -> Result<()> {
         let mut rest = outs;
+        if let Some(linear) = self.0.iter().find(|linear| linear.fp8().is_some()) {
+            // once for all of them
+            linear.quantize_fp8(b, scratch, inp, N)?;
+        }
         for linear in &self.0 {
             let (own, others) = rest.split_at_mut(linear.parts.len());
-            linear.forward(b, scratch, own, inp, N)?;
+            linear.forward_quantized(b, scratch, own, inp, N)?;
             rest = others;
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! What no key can say alone.
 use super::{Dataset, EvalStrategy, Init, Optim, SaveStrategy, SchedulerType, Source, TrainConfig};
 use crate::error::Result;
+use crate::model::Compute;
 
 impl TrainConfig {
     /// The first contradiction, if any.
@@ -11,14 +12,17 @@ impl TrainConfig {
                 return Err(source.fail_at(key, format!("`{key}` {what}")));
             }
         }
-        if self.offload_weights == Some(true) && self.lora.is_none() {
-            let what = "`offload_weights` is about a frozen base, and none is: add a [lora] table, or take it out";
-            return Err(source.fail_at("offload_weights", what));
+        for (key, on) in [("offload_weights", self.offload_weights), ("offload_embedding", self.offload_embedding)] {
+            if on == Some(true) && self.lora.is_none() {
+                let what = "is about a frozen base, and none is: add a [lora] table, or take it out";
+                return Err(source.fail_at(key, format!("`{key}` {what}")));
+            }
         }
         if self.load_in_4bit && self.load_in_8bit {
             let what = "`load_in_8bit` and `load_in_4bit` exclude each other: keep one";
             return Err(source.fail_at("load_in_8bit", what));
         }
+        self.check_compute(source)?;
         if !self.eval_dataset.is_empty() && self.eval_split > 0.0 {
             return Err(source.fail_at("eval_split", "`eval_split` and `eval_dataset` exclude each other: keep one"));
         }
@@ -40,6 +44,21 @@ impl TrainConfig {
         self.check_rates(source)?;
         self.check_optim_args(source)?;
         self.check_kwargs(source)
+    }
+
+    fn check_compute(&self, source: &Source) -> Result<()> {
+        let what = match (self.compute, &self.lora) {
+            (Compute::Dtype, _) => return Ok(()),
+            (Compute::Fp8, None) => {
+                "= \"fp8\" computes with frozen weights, and none is: add a [lora] table, or take it out"
+            }
+            (Compute::Fp8, _) if self.load_in_4bit || self.load_in_8bit => {
+                "= \"fp8\" holds the weights in 8 bits itself: take out `load_in_4bit` and `load_in_8bit`"
+            }
+            (Compute::Fp8, Some(lora)) if lora.use_dora => "= \"fp8\" and `use_dora` exclude each other: keep one",
+            (Compute::Fp8, Some(_)) => return Ok(()),
+        };
+        Err(source.fail_at("compute", format!("`compute` {what}")))
     }
 
     /// PiSSA makes new adapters of LoRA's plain form.
