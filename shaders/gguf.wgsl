@@ -145,8 +145,8 @@ fn q6_k_dequantize(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
   if (i < p.P) { st4_out(i, q6_k(i), 4u); }
 }
 
-// A workgroup of 64 threads makes two neighbouring outputs, which share a word, of up to 8 rows of inp.
 // op thin_gguf grid(ceil(O, 2), ceil(N, 8))
+// A workgroup of 64 threads makes two neighbouring outputs, which share a word, of up to 8 rows of inp.
 var<workgroup> sums: array<vec4<f32>, 128>;
 fn four(i: u32) -> vec4<f32> {
   switch p.format {

@@ -5,7 +5,9 @@
 //! give the same bits: a missing barrier shows there. `LUTHIER_KERNELS=rope` runs the cases whose name contains that.
 #![allow(non_snake_case, reason = "N, C, O … are the dims of the docs, the WGSL and the CUDA")]
 #![cfg(all(feature = "cuda", target_os = "linux"))]
-use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, GROUPED, Scores, THIN};
+use luthier::backend::cuda::fast::{
+    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, GROUPED, LONG_ROWS, Scores, THIN,
+};
 use luthier::backend::cuda::source::{Kernel, Variant};
 use luthier::backend::kernel_text::eval;
 use luthier::backend::{Backend, Launch, cpu::Cpu};
@@ -20,6 +22,7 @@ const REPLACED: &[(&str, &str)] = &[
     ("extern __shared__ __align__(16) u8 memory[];", "#define memory memory_bytes"),
     (r#"asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));"#, "y = half_to_float(x.bits);"),
     (r#"asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));"#, "h = float_to_half(x);"),
+    (r#"asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(s.v * p.correct2));"#, "root = sqrtf(s.v * p.correct2);"),
     (r#"asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = exp2f(x);"),
     ("extern \"C\" __global__ void", "static void"),
 ];

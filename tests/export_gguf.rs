@@ -185,6 +185,20 @@ fn experts_in_mxfp4_stay_so() {
         let [was, is] = [&was, &is].map(|weights| weights.find(&w.name, &w.shape).unwrap());
         assert_eq!((was.to_f32(), was.scheme()), (is.to_f32(), is.scheme()), "{}", w.name);
     }
+    // as floats they go into any blocks, and stay packed on the device
+    let (floats, blocks) = (dir.path().join("floats"), dir.path().join("blocks.gguf"));
+    let input = Input { model: &model, adapter: None, dtype: Some(DType::F32), name: None };
+    product::export(b, Product::Merged, &input, &floats, |_| Ok(())).unwrap();
+    write(b, &floats, quant("q8_0"), &blocks).unwrap();
+    let loaded = Model::load(b, &blocks, &LoadOptions::frozen(DType::F32)).unwrap();
+    assert!(loaded.experts().all(|experts| matches!(experts.stack.weight, Weight::Gguf(_))));
+    let err = nmse(&logits(b, &blocks), &logits(b, &model));
+    assert!(err <= 0.05, "{err}");
+    let unpacked = dir.path().join("unpacked");
+    let input = Input { model: &blocks, adapter: None, dtype: Some(DType::F32), name: None };
+    product::export(b, Product::Merged, &input, &unpacked, |_| Ok(())).unwrap();
+    let err = max_abs(&logits(b, &unpacked), &logits(b, &blocks));
+    assert!(err <= 1e-3, "{err}");
     // and into another file
     let again = dir.path().join("again.gguf");
     write(b, &out, quant("q8_0"), &again).unwrap();
@@ -298,6 +312,36 @@ fn tokenizers_encode_as_before_and_templates_go_along() {
     let again = dir.path().join("again.gguf");
     luthier::io::gguf::Writer::create(&again, &pairs, Vec::new()).unwrap().finish().unwrap();
     check(&spm, &again);
+}
+
+/// DeepSeek V3 splits in three steps, which have one name together.
+#[test]
+fn steps_of_splitting_have_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string("assets/base/tokenizer.json").unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    // as in the published tokenizer.json
+    let regexes = [
+        r"\p{N}{1,3}",
+        "[一-龥぀-ゟ゠-ヿ]+",
+        "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+    ];
+    let split = |regex: &str| json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false });
+    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
+    let stages: Vec<_> = regexes.map(split).into_iter().chain([bytes]).collect();
+    json["pre_tokenizer"] = json!({ "type": "Sequence", "pretokenizers": stages });
+    std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let tokenizer = Tokenizer::load(dir.path()).unwrap();
+    let pairs = luthier::data::gguf::metadata(&tokenizer, tokenizer.vocab_size()).unwrap();
+    let file = dir.path().join("t.gguf");
+    luthier::io::gguf::Writer::create(&file, &pairs, Vec::new()).unwrap().finish().unwrap();
+    let gguf = Gguf::open(&file).unwrap();
+    assert_eq!(gguf.get("tokenizer.ggml.pre").and_then(Value::as_text), Some("deepseek-v3"));
+    std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    let again = Tokenizer::load(&file).unwrap();
+    for text in ["fn main() { x.y(12345) }", "今日は良い天気です。 3 天", " a\n\n  b!=c don't ünï"] {
+        assert_eq!(again.encode(text, false).unwrap(), tokenizer.encode(text, false).unwrap(), "{text}");
+    }
 }
 
 /// A PEFT folder of an adapter of this config on `model`, whose B is not zeros.

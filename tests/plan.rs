@@ -8,6 +8,7 @@ use luthier::model::lora::LoraConfig;
 use luthier::model::{Keep, LoadOptions, Model, Place, Places, Plan, Session, Tokens};
 use luthier::train::config;
 use luthier::train::metrics::{EvalMetrics, Reporter, StepMetrics};
+use luthier::train::optim::Stay;
 use luthier::train::plan::{self, Budget};
 use luthier::train::run;
 use serde_json::{Value, json};
@@ -250,7 +251,7 @@ impl Bench {
 }
 
 /// Every other one is for all backends.
-const RUNS: [(&str, &str); 15] = [
+const RUNS: [(&str, &str); 19] = [
     (
         "dense",
         "load_in_4bit = true\noptim = \"adamw_8bit\"\ngradient_checkpointing = \"offload\"\n[lora]\nr = 16\nlora_dropout = 0.1",
@@ -272,6 +273,13 @@ const RUNS: [(&str, &str); 15] = [
     ("after", "dtype = \"float32\"\ngradient_checkpointing = \"offload\"\n[lora]\nr = 4"),
     ("moe", "compute = \"fp8\"\n[lora]\nr = 4"),
     ("dense", "compute = \"fp8\"\noffload_weights = true\ngradient_checkpointing = \"offload\"\n[lora]\nr = 8"),
+    ("moe", "bf16_stochastic_round = true\nmax_grad_norm = 0"),
+    (
+        "after",
+        "bf16_stochastic_round = true\ngradient_accumulation_dtype = \"bfloat16\"\noffload_gradients = true\noptim = \"adamw_8bit\"",
+    ),
+    ("dense", "dtype = \"float32\"\noffload_gradients = true\ngradient_accumulation_steps = 2"),
+    ("after", "gradient_accumulation_dtype = \"bfloat16\"\nmax_grad_norm = 0\noptim = \"muon\""),
 ];
 
 fn fresh() -> impl Iterator<Item = Box<dyn Backend>> {
@@ -377,4 +385,41 @@ fn a_config_can_be_planned_without_weights() {
             assert_eq!(with.at_peak[what as usize], without.at_peak[what as usize], "{what:?} {keys}");
         }
     }
+}
+
+/// Of no more layers than memory asks for, and never where the config says no; nothing at all where weights move in the backward.
+#[test]
+fn gradients_leave_as_memory_asks() {
+    let bench = Bench::new();
+    let cuda = || luthier::backend::pick::rules("cuda").unwrap();
+    let lean = "bf16_stochastic_round = true\ngradient_accumulation_dtype = \"bfloat16\"\ngradient_checkpointing = \"offload\"";
+    let plan_of = |keys: &str, bytes: u64| {
+        let config = bench.config("after", &format!("{lean}\n{keys}"));
+        plan::plan(&config, cuda(), Budget::given(bytes, &config), &mut Quiet::default()).unwrap()
+    };
+    let layers = |layout: &plan::Layout| match layout.stay {
+        Stay::Host { layers, .. } => layers.min(LAYERS),
+        _ => 0,
+    };
+    let (most, least) = (plan_of("", 1 << 40), plan_of("offload_gradients = true", 1 << 40));
+    assert_eq!((most.stay, layers(&least)), (Stay::Device, LAYERS));
+    let (high, low) = (most.memory.peak, least.memory.peak);
+    assert!(low < high, "{low} {high}");
+    let mut seen = vec![0];
+    // a driver keeps a 32nd for itself
+    for i in 0..=8 {
+        let room = low + (high - low) * i / 8;
+        let layout = plan_of("", room + room / 31 + 1);
+        assert!(layout.fits() && layout.memory.peak <= room, "{i}: {} of {room}", layout.memory.peak);
+        assert!(layers(&layout) <= *seen.last().unwrap() || i == 0, "more room, fewer layers: {seen:?}");
+        if i == 0 {
+            seen.clear();
+        }
+        seen.push(layers(&layout));
+    }
+    assert_eq!((seen[0], seen[8]), (LAYERS, 0));
+    assert!(seen.iter().any(|n| (1..LAYERS).contains(n)), "{seen:?}");
+    assert!(!plan_of("offload_gradients = false", low + low / 31).fits());
+    let fused = plan_of("max_grad_norm = 0", low);
+    assert!(fused.stay == Stay::Fused && fused.memory.peak < high, "{:?}", fused.stay);
 }

@@ -13,6 +13,15 @@ fn random(i: u32, seed: u32, stream: u32) -> u32 {
   return v.x + v.y * v.z;
 }
 
+// A weight as it is stored: where chance is 1, rounded to bf16 up or down so that its mean is x (src/ops/adamw.rs).
+fn by_chance(x: f32, chance: u32, i: u32, seed: u32, stream: u32) -> f32 {
+  let bits = bitcast<u32>(x);
+  if (chance == 0u || (bits & 0x7f800000u) == 0x7f800000u) { return x; }
+  // two weights share a word
+  let word = random(i / 2u, seed, stream) << (16u * (i & 1u));
+  return bitcast<f32>((bits + (word >> 16u)) & 0xffff0000u);
+}
+
 // cap·tanh(x/cap), or x where cap is 0. By hand: tanh of large values is NaN on some drivers, and 1 - exp loses small ones.
 fn softcap(x: f32, cap: f32) -> f32 {
   if (cap == 0.0) { return x; }

@@ -57,16 +57,19 @@ pub fn parts(memory: &Memory) -> String {
 }
 
 fn text(config: &TrainConfig, backend: &str, layout: &Layout) -> String {
-    let Layout { plan, places, memory, budget } = layout;
+    let Layout { plan, places, memory, budget, .. } = layout;
     let host_peak = &memory.host_peak;
     let (rows, tokens) = (config.per_device_train_batch_size, config.max_length);
-    let mut all = format!("{backend}: {rows} x {tokens} tokens a micro-batch; {plan}\n\non the device, at the peak\n");
+    let mut all = format!("{backend}: {rows} x {tokens} tokens a micro-batch; {plan}\n");
+    all.extend(layout.gradients().map(|what| format!("{what}\n")));
+    all += "\non the device, at the peak\n";
     all += &parts(memory);
     if *host_peak > 0 {
         all += "\non the host\n";
         let what = match (places.blocks, places.embed) {
             (Place::Host, _) => "weights and activations",
             (Place::Device, Place::Host) => "embedding and activations",
+            _ if layout.gradients().is_some() => "gradients and activations",
             (Place::Device, Place::Device) => "activations",
         };
         all += &line((what, *host_peak));

@@ -80,6 +80,16 @@ pub fn save(b: &dyn Backend, model: &Model, base: &str, out: &Path) -> Result<()
     write_json(&out.join(CONFIG), &config::to_json(config, &targets(model, config), base, model.spec.layout))
 }
 
+/// The config of an adapter that is written without a model.
+pub(super) fn write_config(config: &LoraConfig, spec: &Spec, out: &Path) -> Result<()> {
+    write_json(&out.join(CONFIG), &config::to_json(config, &config.target_modules, "", spec.layout))
+}
+
+/// The file of its weights.
+pub(super) fn weights(folder: &Path) -> PathBuf {
+    folder.join(format!("{STEM}.safetensors"))
+}
+
 /// A side of a module's adapter, of a model that is not ours.
 pub struct Part<'a> {
     /// As the base model names it: `model.layers.0.self_attn.q_proj`.
@@ -101,16 +111,6 @@ pub fn save_parts(config: &LoraConfig, base: &str, mut parts: Vec<Part>, out: &P
     writer.finish()?;
     let json = config::to_json(config, &config.target_modules, base, WeightLayout::Rows);
     write_json(&out.join(CONFIG), &json)
-}
-
-/// The config of an adapter that is written without a model.
-pub(super) fn write_config(config: &LoraConfig, spec: &Spec, out: &Path) -> Result<()> {
-    write_json(&out.join(CONFIG), &config::to_json(config, &config.target_modules, "", spec.layout))
-}
-
-/// The file of its weights.
-pub(super) fn weights(folder: &Path) -> PathBuf {
-    folder.join(format!("{STEM}.safetensors"))
 }
 
 /// Where a side of an adapter started that the base's weight lacks, as the device held it.

@@ -235,7 +235,7 @@ impl Attention {
         core_backward(b, s, saved, g, own, N)?;
         if let Some(Param { value, train: Some(train), .. }) = &mut self.sinks {
             let p = sink_params(s, N);
-            b.attention_sink_backward(&mut train.grad, &g.datt, &saved.att, &saved.lse, value, &p)?;
+            b.attention_sink_backward(train.sum(b)?, &g.datt, &saved.att, &saved.lse, value, &p)?;
         }
         if let Some(rope) = &own.rope {
             b.rope_backward(&mut g.dq, &rope.table, &rope.rows, &rope_params(s, N, s.H, rope))?;

@@ -141,7 +141,7 @@ impl Dora {
         N: usize,
     ) -> Result<()> {
         let Some(train) = &mut self.magnitude.train else { return Ok(()) };
-        b.dora_backward_weight(&mut train.grad.view(first, O), dout, inp, &self.norm.view(first, O), &rows(N, O))
+        b.dora_backward_weight(&mut train.sum(b)?.view(first, O), dout, inp, &self.norm.view(first, O), &rows(N, O))
     }
 }
 

@@ -1,7 +1,7 @@
 //! GGUF models as Hugging Face ones: their metadata as a config, their tensors under Hugging Face names and in their layout.
 //!
 //! Quantized tensors stay in blocks. What llama.cpp's conversion did to a tensor is undone while it is read; see [`names`].
-use super::quantized::{Floats, Stored, StoredGguf, StoredMxfp4};
+use super::quantized::{Floats, Stored, StoredGguf, StoredMxfp4, Turned};
 use super::spec::Spec;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -105,7 +105,7 @@ impl GgufWeights {
         let (bytes, turned) = match place.fix {
             Fix::Keep => (Cow::Borrowed(bytes), None),
             Fix::Interleaved { heads } => (Cow::Owned(in_halves(bytes, shape[0], heads)), None),
-            Fix::Rows(layout) => (Cow::Borrowed(bytes), Some((layout, matrix(shape)))),
+            Fix::Rows(layout) => (Cow::Borrowed(bytes), Some(Turned::Rows(layout, matrix(shape)))),
             Fix::PlusOne | Fix::Share(_) => {
                 let what = format!("`{file_name}` is in {}; floats are wanted of it", tensor.format.name);
                 return Err(Error::content(self.path(), name, what));
@@ -114,26 +114,37 @@ impl GgufWeights {
         Ok(Stored::Gguf(StoredGguf { format, P, bytes, turned }))
     }
 
-    /// A weight out of its shares: floats, or experts in MXFP4. What of latent attention is in blocks becomes floats, for the
+    /// A weight out of its shares: floats, or experts in blocks. What of latent attention is in blocks becomes floats, for the
     /// blocks of the two shares do not lie in the same direction.
     fn shared(&self, name: &str, shape: &[usize], places: &[Place]) -> Result<Stored<'_>> {
         let tensors = places.iter().map(|place| self.tensor(name, shape, place)).collect::<Result<Vec<_>>>()?;
-        if let [E, C, O] = shape
-            && tensors.iter().all(|tensor| tensor.format.name == MXFP4)
+        let format = tensors[0].format;
+        if let [E, C, O] = *shape
+            && format.len > 1
         {
-            return Ok(Stored::Mxfp4(experts([*E, *O, *C], places, &tensors)));
+            if let Some(other) = tensors.iter().position(|tensor| tensor.format != format) {
+                let what = format!(
+                    "`{}` is in {}, the rest of it in {}",
+                    places[other].tensor, tensors[other].format.name, format.name
+                );
+                return Err(Error::content(self.path(), name, what));
+            }
+            let rows = rows(&tensors, [E, O, format.size(C)]);
+            return Ok(match format.name {
+                MXFP4 => Stored::Mxfp4(experts([E, O, C], &rows)),
+                _ => {
+                    let (format, P) = (self.packed(name, &places[0].tensor, tensors[0])?, E * C * O);
+                    Stored::Gguf(StoredGguf { format, P, bytes: rows.into(), turned: Some(Turned::Experts { C, O }) })
+                }
+            });
         }
         let mut values = vec![0.0; shape.iter().product()];
         for (place, tensor) in places.iter().zip(tensors) {
-            let own = match (float(tensor), place.fix) {
-                (Some(dtype), _) => dtype.decode(tensor.bytes),
-                (None, Fix::Share(Share::Keys { .. } | Share::Values { .. })) => {
+            let own = match float(tensor) {
+                Some(dtype) => dtype.decode(tensor.bytes),
+                None => {
                     let format = self.packed(name, &place.tensor, tensor)?;
                     format.decode(tensor.bytes, tensor.shape.iter().product())
-                }
-                _ => {
-                    let what = format!("`{}` is in {}; floats or MXFP4 are wanted", place.tensor, tensor.format.name);
-                    return Err(Error::content(self.path(), name, what));
                 }
             };
             if let Fix::Share(share) = place.fix {
@@ -165,16 +176,21 @@ impl GgufWeights {
     }
 }
 
-/// Experts [E, O, C] in MXFP4, whose rows are in the tensors of their shares.
-fn experts<'a>([E, O, C]: [usize; 3], places: &[Place], tensors: &[Tensor]) -> StoredMxfp4<'a> {
-    let (blocks, row) = (E * O * C / mxfp4::BLOCK, C / mxfp4::BLOCK * mxfp4::BYTES);
-    let (mut codes, mut scales) = (Vec::with_capacity(blocks * mxfp4::BLOCK / 2), Vec::with_capacity(blocks));
-    let step = places.len();
-    for i in 0..E * O {
-        // output o of an expert is row o/step of the tensor o mod step
-        let at = (i / O * (O / step) + i % O / step) * row;
-        mxfp4::split(&tensors[i % O % step].bytes[at..at + row], &mut codes, &mut scales);
-    }
+/// The rows of E experts' O outputs, so many bytes each, out of the tensors of their shares: output o is row o/step of the
+/// tensor o mod step.
+fn rows(tensors: &[Tensor], [E, O, row]: [usize; 3]) -> Vec<u8> {
+    let step = tensors.len();
+    let at = |i: usize| {
+        let first = (i / O * (O / step) + i % O / step) * row;
+        &tensors[i % O % step].bytes[first..first + row]
+    };
+    (0..E * O).flat_map(at).copied().collect()
+}
+
+/// Experts [E, O, C] in MXFP4, from their blocks.
+fn experts<'a>([E, O, C]: [usize; 3], blocks: &[u8]) -> StoredMxfp4<'a> {
+    let (mut codes, mut scales) = (Vec::with_capacity(E * O * C / 2), Vec::with_capacity(E * O * C / mxfp4::BLOCK));
+    mxfp4::split(blocks, &mut codes, &mut scales);
     StoredMxfp4 { shape: [E, O, C], codes: codes.into(), scales: scales.into() }
 }
 

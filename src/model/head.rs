@@ -3,7 +3,7 @@
 //! forward   z = softcap(scale·h·Wᵀ + bias) [n, V] in f32,  logp = z[label] − log Σ exp z
 //! backward  dz = coef·(1[label] − softmax z)·softcap′,  dh = scale·dz·W,  dW += scale·dzᵀ·h,  dbias += Σ_n dz
 use super::Model;
-use super::param::Param;
+use super::param::{Param, Sum};
 use super::spec::Spec;
 use super::table::{SLICE_BYTES, Slices, Table};
 use super::token_rows::{Chunk, HeadGrad, TokenRows};
@@ -16,6 +16,13 @@ use crate::ops::matmul::MatMul;
 
 /// Bytes of f32 logits alive at a time, at most.
 const CHUNK_BYTES: usize = 128 << 20;
+/// Tokens of which twice as many are: every chunk reads the whole weight.
+const MANY: usize = 1 << 14;
+/// The same where the head is trained: each chunk adds to all of its gradient, so a few large ones are wanted. An eighth of the tokens
+/// is enough.
+const TRAINED_CHUNK_BYTES: usize = 512 << 20;
+/// Tokens that products like best, in multiples.
+const TILE: usize = 128;
 
 /// What makes logits of hidden states.
 #[derive(Clone, Copy)]
@@ -51,6 +58,24 @@ pub(super) struct HeadScratch {
     rows_grad: Option<HeadGrad>,
 }
 
+/// What a backward is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trains {
+    Nothing,
+    /// What is before the head.
+    Others,
+    /// Its whole weight, too.
+    Head,
+}
+
+fn trains(model: &Model, train: bool) -> Trains {
+    match model.head.as_ref().unwrap_or(&model.embed) {
+        _ if !train => Trains::Nothing,
+        Table::Dense(Param { train: Some(_), .. }) => Trains::Head,
+        _ => Trains::Others,
+    }
+}
+
 impl HeadScratch {
     /// `room` is what [`HeadScratch::sizes`] asks for.
     pub fn new(scope: &Scope, model: &Model, N: usize, train: bool, room: Vec<Buf>) -> Result<HeadScratch> {
@@ -60,7 +85,7 @@ impl HeadScratch {
             None => (&model.embed, &model.embed_rows),
         };
         let slices = Slices::new(scope, table, [s.V, s.C], dtype, SLICE_BYTES)?;
-        let mut head = Self::with(scope, s, slices, N, room)?;
+        let mut head = Self::with(scope, s, slices, N, room, trains(model, train))?;
         if let Some(rows) = rows.as_ref().filter(|_| train) {
             head.rows_grad = Some(HeadGrad::new(scope, rows, model.head_bias.as_ref(), head.rows, N, dtype)?);
         }
@@ -68,20 +93,29 @@ impl HeadScratch {
     }
 
     /// Row stride of logits, and tokens of a chunk.
-    fn chunk(s: &Spec, N: usize) -> (usize, usize) {
+    fn chunk(s: &Spec, N: usize, trains: Trains) -> (usize, usize) {
         let ld = s.V.next_multiple_of(64);
-        (ld, (CHUNK_BYTES / 4 / ld).clamp(1, N))
+        let within = |bytes: usize| match bytes / 4 / ld {
+            rows if rows > TILE => rows / TILE * TILE,
+            rows => rows,
+        };
+        let few = match trains {
+            Trains::Head => within(TRAINED_CHUNK_BYTES).min(N.div_ceil(8).next_multiple_of(TILE)),
+            _ => 0,
+        };
+        let bytes = if N < MANY { CHUNK_BYTES } else { 2 * CHUNK_BYTES };
+        (ld, within(bytes).max(few).clamp(1, N))
     }
 
     /// Lengths and types of what is wanted only while the head runs: logits, for training dlogits, and the sum over slices.
     pub fn sizes(model: &Model, N: usize, train: bool) -> Vec<(usize, DType)> {
         let (s, dtype) = (&model.spec, model.dtype);
         let slices = Slices::rows(model.head.as_ref().unwrap_or(&model.embed), [s.V, s.C], dtype, SLICE_BYTES) < s.V;
-        Self::sizes_of(s, N, dtype, slices, train)
+        Self::sizes_of(s, N, dtype, slices, trains(model, train))
     }
 
-    fn sizes_of(s: &Spec, N: usize, dtype: DType, slices: bool, train: bool) -> Vec<(usize, DType)> {
-        let (ld, rows) = Self::chunk(s, N);
+    fn sizes_of(s: &Spec, N: usize, dtype: DType, slices: bool, trains: Trains) -> Vec<(usize, DType)> {
+        let ((ld, rows), train) = (Self::chunk(s, N, trains), trains != Trains::Nothing);
         // columns from v on are a view that starts v later
         let len = rows * ld + if slices { ld } else { 0 };
         let mut sizes = vec![(len, DType::F32)];
@@ -90,9 +124,9 @@ impl HeadScratch {
         sizes
     }
 
-    fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, room: Vec<Buf>) -> Result<HeadScratch> {
+    fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, room: Vec<Buf>, trains: Trains) -> Result<HeadScratch> {
         let (V, C, scale, softcap) = (s.V, s.C, s.logit_scale, s.logit_softcap);
-        let (ld, rows) = Self::chunk(s, N);
+        let (ld, rows) = Self::chunk(s, N, trains);
         let mut room = room.into_iter();
         let logits = room.next().ok_or_else(|| Error::Bug("a head without room for logits".into()))?;
         let (dlogits, sum) = (room.next(), room.next());
@@ -221,7 +255,11 @@ impl HeadScratch {
             self.input_gradient(b, table, &mut dh.view(first * C, n * C), n)?;
             if let Table::Dense(Param { train: Some(train), .. }) = table {
                 let grad = MatMul { I: v, J: c, Q: n as u32, ld_out: c, ld_a: ld, ld_b: c, alpha: self.scale };
-                b.matmul_tn_add(&mut train.grad, &dz, &h.view(first * C, n * C), &grad)?;
+                let h = h.view(first * C, n * C);
+                match train.sum.replace(Sum::Begun) {
+                    Sum::Nothing => b.matmul_tn(&mut train.grad, &dz, &h, &grad)?,
+                    Sum::Begun => b.matmul_tn_add(&mut train.grad, &dz, &h, &grad)?,
+                }
             }
             if let (Some(grad), Some(rows)) = (&mut self.rows_grad, rows.as_deref_mut()) {
                 let h = &h.view(first * C, n * C);
@@ -229,7 +267,7 @@ impl HeadScratch {
                 grad.backward(b, rows, &Chunk { n, h, coef: &coef, lse: &lse, labels, scale, softcap })?;
             }
             if let Some(Param { train: Some(train), .. }) = bias.as_deref_mut() {
-                b.bias_backward(&mut train.grad, &dz, &BiasBackward { N: n as u32, O: v, ld_dout: ld })?;
+                b.bias_backward(train.sum(b)?, &dz, &BiasBackward { N: n as u32, O: v, ld_dout: ld })?;
             }
         }
         Ok(())
@@ -271,9 +309,9 @@ mod tests {
         let run = |mut table: Table, bytes: usize| {
             let slices = Slices::new(&scope, &table, [V, C], dtype, bytes).unwrap();
             let count = slices.each().count();
-            let sizes = HeadScratch::sizes_of(&s, N, dtype, count > 1, true);
+            let sizes = HeadScratch::sizes_of(&s, N, dtype, count > 1, Trains::Others);
             let room = sizes.iter().map(|(len, dtype)| scope.alloc(*len, *dtype).unwrap()).collect();
-            let mut head = HeadScratch::with(&scope, &s, slices, N, room).unwrap();
+            let mut head = HeadScratch::with(&scope, &s, slices, N, room, Trains::Others).unwrap();
             let logits = head.download_logits(b, Weights { table: &table, bias: None }, &h, 0, N).unwrap();
             let mut dh = scope.alloc(N * C, dtype).unwrap();
             head.backward(b, (&mut table, None, None), &mut dh, &h, &labels, &coef).unwrap();

@@ -186,13 +186,13 @@ impl Loader<'_> {
             Stored::Float(floats) if layout == Layout::Rows && floats.dtype == self.options.dtype => {
                 param.set_bytes(self.b, 0, &floats.bytes)?;
                 if train {
-                    param.unfreeze(self.b)?;
+                    param.unfreeze_as(self.b, self.options.training())?;
                 }
             }
             // where the model has no quantized form for it (a head in 4 bits), or another order, its exact values
             _ => {
                 if train {
-                    param.unfreeze(self.b)?;
+                    param.unfreeze_as(self.b, self.options.training())?;
                 }
                 param.set(self.b, &self.values(&stored))?;
             }
@@ -281,7 +281,7 @@ impl Loader<'_> {
         let mut param = Param::stack(self.b, files.clone(), shape, held, self.options.dtype)?;
         let saved = files.first().is_some_and(|file| self.options.saves(lora::module_of(file)));
         if self.options.full() || self.options.train && saved {
-            param.unfreeze(self.b)?;
+            param.unfreeze_as(self.b, self.options.training())?;
         }
         for (i, file) in files.iter().enumerate() {
             param.set_part(self.b, i, &self.values(&self.tensors.find(file, shape)?))?;

@@ -45,6 +45,7 @@ pub mod streamed;
 pub mod table;
 mod thin;
 pub mod token_rows;
+pub mod watch;
 pub mod weights;
 pub use batch::Tokens;
 pub use check::check;

@@ -140,8 +140,17 @@ pub struct StoredGguf<'a> {
     pub format: Packed,
     pub P: usize,
     pub bytes: Cow<'a, [u8]>,
-    /// The blocks' rows are the device's; a folder has them in this order, and has this shape.
-    pub turned: Option<(Layout, [usize; 2])>,
+    /// The blocks' rows are the device's; a folder has another order.
+    pub turned: Option<Turned>,
+}
+
+/// The order of a folder's values, where its GGUF file has that of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turned {
+    /// Its rows and columns, so ordered.
+    Rows(Layout, [usize; 2]),
+    /// Experts [E, C, O], which are [E, O, C] in blocks.
+    Experts { C: usize, O: usize },
 }
 
 pub struct StoredNf4<'a> {
@@ -365,8 +374,9 @@ impl StoredGguf<'_> {
     fn to_f32(&self) -> Vec<f32> {
         let values = self.format.decode(&self.bytes, self.P);
         match self.turned {
-            Some((layout, shape)) => layout.to_file(&values, shape, 1),
             None => values,
+            Some(Turned::Rows(layout, shape)) => layout.to_file(&values, shape, 1),
+            Some(Turned::Experts { C, O }) => columns(&values, C, O),
         }
     }
     pub fn upload(&self, b: &dyn Backend) -> Result<GgufWeight> {
@@ -381,8 +391,7 @@ impl StoredMxfp4<'_> {
         let mut rows = vec![0.0; E * O * C];
         let p = mxfp4::Mxfp4 { P: rows.len() as u32 };
         mxfp4::mxfp4_dequantize(&mut rows, &self.codes, &self.scales, &p);
-        let at = |i: usize| rows[i / (C * O) * (C * O) + i % O * C + i / O % C];
-        (0..rows.len()).map(at).collect()
+        columns(&rows, C, O)
     }
 
     /// Every `step`th output from `first` on of each expert, in ggml's blocks.
@@ -408,6 +417,12 @@ impl StoredMxfp4<'_> {
             at_once: experts * O * C,
         })
     }
+}
+
+/// [E, C, O] of [E, O, C].
+fn columns(rows: &[f32], C: usize, O: usize) -> Vec<f32> {
+    let at = |i: usize| rows[i / (C * O) * (C * O) + i % O * C + i / O % C];
+    (0..rows.len()).map(at).collect()
 }
 
 fn gcd(a: usize, b: usize) -> usize {

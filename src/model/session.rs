@@ -16,6 +16,7 @@ use super::plan::{Keep, Plan};
 use super::spec::{ResidualKind, Spec};
 use super::table::{EmbedScratch, Table, embed};
 use super::token_rows::EmbedGrad;
+use super::watch::{Part as Passed, Watch};
 use crate::backend::{Backend, Buf, Charge, Recording, Scope, Use};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -193,16 +194,21 @@ impl<'b> Session<'b> {
 
     /// Embedding, blocks, final norm.
     pub fn forward(&mut self, model: &Model, tokens: &Tokens) -> Result<()> {
+        self.forward_watched(model, tokens, &mut ())
+    }
+
+    /// The same, and tells what it passes.
+    pub fn forward_watched(&mut self, model: &Model, tokens: &Tokens, watch: &mut dyn Watch) -> Result<()> {
         self.inputs.set(self.b, &model.spec, tokens)?;
         if let Some(neftune) = &mut self.neftune {
             neftune.set(self.b, tokens, model.spec.C)?;
         }
         self.inputs.tell(self.b, &model.spec, tokens);
         model.put_token_rows(self.b)?;
-        self.run(model, None)
+        self.run(model, None, watch)
     }
 
-    /// The same for tokens that follow those in the pages of their sequences, up to N in all; those of `parts` with few tokens
+    /// The same as [`Session::forward`] for tokens that follow those in the pages of their sequences, up to N in all; those of `parts` with few tokens
     /// come first. Their own keys and values go to their pages. `adapter` tells what is on the model from what else may be.
     pub fn forward_paged(
         &mut self,
@@ -218,7 +224,7 @@ impl<'b> Session<'b> {
         model.put_token_rows(self.b)?;
         // weights that come from the host come when they are wanted
         let stays = model.streamed.is_none() && !matches!(model.embed, Table::Host(_));
-        let Some(fixed) = step.fixed().filter(|_| stays) else { return self.run(model, Some((pool, &step))) };
+        let Some(fixed) = step.fixed().filter(|_| stays) else { return self.run(model, Some((pool, &step)), &mut ()) };
         // made for tables that are no more
         self.steps.retain(|(_, other), _| other.tables == fixed.tables);
         if self.steps.len() >= RECORDED && !self.steps.contains_key(&(adapter, fixed)) {
@@ -226,12 +232,12 @@ impl<'b> Session<'b> {
         }
         let mut recording = self.steps.remove(&(adapter, fixed)).unwrap_or_default();
         let b = self.b;
-        b.record(&mut recording, &mut || self.run(model, Some((pool, &step))))?;
+        b.record(&mut recording, &mut || self.run(model, Some((pool, &step)), &mut ()))?;
         self.steps.insert((adapter, fixed), recording);
         Ok(())
     }
 
-    fn run(&mut self, model: &Model, pool: Option<(&Pool, &Step)>) -> Result<()> {
+    fn run(&mut self, model: &Model, pool: Option<(&Pool, &Step)>, watch: &mut dyn Watch) -> Result<()> {
         let (b, s, N) = (self.b, &model.spec, self.N);
         let embedding = embedding_params(s, N, model.dtype);
         let (out, values) = (&mut self.kept.x[0], &mut self.h);
@@ -248,6 +254,7 @@ impl<'b> Session<'b> {
                 streamed.want(b, l)?;
                 streamed.want(b, l + 1)?;
             }
+            watch.forward(l)?;
             let Kept { x, saved, .. } = &mut self.kept;
             let [x, out] = x.get_disjoint_mut([l, l + 1]).expect("an input and an output");
             let cache = pool.map(|(pool, step)| {
@@ -279,6 +286,17 @@ impl<'b> Session<'b> {
 
     /// After a forward: adds ∂(Σ coef·logp)/∂weight to the gradient of every trained weight.
     pub fn backward(&mut self, model: &mut Model, labels: &[u32], coef: &[f32]) -> Result<()> {
+        self.backward_watched(model, labels, coef, &mut ())
+    }
+
+    /// The same, and tells what it passes.
+    pub fn backward_watched(
+        &mut self,
+        model: &mut Model,
+        labels: &[u32],
+        coef: &[f32],
+        watch: &mut dyn Watch,
+    ) -> Result<()> {
         let (b, N) = (self.b, self.N);
         let Model {
             spec: s,
@@ -298,7 +316,9 @@ impl<'b> Session<'b> {
         // a tied head's rows are the embedding's
         let rows = if head.is_some() { head_rows.as_mut() } else { embed_rows.as_mut() };
         let table = head.as_mut().unwrap_or(embed);
+        watch.before(Passed::Head)?;
         self.head.backward(b, (table, head_bias.as_mut(), rows), dh, &self.h, labels, coef)?;
+        watch.after(Passed::Head)?;
         b.fill(dx, 0.0)?;
         Norm::rows(s, N).backward(b, final_norm, dx, dh, &self.kept.x[blocks.len()], &self.stats)?;
         for (l, block) in blocks.iter_mut().enumerate().rev() {
@@ -306,6 +326,7 @@ impl<'b> Session<'b> {
                 streamed.want(b, l)?;
                 l.checked_sub(1).map_or(Ok(()), |next| streamed.want(b, next))?;
             }
+            watch.before(Passed::Layer(l))?;
             let keep = self.kept.keep(l);
             let (x, saved, t) = (&self.kept.x[l], &mut self.kept.saved[l], &mut self.scratch);
             match keep {
@@ -315,18 +336,20 @@ impl<'b> Session<'b> {
             }
             block.backward(b, s, saved, t, dx, x, &self.inputs, keep)?;
             self.kept.fetch(b, l)?;
+            watch.after(Passed::Layer(l))?;
         }
+        watch.before(Passed::Embedding)?;
         if let Table::Dense(Param { train: Some(train), .. }) = embed {
             let p = embedding_params(s, N, *dtype);
-            b.embedding_backward(&mut train.grad, dx, &self.inputs.ids, &self.inputs.order, &p)?;
+            b.embedding_backward(train.sum(b)?, dx, &self.inputs.ids, &self.inputs.order, &p)?;
         }
         if let (Some(grad), Some(rows)) = (&mut self.embed_rows, embed_rows) {
             grad.backward(b, rows, &self.inputs.host_ids, dx, dtype.round(s.embed_scale))?;
         }
         if let (Some(Param { train: Some(train), .. }), Some(own)) = (positions, &self.inputs.positions) {
-            b.embedding_backward(&mut train.grad, dx, &own.rows, &own.order, &positions_params(s, N))?;
+            b.embedding_backward(train.sum(b)?, dx, &own.rows, &own.order, &positions_params(s, N))?;
         }
-        Ok(())
+        watch.after(Passed::Embedding)
     }
 
     /// The log-probabilities that the last backward saw. Waits for the device.

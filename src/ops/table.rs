@@ -254,26 +254,27 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     gguf::thin_gguf{N, O, C, P}(out: write [N, O], inp: read [N, C], blocks: read u8 [P]; ThinGguf);
 
     /// One step of AdamW on one tensor: weight and both moments move. grad is multiplied by scale[0] first (clipping).
-    adamw::adamw_step{P}(weight: update f32 [P], m: update f32 [P], v: update f32 [P], grad: read f32 [P], scale: read f32 [1]; AdamW);
+    /// Where `chance` is 1, the weights of this and of every other step are rounded to bf16 by chance (`ops/adamw.rs`).
+    adamw::adamw_step{P}(weight: update [P], m: update f32 [P], v: update f32 [P], grad: read [P], scale: read f32 [1]; AdamW);
     /// The same with both moments in 8 bits, in blocks of 256: codes into map1 (signed) and map2 (unsigned) in units of absmax1, absmax2.
-    adamw::adamw_step_8bit{P}(weight: update f32 [P], m: update u8 [P], v: update u8 [P], absmax1: update f32 [ceil(P, 256)],
-        absmax2: update f32 [ceil(P, 256)], grad: read f32 [P], scale: read f32 [1], map1: read f32 [256], map2: read f32 [256]; AdamW);
+    adamw::adamw_step_8bit{P}(weight: update [P], m: update u8 [P], v: update u8 [P], absmax1: update f32 [ceil(P, 256)],
+        absmax2: update f32 [ceil(P, 256)], grad: read [P], scale: read f32 [1], map1: read f32 [256], map2: read f32 [256]; AdamW);
 
     /// One step of gradient descent on one tensor: weight −= lr·(grad·scale[0] + decay·weight).
-    sgd::sgd_step{P}(weight: update f32 [P], grad: read f32 [P], scale: read f32 [1]; Sgd);
+    sgd::sgd_step{P}(weight: update [P], grad: read [P], scale: read f32 [1]; Sgd);
     /// The same along a momentum m of those gradients.
-    sgd::sgd_step_momentum{P}(weight: update f32 [P], m: update f32 [P], grad: read f32 [P], scale: read f32 [1]; Sgd);
+    sgd::sgd_step_momentum{P}(weight: update [P], m: update f32 [P], grad: read [P], scale: read f32 [1]; Sgd);
     /// One step of Lion on one tensor: weight moves by lr against the sign of a mean of m and grad·scale[0], then m moves.
-    lion::lion_step{P}(weight: update f32 [P], m: update f32 [P], grad: read f32 [P], scale: read f32 [1]; Lion);
+    lion::lion_step{P}(weight: update [P], m: update f32 [P], grad: read [P], scale: read f32 [1]; Lion);
     /// The same with m in 8 bits, in blocks of 256: codes into the signed map in units of absmax.
-    lion::lion_step_8bit{P}(weight: update f32 [P], m: update u8 [P], absmax: update f32 [ceil(P, 256)], grad: read f32 [P], scale: read f32 [1],
+    lion::lion_step_8bit{P}(weight: update [P], m: update u8 [P], absmax: update f32 [ceil(P, 256)], grad: read [P], scale: read f32 [1],
         map: read f32 [256]; Lion);
     /// m += (1 − momentum)·(grad·scale[0] − m); out = m, or what lies `momentum` of the way from the gradient to m; square[n] = Σ out[n,:]².
-    muon::muon_momentum{N, C}(m: update f32 [N, C], out: write [N, C], square: write f32 [N], grad: read f32 [N, C], scale: read f32 [1]; MuonMomentum);
+    muon::muon_momentum{N, C}(m: update f32 [N, C], out: write [N, C], square: write f32 [N], grad: read [N, C], scale: read f32 [1]; MuonMomentum);
     /// E matrices, each divided by its Frobenius norm: x[e,n,:] /= max(√Σ_n square[e,n], eps).
     muon::muon_normalize{E, N, C}(x: update [E*N, C], square: read f32 [E, N]; MuonNormalize);
     /// weight = keep·weight − lr·update.
-    muon::muon_step{P}(weight: update f32 [P], update: read [P]; MuonStep);
+    muon::muon_step{P}(weight: update [P], update: read [P]; MuonStep);
 
     /// partial[b] = Σ inp² over block b of 4096 values; a tensor's share of the gradient norm.
     gradnorm::gradnorm_partial{P}(partial: write f32 [ceil(P, 4096)], inp: read [P]; GradNorm);

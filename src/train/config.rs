@@ -178,6 +178,20 @@ keys! {
         /// as far as memory asks for it. `"offload"`, or Unsloth's name for it, `"unsloth"`: what recomputing starts from waits in
         /// the host's memory. TRL's default is `true`.
         gradient_checkpointing: Checkpointing = Checkpointing::Auto;
+        /// What the gradients of matrices are stored and summed in where every weight is trained: `"float32"`, or `"bfloat16"`, which takes
+        /// half the memory; with `dtype = "bfloat16"`. Each product is summed in float32 either way.
+        gradient_accumulation_dtype | "grad_accum_dtype": DType = DType::F32, if |d| matches!(d, DType::F32 | DType::Bf16), "\"float32\" or \"bfloat16\"";
+        /// Full fine-tuning in bfloat16 without float32 masters of matrices: the optimizer's step is rounded up or down by chance, so that it
+        /// is right on average. Saves 4 bytes a parameter. torchao's name.
+        bf16_stochastic_round: bool = false;
+        /// Full fine-tuning moves each layer's matrices as soon as their gradients are whole, so that those of one layer are alive at a time.
+        /// Without clipping (`max_grad_norm = 0`), in steps of one micro-batch, and not in float16; the results are the same. Where not
+        /// given, wherever that can be. A gradient that is not finite is found after some weights have moved: the checkpoints are from before.
+        /// torchtune's name.
+        optimizer_in_bwd: Option<bool> = None;
+        /// Full fine-tuning keeps the gradients of layers on the host until the step; two layers' stay on the device. Where not given, for as
+        /// many layers as memory asks for.
+        offload_gradients: Option<bool> = None;
         /// The base's frozen blocks wait in the host's memory and come to the device layer by layer; wants a `[lora]` table. Where not
         /// given, only if the run does not fit otherwise.
         offload_weights: Option<bool> = None;

@@ -5,7 +5,7 @@ mod cost;
 use super::config::{Checkpointing, TrainConfig};
 use super::method::cross_entropy;
 use super::metrics::Reporter;
-use super::optim::Optimizer;
+use super::optim::{Hyper, Micro, Optimizer, Stay};
 use super::{adapter, router, run, setup};
 use crate::backend::dry::{Dry, Rules};
 use crate::backend::{Backend, Memory, Use};
@@ -74,6 +74,9 @@ pub struct Layout {
     pub plan: Plan,
     /// Where frozen weights are.
     pub places: Places,
+    /// Where gradients wait for the step.
+    pub stay: Stay,
+    layers: usize,
     /// At the end of the rehearsal, with its peak.
     pub memory: Memory,
     pub budget: Budget,
@@ -82,6 +85,17 @@ pub struct Layout {
 impl Layout {
     pub fn fits(&self) -> bool {
         self.budget.limit.is_none_or(|limit| self.memory.peak <= limit)
+    }
+    /// For people: where gradients wait, if that is no matter of course.
+    pub fn gradients(&self) -> Option<String> {
+        match self.stay {
+            Stay::Device => None,
+            Stay::Fused => Some("gradients: weights move during the backward, part by part".into()),
+            Stay::Host { layers, .. } => {
+                let (layers, all) = (layers.min(self.layers), self.layers);
+                Some(format!("gradients: those of {layers} of {all} layers share two places, and wait on the host"))
+            }
+        }
     }
     /// What to say where it does not fit.
     pub fn error(&self, backend: &'static str) -> Error {
@@ -138,12 +152,12 @@ impl Rehearsal<'_> {
     }
 
     /// Everything that a run does with memory, in its order.
-    fn run(&self, rules: &Rc<dyn Rules>, plan: &Plan, places: Places) -> Result<Shown> {
+    fn run(&self, rules: &Rc<dyn Rules>, plan: &Plan, places: Places, stay: Stay) -> Result<Shown> {
         let (config, N) = (self.config, self.N());
         let dry = Dry::new(rules.clone(), None);
         let b: &dyn Backend = &dry;
         let mut model = Model::load(b, self.base, &self.load_options(places))?;
-        let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
+        let mut optimizer = Optimizer::new(b, &mut model, Hyper { stay, ..setup::hyper(config) })?;
         let loaded = b.memory().peak;
         let mut session = Session::new(b, &model, N, config.max_length, plan.clone())?;
         let rows = 0..config.per_device_train_batch_size;
@@ -159,7 +173,8 @@ impl Rehearsal<'_> {
             session.start_balance(&model, &vec![true; N], coef)?;
         }
         session.forward(&model, &tokens)?;
-        session.backward(&mut model, &labels, &cross_entropy::coef(&labels, N))?;
+        let coef = cross_entropy::coef(&labels, N);
+        session.backward_watched(&mut model, &labels, &coef, &mut optimizer.follow(b, Micro::Last, 0.0)?)?;
         session.backward_logprobs()?;
         session.set_dropout(None);
         optimizer.step(b, 0.0)?;
@@ -218,9 +233,34 @@ impl Rehearsal<'_> {
         Err(Error::Bug("a run without a place for its weights".into()))
     }
 
+    /// The gradients of as few layers go to the host as memory asks for, or of all, or of none, where the config says so.
     fn layout_at(&self, rules: &Rc<dyn Rules>, budget: Budget, places: Places) -> Result<Layout> {
+        let (config, may) = (self.config, rules.host_is_apart() && self.lora.is_none());
+        let of = |layers: usize| self.layout_of(rules, budget, places, setup::stay(config, layers));
+        let room = budget.device.unwrap_or(u64::MAX);
+        if config.offload_gradients == Some(true) {
+            return of(usize::MAX);
+        }
+        let here = of(0)?;
+        if !may || config.offload_gradients == Some(false) || here.stay == Stay::Fused || here.memory.peak <= room {
+            return Ok(here);
+        }
+        let mut best = of(usize::MAX)?;
+        // of two layers none leaves
+        let (mut few, mut many) = (2, here.layers);
+        while few + 1 < many && best.memory.peak <= room {
+            let next = of((few + many) / 2)?;
+            match next.memory.peak <= room {
+                true => (many, best) = ((few + many) / 2, next),
+                false => few = (few + many) / 2,
+            }
+        }
+        Ok(if best.memory.peak < here.memory.peak { best } else { here })
+    }
+
+    fn layout_of(&self, rules: &Rc<dyn Rules>, budget: Budget, places: Places, stay: Stay) -> Result<Layout> {
         let (config, N, first) = (self.config, self.N(), Plan::Recompute);
-        let shown = self.run(rules, &first, places)?;
+        let shown = self.run(rules, &first, places, stay)?;
         let (b, spec): (&dyn Backend, &Spec) = (&shown.dry, &shown.model.spec);
         let common = Common::new(b, &shown.model, N, config.max_length)?;
         // bytes on the device and on the host
@@ -250,7 +290,7 @@ impl Rehearsal<'_> {
         let streamed = shown.model.streamed.as_ref().map_or(0, Streamed::bytes);
         let costs = Costs::new(rules.name(), spec, (N, config.max_length), streamed);
         let plan = cost::choose(&costs, choices, &tiles, budget.device.unwrap_or(u64::MAX), bytes)?;
-        let memory = self.run(rules, &plan, places)?.memory;
-        Ok(Layout { plan, places, memory, budget })
+        let memory = self.run(rules, &plan, places, stay)?.memory;
+        Ok(Layout { plan, places, stay, layers: spec.layers, memory, budget })
     }
 }

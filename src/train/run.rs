@@ -5,7 +5,7 @@ use super::config::{EvalStrategy, Resume, SaveStrategy, TrainConfig};
 use super::cursor::Cursor;
 use super::loss_scale::LossScale;
 use super::metrics::Reporter;
-use super::optim::{Optimizer, Share};
+use super::optim::{Hyper, Optimizer, Share};
 use super::plan::{Budget, Rehearsal, gib};
 use super::record::{Record, info::RunInfo};
 use super::report::words::grouped;
@@ -95,7 +95,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
             own.notes.iter().for_each(|note| reporter.message(note));
         }
     }
-    let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
+    let mut optimizer = Optimizer::new(b, &mut model, Hyper { stay: layout.stay, ..setup::hyper(config) })?;
     let mut state = State { start: state::start(&model), ..fresh };
     let from = resume.as_ref().map(|(folder, _)| folder.display().to_string());
     if let Some((folder, found)) = resume {
@@ -132,6 +132,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         String::new()
     };
     reporter.message(&format!("activations: {plan}; {peak} of memory{host}; {total} steps of {N} tokens"));
+    layout.gradients().iter().for_each(|what| reporter.message(what));
     if layout.places.blocks == Place::Host {
         let what = "the frozen weights wait on the host and come layer by layer: for every token that the model would say, so it is not asked";
         reporter.message(what);
@@ -336,6 +337,7 @@ impl Run<'_> {
         if saved != self.state.global_step {
             self.save(reporter)?;
         }
+        self.optimizer.finish(self.b)?;
         self.take_best(reporter)?;
         state::publish(self.b, &self.model, self.config, &self.base, &self.state, self.run_dir.path())?;
         reporter.saved(self.run_dir.path());
@@ -371,6 +373,7 @@ impl Run<'_> {
     fn save(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
         let started = Instant::now();
         self.record.sync()?;
+        self.optimizer.finish(self.b)?;
         let folder =
             state::save(self.b, &self.run_dir, &self.model, &self.optimizer, self.config, &self.base, &self.state)?;
         reporter.saved(&folder);

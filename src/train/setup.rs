@@ -1,10 +1,11 @@
 //! From a config to what a run works with: data, model, buffers.
 use super::config::{AdjustLr, LoraConfig as LoraKeys, Method, Optim, SpecialTokens, TrainConfig};
-use super::optim::{Decay, Home, Hyper, Precision, Rates, Rule};
+use super::optim::{Decay, Home, Hyper, Precision, Rates, Rule, Stay};
 use crate::data::{self, BatchOptions, DataOptions, NewTokens, Packing, Source, Tokenizer};
 use crate::error::{Error, Result};
 use crate::export::peft;
 use crate::model::lora::{LoraConfig, TokenIndices};
+use crate::model::param::{Masters, Room, Training};
 use crate::model::spec::{Head, Spec};
 use crate::model::{LoadOptions, Places};
 use std::collections::BTreeMap;
@@ -139,6 +140,20 @@ pub(super) fn load_options(
         seed,
         vocab,
         places,
+        training: Training {
+            gradients: config.gradient_accumulation_dtype,
+            masters: if config.bf16_stochastic_round { Masters::None } else { Masters::F32 },
+            room: Room::Later,
+        },
+    }
+}
+
+/// Where gradients wait, where those of so many layers may go to the host.
+pub(super) fn stay(config: &TrainConfig, layers: usize) -> Stay {
+    match layers {
+        _ if config.steps_in_backward() => Stay::Fused,
+        0 => Stay::Device,
+        _ => Stay::Host { layers, micro_batches: config.gradient_accumulation_steps },
     }
 }
 
@@ -172,6 +187,8 @@ pub fn hyper(config: &TrainConfig) -> Hyper {
         max_grad_norm: config.max_grad_norm,
         decay: Decay::Weights,
         rates: rates(config),
+        stay: Stay::Device,
+        seed: config.seed,
     }
 }
 

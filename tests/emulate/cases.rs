@@ -236,6 +236,17 @@ fn grouped(out: &mut Vec<(String, Case)>, [M, E, J, Q]: [u32; 4], float: DType, 
     }
 }
 
+/// Norms of long rows, at each of the kernel's sizes.
+fn long_rows(out: &mut Vec<(String, Case)>, float: DType) {
+    for ((_, variant), C) in LONG_ROWS.iter().zip([1032, 4096, 4104, 16384]) {
+        let p = rmsnorm::RmsNorm { N: 5, C, eps: 0.1, shift: 1.0 };
+        for op in [Op::rmsnorm_forward, Op::rmsnorm_backward] {
+            let case = case(op, &p, float, Some(*variant));
+            out.push((format!("{} {p:?} {float:?} {}", op.spec().name, variant.name), case));
+        }
+    }
+}
+
 /// Rows in e4m3 on tensor cores.
 fn fp8(out: &mut Vec<(String, Case)>, float: DType) {
     for (I, J, Q) in [(1, 2, 16), (70, 34, 80), (130, 200, 128), (64, 128, 272)] {
@@ -385,6 +396,7 @@ pub fn all() -> Vec<(String, Case)> {
                 decay: 0.1,
                 correct1: 1.3,
                 correct2: 1.7,
+                ..adamw::AdamW::new(P as usize, 1, 0.0, (0.9, 0.99), 0.0, 0.0)
             };
             add!(adamw_step, p, |c: Case| c.positive(&["v"]));
             add!(adamw_step_8bit, p, |c: Case| c
@@ -395,11 +407,11 @@ pub fn all() -> Vec<(String, Case)> {
             add!(lion_step, p);
             add!(lion_step_8bit, p, |c: Case| c.floats("map", dyn8::dynamic_map(true)).positive(&["absmax"]));
             for nesterov in [0, 1] {
-                let p = sgd::Sgd { P, lr: 1e-2, decay: 0.1, momentum: 0.9, rest: 0.8, nesterov };
+                let p = sgd::Sgd { rest: 0.8, nesterov, ..sgd::Sgd::new(P as usize, 1, 1e-2, (0.9, 0.2), false, 0.1) };
                 add!(sgd_step, p);
                 add!(sgd_step_momentum, p);
             }
-            add!(muon_step, muon::MuonStep { P, keep: 0.99, lr: 0.02 });
+            add!(muon_step, muon::MuonStep::new(P as usize, 0.99, 0.02));
             add!(gradnorm_partial, gradnorm::GradNorm { P });
             add!(gradnorm_finish, gradnorm::GradNormFinish { P, max_norm: 0.5, unscale: 0.25 }, |c: Case| c
                 .positive(&["partial"]));
@@ -537,6 +549,9 @@ pub fn all() -> Vec<(String, Case)> {
             dense(&mut out, float);
         }
         mixtures(&mut out, float);
+        if float != DType::F32 {
+            long_rows(&mut out, float);
+        }
         attention(&mut out, &[1], 9, [2, 1, 4], 0, 0.0, float, None);
         attention(&mut out, &[5, 33, 12], 99, [4, 2, 20], 2, 1.5, float, None);
         attention(&mut out, &[40], 7, [2, 2, 256], 0, 0.0, float, None);

@@ -116,6 +116,7 @@ fn sumv(v: V) -> f32 { return v; }
 fn maxv(v: V) -> f32 { return v; }
 fn lane(v: V, k: u32) -> f32 { return v; }
 fn softcaps(v: V, cap: f32) -> V { return softcap(v, cap); }
+fn by_chances(v: V, chance: u32, i: u32, seed: u32, stream: u32) -> V { return by_chance(v, chance, i, seed, stream); }
 fn mask(v: V, rest: u32) -> V { return v; }
 fn one_hot(k: u32) -> V { return f32(k == 0u); }
 fn mask_with(v: V, other: f32, rest: u32) -> V { return v; }
@@ -126,6 +127,9 @@ fn sumv(v: V) -> f32 { return v.x + v.y; }
 fn maxv(v: V) -> f32 { return max(v.x, v.y); }
 fn lane(v: V, k: u32) -> f32 { return select(v.x, v.y, k == 1u); }
 fn softcaps(v: V, cap: f32) -> V { return vec2(softcap(v.x, cap), softcap(v.y, cap)); }
+fn by_chances(v: V, chance: u32, i: u32, seed: u32, stream: u32) -> V {
+  return vec2(by_chance(v.x, chance, i, seed, stream), by_chance(v.y, chance, i + 1u, seed, stream));
+}
 fn one_hot(k: u32) -> V { return vec2(f32(k == 0u), f32(k == 1u)); }
 fn mask(v: V, rest: u32) -> V { return mask_with(v, 0.0, rest); }
 fn mask_with(v: V, other: f32, rest: u32) -> V { return vec2(v.x, select(other, v.y, rest > 1u)); }

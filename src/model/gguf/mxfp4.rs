@@ -3,7 +3,7 @@
 pub use crate::ops::mxfp4::BLOCK;
 
 /// Bytes of a block in a GGUF file.
-pub const BYTES: usize = 1 + BLOCK / 2;
+const BYTES: usize = 1 + BLOCK / 2;
 
 /// Code i of a block whose bytes have neighbours.
 fn code(codes: &[u8], i: usize) -> u8 {

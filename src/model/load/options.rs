@@ -1,6 +1,7 @@
 //! What is wanted of a model that is loaded, and whether that fits the model.
 use super::super::fp8::{self, Compute};
 use super::super::lora::{self, LoraConfig, Rules};
+use super::super::param::Training;
 use super::super::quantized::Scheme;
 use super::super::spec::{Head, LinearSpec, Spec};
 use super::super::streamed::{Place, Places};
@@ -35,6 +36,8 @@ pub struct LoadOptions {
     pub vocab: usize,
     /// Where frozen weights are.
     pub places: Places,
+    /// How weights are held where every one is trained.
+    pub training: Training,
 }
 
 impl LoadOptions {
@@ -51,6 +54,7 @@ impl LoadOptions {
             seed: 0,
             vocab: 0,
             places: Places::default(),
+            training: Training::default(),
         }
     }
     /// The first contradiction, if any.
@@ -160,6 +164,10 @@ impl LoadOptions {
     /// Every weight is trained.
     pub(super) fn full(&self) -> bool {
         self.train && self.lora.is_none()
+    }
+    /// How a weight is held that is trained.
+    pub(super) fn training(&self) -> Training {
+        if self.full() { self.training } else { Training::default() }
     }
     /// The adapter has a copy of this module of its own.
     pub(super) fn saves(&self, module: &str) -> bool {

@@ -47,7 +47,7 @@ impl Loader<'_> {
         let train = train || self.options.train && self.options.saves(lora::module_of(name));
         let mut param = Param::zeros(self.b, name, &shape(V), self.options.dtype)?;
         if train {
-            param.unfreeze(self.b)?;
+            param.unfreeze_as(self.b, self.options.training())?;
         }
         param.set(self.b, &values)?;
         Ok(param)
