@@ -5,7 +5,9 @@
 //! give the same bits: a missing barrier shows there. `LUTHIER_KERNELS=rope` runs the cases whose name contains that.
 #![allow(non_snake_case, reason = "N, C, O … are the dims of the docs, the WGSL and the CUDA")]
 #![cfg(all(feature = "cuda", target_os = "linux"))]
-use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, GROUPED, Scores, THIN};
+use luthier::backend::cuda::fast::{
+    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, GROUPED, LONG_ROWS, Scores, THIN,
+};
 use luthier::backend::cuda::source::{Kernel, Variant};
 use luthier::backend::kernel_text::eval;
 use luthier::backend::{Backend, Launch, cpu::Cpu};

@@ -7,11 +7,8 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess};
 
 /// Files whose ops stay ours, and the languages in which they do.
-const OURS: &[(&str, &[Language])] = &[
-    ("attention", &[Language::Wgsl, Language::Cuda]),
-    ("grouped", &[Language::Wgsl]),
-    ("matmul", &[Language::Wgsl]),
-];
+const OURS: &[(&str, &[Language])] =
+    &[("attention", &[Language::Wgsl, Language::Cuda]), ("grouped", &[Language::Wgsl]), ("matmul", &[Language::Wgsl])];
 
 fn dtypes(spec: &Spec, float: DType) -> Vec<DType> {
     let one = |arg: &luthier::ops::Arg| match arg.elem {
@@ -45,7 +42,8 @@ fn shaders_bind_in_order_and_params_last() {
     for float in [DType::F32, DType::F16, DType::Bf16] {
         for (op, stage) in offered(Language::Wgsl, float).iter().flat_map(|(op, s)| s.iter().map(move |s| (op, s))) {
             let (name, text, spec) = (stage.name, &stage.text, op.spec());
-            let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(text)));
+            let module =
+                naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(text)));
             let mut validator = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32);
             validator.validate(&module).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(text)));
             assert!(module.entry_points.len() == 1 && module.entry_points[0].name == name, "{name}: the entry point");
@@ -59,7 +57,10 @@ fn shaders_bind_in_order_and_params_last() {
             let got: Vec<String> = buffers.iter().map(|(_, v)| v.name.clone().unwrap()).collect();
             assert_eq!(got, want, "{name}: buffers in the row's order");
             let all = StorageAccess::LOAD | StorageAccess::STORE;
-            assert!(buffers.iter().all(|(_, v)| v.space == AddressSpace::Storage { access: all }), "{name}: read_write");
+            assert!(
+                buffers.iter().all(|(_, v)| v.space == AddressSpace::Storage { access: all }),
+                "{name}: read_write"
+            );
             assert!(!text.contains("base_"), "{name}: a buffer begins where its binding does");
             let naga::TypeInner::Struct { members, .. } = &module.types[params.1.ty].inner else { panic!("{name}") };
             let fields: Vec<_> = members.iter().map(|m| m.name.as_deref().unwrap()).collect();
@@ -97,7 +98,10 @@ fn kernels_compile_with_another_hosts_options() {
     let work = || {
         while let Some((op, stages)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
             let text = &stages[0].text;
-            assert!(stages.iter().all(|s| s.text == *text && !text.contains("#include")), "{op:?}: the text stands alone");
+            assert!(
+                stages.iter().all(|s| s.text == *text && !text.contains("#include")),
+                "{op:?}: the text stands alone"
+            );
             nvrtc::compile_by(op.spec().name, text, &options).unwrap_or_else(|e| panic!("{e}"));
         }
     };

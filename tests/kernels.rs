@@ -1,7 +1,9 @@
 //! Every CUDA kernel compiles to a cubin for every architecture that we name, in every mix of storage types that the trainer
 //! uses. No GPU is wanted, NVRTC is: `pip install "nvidia-cuda-nvrtc==13.0.*"`.
 #![cfg(feature = "cuda")]
-use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, FP8_SHORT, GROUPED, THIN};
+use luthier::backend::cuda::fast::{
+    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, FP8_SHORT, GROUPED, LONG_ROWS, THIN,
+};
 use luthier::backend::cuda::nvrtc;
 use luthier::backend::cuda::source::Kernel;
 use luthier::dtype::DType;
@@ -75,6 +77,17 @@ fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
                 Kernel { op, dtypes: &dtypes, variant: Some(GROUPED) }.source().unwrap_or_else(|e| panic!("{e}"));
             let name = format!("{}_{}", op.spec().name, GROUPED.name);
             jobs.extend(ARCHES[1..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
+        }
+    }
+    for op in [Op::rmsnorm_forward, Op::rmsnorm_backward] {
+        for (float, (_, variant)) in
+            [DType::Bf16, DType::F16].into_iter().flat_map(|f| LONG_ROWS.iter().map(move |v| (f, v)))
+        {
+            let dtypes = dtypes(op.spec(), float, false);
+            let text =
+                Kernel { op, dtypes: &dtypes, variant: Some(*variant) }.source().unwrap_or_else(|e| panic!("{e}"));
+            let name = format!("{}_{}", op.spec().name, variant.name);
+            jobs.extend(ARCHES.iter().map(|arch| (name.clone(), text.clone(), *arch)));
         }
     }
     let thin = Op::ALL.iter().copied().filter(|op| op.spec().file == "thin");

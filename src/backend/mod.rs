@@ -13,6 +13,7 @@ pub mod kernel_text;
 mod launch;
 mod ledger;
 pub mod pick;
+pub mod profile;
 mod recording;
 mod rules;
 #[cfg(feature = "wgpu")]
@@ -21,6 +22,7 @@ pub use host::{HostBuf, HostScope};
 pub use launch::Launch;
 pub(crate) use ledger::Ledger;
 pub use ledger::{ByUse, Memory, Use};
+pub use profile::{Mark, Profile};
 pub use recording::Recording;
 pub use rules::{CpuRules, CudaRules};
 
@@ -60,6 +62,14 @@ impl Buf {
         );
         Buf { start: self.start + offset * self.width, len, ..*self }
     }
+    /// All of them as one, if each begins where the one before ends.
+    pub(crate) fn joined<'a>(mut bufs: impl Iterator<Item = &'a Buf>) -> Option<Buf> {
+        let first = bufs.next()?;
+        bufs.try_fold(first.view(0, first.len), |all, next| {
+            let follows = next.slab == all.slab && next.dtype == all.dtype && next.start == all.start + all.bytes();
+            follows.then_some(Buf { len: all.len + next.len, ..all })
+        })
+    }
     fn bytes(&self) -> usize {
         self.len * self.width
     }
@@ -84,7 +94,8 @@ macro_rules! declare {
     ($( $(#[$doc:meta])* $file:ident :: $op:ident { $($D:ident),+ } (
         $( $arg:ident : $($acc:ident)+ [ $($shape:tt)+ ] ),+ ; $params:ident ); )*) => {
         /// Object-safe: model and trainer take `&dyn Backend` and compile once. Calls are queued in order; only
-        /// `download` and `sync` wait, and only they prove that what was queued has run.
+        /// `download` and `sync` wait, and only they prove that what was queued has run. [`Profile`] passes every method on that is
+        /// not stamped from a row, also one that has a default here, but for `record`.
         pub trait Backend {
             /// `cpu`, `wgpu` or `cuda`.
             fn name(&self) -> &'static str;
@@ -114,6 +125,19 @@ macro_rules! declare {
             }
             /// Waits until everything queued has run; an error of any of it comes out here.
             fn sync(&self) -> Result<()>;
+            /// The moment when everything queued before has run.
+            fn mark(&self) -> Result<Mark> {
+                self.sync()?;
+                Ok(Mark::Host(std::time::Instant::now()))
+            }
+            /// Seconds from each of these marks to the next, in their order. Waits.
+            fn elapsed(&self, marks: Vec<Mark>) -> Result<Vec<f64>> {
+                let at = |mark: &Mark| match mark {
+                    Mark::Host(at) => Ok(*at),
+                    Mark::Device(_) => Err(Error::Bug("a mark of another backend".into())),
+                };
+                marks.windows(2).map(|pair| Ok((at(&pair[1])? - at(&pair[0])?).as_secs_f64())).collect()
+            }
             fn memory(&self) -> Memory;
             /// Bytes that can be taken now, where the device says so.
             fn available(&self) -> Option<u64>;

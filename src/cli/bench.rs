@@ -4,6 +4,7 @@ mod attention;
 mod fp8;
 mod generate;
 mod ops;
+mod profile;
 mod train;
 mod weights;
 use clap::builder::RangedU64ValueParser;

@@ -104,11 +104,8 @@ pub struct Part<'a> {
 /// expression, that PEFT finds these modules by.
 pub fn save_parts(config: &LoraConfig, base: &str, mut parts: Vec<Part>, out: &Path) -> Result<()> {
     parts.sort_by_cached_key(|part| side(part.module, part.side));
-    let outline = |part: &Part| Outline {
-        name: side(part.module, part.side),
-        dtype: Dtype::F32,
-        shape: part.shape.to_vec(),
-    };
+    let outline =
+        |part: &Part| Outline { name: side(part.module, part.side), dtype: Dtype::F32, shape: part.shape.to_vec() };
     let mut writer = Writer::create(&weights(out), parts.iter().map(outline).collect())?;
     parts.iter().try_for_each(|part| writer.write(&DType::F32.encode(&part.values)))?;
     writer.finish()?;

@@ -16,6 +16,8 @@ use crate::ops::matmul::MatMul;
 
 /// Bytes of f32 logits alive at a time, at most.
 const CHUNK_BYTES: usize = 128 << 20;
+/// Tokens of which twice as many are: every chunk reads the whole weight.
+const MANY: usize = 1 << 14;
 /// The same where the head is trained: each chunk adds to all of its gradient, so a few large ones are wanted. An eighth of the tokens
 /// is enough.
 const TRAINED_CHUNK_BYTES: usize = 512 << 20;
@@ -101,7 +103,8 @@ impl HeadScratch {
             Trains::Head => within(TRAINED_CHUNK_BYTES).min(N.div_ceil(8).next_multiple_of(TILE)),
             _ => 0,
         };
-        (ld, within(CHUNK_BYTES).max(few).clamp(1, N))
+        let bytes = if N < MANY { CHUNK_BYTES } else { 2 * CHUNK_BYTES };
+        (ld, within(bytes).max(few).clamp(1, N))
     }
 
     /// Lengths and types of what is wanted only while the head runs: logits, for training dlogits, and the sum over slices.
@@ -121,14 +124,7 @@ impl HeadScratch {
         sizes
     }
 
-    fn with(
-        scope: &Scope,
-        s: &Spec,
-        slices: Slices,
-        N: usize,
-        room: Vec<Buf>,
-        trains: Trains,
-    ) -> Result<HeadScratch> {
+    fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, room: Vec<Buf>, trains: Trains) -> Result<HeadScratch> {
         let (V, C, scale, softcap) = (s.V, s.C, s.logit_scale, s.logit_softcap);
         let (ld, rows) = Self::chunk(s, N, trains);
         let mut room = room.into_iter();

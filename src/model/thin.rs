@@ -6,7 +6,7 @@ use crate::ops::gguf::ThinGguf;
 use crate::ops::thin::{Thin, ThinDouble};
 
 /// Tokens up to which it is faster so.
-const FEW: usize = 64;
+pub(super) const FEW: usize = 64;
 /// The same of ggml's formats, which are unpacked anew for each 8 tokens.
 const FEW_BLOCKS: usize = 16;
 

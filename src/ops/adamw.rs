@@ -35,7 +35,10 @@ impl AdamW {
             decay: decay as f32,
             correct1: correct(beta1),
             correct2: correct(beta2),
-            chance: 0, seed: 0, stream: 0, first: 0,
+            chance: 0,
+            seed: 0,
+            stream: 0,
+            first: 0,
         }
     }
     /// With weights rounded by chance.

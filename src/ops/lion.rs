@@ -26,7 +26,10 @@ impl Lion {
             rest1: (1.0 - beta1) as f32,
             rest2: (1.0 - beta2) as f32,
             decay: decay as f32,
-            chance: 0, seed: 0, stream: 0, first: 0,
+            chance: 0,
+            seed: 0,
+            stream: 0,
+            first: 0,
         }
     }
     /// With weights rounded by chance.

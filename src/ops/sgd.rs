@@ -24,7 +24,10 @@ impl Sgd {
             momentum: momentum as f32,
             rest: if t == 1 { 1.0 } else { (1.0 - dampening) as f32 },
             nesterov: nesterov as u32,
-            chance: 0, seed: 0, stream: 0, first: 0,
+            chance: 0,
+            seed: 0,
+            stream: 0,
+            first: 0,
         }
     }
     /// With weights rounded by chance.

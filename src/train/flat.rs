@@ -3,7 +3,8 @@
 //! whole stay where they are, for each of them can move as soon as its gradient is there.
 //!
 //! Each tensor starts at a multiple of [`ALIGN`]: its blocks of 256 (moments in 8 bits) and of 4096 (gradient norm) are its
-//! own, and what is computed is the same as tensor by tensor. The gaps hold zeros, and zeros stay zeros.
+//! own, and what is computed is the same as tensor by tensor. The gaps hold zeros, and zeros stay zeros. Adapters' A come one behind
+//! the other, so that those that read one input are one matrix where they leave no gaps (`model/linear/low.rs`).
 use crate::backend::{Backend, Buf, Charge, Use};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -72,7 +73,8 @@ pub(super) fn group<K: PartialEq>(
     keys: Vec<K>,
     rooms: Vec<Option<Buf>>,
 ) -> Result<(Vec<Group<K>>, Vec<Place>)> {
-    let (bins, places) = plan(model.trained().map(|p| (p.value.len(), is_alone(p))).zip(keys), GROUP);
+    let tensors = model.trained().map(|p| (p.name.contains(".lora_A."), (p.value.len(), is_alone(p))));
+    let (bins, places) = plan_a_first(&tensors.collect::<Vec<_>>(), keys, GROUP);
     let mut made: Vec<Group<K>> = Vec::new();
     let trained: Vec<&mut Param> = model.params_mut().filter(|p| p.train.is_some()).collect();
     let members = places.iter().copied().zip(trained).zip(rooms);
@@ -89,6 +91,21 @@ pub(super) fn group<K: PartialEq>(
 
 /// A tensor of a group, and where its gradient shall be.
 type Member<'p> = (Place, &'p mut Param, Option<Buf>);
+
+/// The plan that has A before all others, which each tensor says of itself; its places are in the order of `tensors` again.
+fn plan_a_first<K: PartialEq>(
+    tensors: &[(bool, (usize, bool))],
+    keys: Vec<K>,
+    limit: usize,
+) -> (Vec<Bin<K>>, Vec<Place>) {
+    let mut order: Vec<(usize, K)> = keys.into_iter().enumerate().collect();
+    order.sort_by_key(|(i, _)| !tensors[*i].0);
+    let (at, keys): (Vec<usize>, Vec<K>) = order.into_iter().unzip();
+    let (bins, sorted) = plan(at.iter().map(|i| tensors[*i].1).zip(keys), limit);
+    let mut places: Vec<(usize, Place)> = at.into_iter().zip(sorted).collect();
+    places.sort_by_key(|(i, _)| *i);
+    (bins, places.into_iter().map(|(_, place)| place).collect())
+}
 
 /// A group to be.
 struct Bin<K> {
@@ -170,6 +187,16 @@ fn gather<K>(b: &dyn Backend, key: K, size: usize, own: Vec<Member>) -> Result<G
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn matrices_a_are_neighbours() {
+        // A, B, a norm, A, B
+        let tensors = [true, false, false, true, false].map(|a| (a, (ALIGN, false)));
+        let (bins, places) = plan_a_first(&tensors, vec![0, 0, 1, 0, 0], 1 << 20);
+        assert_eq!(bins.iter().map(|bin| (bin.key, bin.size)).collect::<Vec<_>>(), [(0, 4 * ALIGN), (1, ALIGN)]);
+        let at: Vec<(usize, usize)> = places.iter().map(|p| (p.group, p.offset / ALIGN)).collect();
+        assert_eq!(at, [(0, 0), (0, 2), (1, 0), (0, 1), (0, 3)]);
+    }
 
     #[test]
     fn bins_may_be_exactly_full_and_large_tensors_stay_alone() {

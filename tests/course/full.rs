@@ -38,7 +38,12 @@ fn where_gradients_wait_changes_nothing() {
             let rules = [format!("max_grad_norm={clip}"), format!("gradient_accumulation_steps={gathers}")];
             let of = |name: &str, more: &[&str]| {
                 let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
-                ran(&bench, &**b, &format!("{way}-{name}-{}-{clip}-{gathers}", b.name()), &[keys, &rules, more].concat())
+                ran(
+                    &bench,
+                    &**b,
+                    &format!("{way}-{name}-{}-{clip}-{gathers}", b.name()),
+                    &[keys, &rules, more].concat(),
+                )
             };
             let here = of("here", &["optimizer_in_bwd=false", "offload_gradients=false"]);
             let mut others = vec![("host", of("host", &["offload_gradients=true"]), "share two places")];
@@ -102,7 +107,10 @@ fn what_does_not_go_together_is_said() {
     refused(&["gradient_accumulation_dtype=\"float16\"", "dtype=\"bfloat16\""], "\"float32\" or \"bfloat16\"");
     refused(&[LEAN[0], "dtype=\"bfloat16\"", "lora={r=4}"], "is about full fine-tuning");
     refused(&["optimizer_in_bwd=true"], "wants `max_grad_norm = 0`");
-    refused(&["optimizer_in_bwd=true", "max_grad_norm=0", "gradient_accumulation_steps=2"], "gradient_accumulation_steps = 1");
+    refused(
+        &["optimizer_in_bwd=true", "max_grad_norm=0", "gradient_accumulation_steps=2"],
+        "gradient_accumulation_steps = 1",
+    );
     refused(&["optimizer_in_bwd=true", "max_grad_norm=0", "dtype=\"float16\""], "does not go with float16");
     refused(&["optimizer_in_bwd=true", "max_grad_norm=0", "offload_gradients=true"], "exclude each other");
     refused(&["offload_gradients=true", "lora={r=4}"], "is about full fine-tuning");

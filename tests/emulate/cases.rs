@@ -47,7 +47,7 @@ impl Case {
     fn numbers(mut self, names: &[&str]) -> Case {
         for name in names {
             let at = self.at(name);
-            self.buffers[at].1.iter_mut().for_each(|code| *code = (*code & 0x80) | (*code & 0x7f) % 0x48);
+            self.buffers[at].1.iter_mut().for_each(|code| *code = (*code & 0x80) | ((*code & 0x7f) % 0x48));
         }
         self
     }
@@ -233,6 +233,17 @@ fn grouped(out: &mut Vec<(String, Case)>, [M, E, J, Q]: [u32; 4], float: DType, 
     for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "grouped") {
         let case = case(op, &p, float, variant).u32s("offsets", offsets(M, E));
         out.push((format!("{} {p:?} {float:?} {:?}", op.spec().name, variant.map(|v| v.name)), case));
+    }
+}
+
+/// Norms of long rows, at each of the kernel's sizes.
+fn long_rows(out: &mut Vec<(String, Case)>, float: DType) {
+    for ((_, variant), C) in LONG_ROWS.iter().zip([1032, 4096, 4104, 16384]) {
+        let p = rmsnorm::RmsNorm { N: 5, C, eps: 0.1, shift: 1.0 };
+        for op in [Op::rmsnorm_forward, Op::rmsnorm_backward] {
+            let case = case(op, &p, float, Some(*variant));
+            out.push((format!("{} {p:?} {float:?} {}", op.spec().name, variant.name), case));
+        }
     }
 }
 
@@ -538,6 +549,9 @@ pub fn all() -> Vec<(String, Case)> {
             dense(&mut out, float);
         }
         mixtures(&mut out, float);
+        if float != DType::F32 {
+            long_rows(&mut out, float);
+        }
         attention(&mut out, &[1], 9, [2, 1, 4], 0, 0.0, float, None);
         attention(&mut out, &[5, 33, 12], 99, [4, 2, 20], 2, 1.5, float, None);
         attention(&mut out, &[40], 7, [2, 2, 256], 0, 0.0, float, None);

@@ -211,7 +211,8 @@ fn rows_come_from_the_host() {
                 let mut x = b.alloc((ids.len() + 4) * C, dtype).unwrap();
                 b.fill(&mut x, -1.0).unwrap();
                 b.rows_from_host(&mut x.view(2 * C, ids.len() * C), &host, &ids).unwrap();
-                let row = |id: &u32| values[*id as usize * C..][..C].iter().map(|v| dtype.round(*v)).collect::<Vec<_>>();
+                let row =
+                    |id: &u32| values[*id as usize * C..][..C].iter().map(|v| dtype.round(*v)).collect::<Vec<_>>();
                 let ends = vec![-1.0; 2 * C];
                 let want = [ends.clone(), ids.iter().flat_map(row).collect(), ends].concat();
                 assert_eq!(b.download_f32(&x).unwrap(), want, "{} {dtype:?}", d.name);
@@ -236,7 +237,8 @@ fn phases_take_turns_in_the_same_memory() {
             let all = scope.by_turns(&phases).unwrap();
             let sizes = |bufs: &[Buf]| bufs.iter().map(|buf| (buf.len(), buf.dtype())).collect::<Vec<_>>();
             assert_eq!(all.iter().map(|bufs| sizes(bufs)).collect::<Vec<_>>(), phases, "{}", d.name);
-            let most: u64 = [(4000, F32), (3000, F32), (50, F32)].map(|(len, dtype)| b.rules().bytes(len, dtype)).iter().sum();
+            let most: u64 =
+                [(4000, F32), (3000, F32), (50, F32)].map(|(len, dtype)| b.rules().bytes(len, dtype)).iter().sum();
             assert_eq!(b.memory().by_use.iter().sum::<u64>() - before.by_use.iter().sum::<u64>(), most, "{}", d.name);
             for bufs in &all {
                 for (i, buf) in bufs.iter().enumerate() {

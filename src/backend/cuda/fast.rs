@@ -1,5 +1,5 @@
 //! What runs faster than an op's plain kernel: products by cuBLASLt, attention by cuDNN, attention and products by group on
-//! tensor cores.
+//! tensor cores, norms of long rows in registers.
 use super::source::Variant;
 use super::{Cuda, cudnn, scaled};
 use crate::backend::Launch;
@@ -65,8 +65,35 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
             let variant = thin_variant(cuda, launch, pointers);
             variant.map_or(Ok(false), |v| cuda.run_kernel(launch, Some(v), pointers).map(|()| true))
         }
+        Op::rmsnorm_forward | Op::rmsnorm_backward => match long_rows(launch, pointers) {
+            Some(variant) => cuda.run_kernel(launch, Some(variant), pointers).map(|()| true),
+            None => Ok(false),
+        },
         _ => Ok(false),
     }
+}
+
+const ROWS: &str = include_str!("../../../kernels/fast/rmsnorm.cu");
+
+/// RMSNorm of long rows in registers, by the longest: `THREADS` of a row and 16-byte loads of a thread are constants of the kernel.
+pub const LONG_ROWS: &[(u32, Variant)] = &[
+    (2048, Variant { name: "warp8", text: ROWS, constants: &[("THREADS", 32), ("KEEP", 8)] }),
+    (4096, Variant { name: "warp16", text: ROWS, constants: &[("THREADS", 32), ("KEEP", 16)] }),
+    (8192, Variant { name: "block8", text: ROWS, constants: &[("THREADS", 128), ("KEEP", 8)] }),
+    (16384, Variant { name: "block16", text: ROWS, constants: &[("THREADS", 128), ("KEEP", 16)] }),
+];
+/// Shorter rows fill no warp.
+const SHORT: u32 = 1024;
+/// The backward holds two rows, of which longer ones leave a multiprocessor too few warps.
+const LONGEST_BACKWARD: u32 = 2048;
+
+/// Wants one 16-bit type, and rows that start at multiples of 16 bytes.
+fn long_rows(launch: &Launch, pointers: &[u64]) -> Option<Variant> {
+    let C = launch.op().extents(launch.params()).0[1] as u32;
+    let most = if launch.op() == Op::rmsnorm_backward { LONGEST_BACKWARD } else { u32::MAX };
+    let fits = C > SHORT && C <= most && C.is_multiple_of(8) && pointers.iter().all(|p| p % 16 == 0);
+    one_half_type(launch).filter(|_| fits)?;
+    LONG_ROWS.iter().find(|(longest, _)| C <= *longest).map(|(_, variant)| *variant)
 }
 
 /// Short rows into e4m3, by smaller threads.
@@ -82,7 +109,7 @@ pub const FP8: Variant =
 /// Wants sm_89, sums of whole sixteens, pairs of outputs, and rows that start at multiples of 16 bytes.
 fn fp8_fits(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> bool {
     let p: Fp8MatMul = bytemuck::pod_read_unaligned(launch.params());
-    let aligned = [0, 1, 3].iter().all(|i| pointers[*i] % 16 == 0);
+    let aligned = [0, 1, 3].iter().all(|i| pointers[*i].is_multiple_of(16));
     aligned && p.Q.is_multiple_of(16) && p.J.is_multiple_of(2) && cuda.device.capability >= (8, 9)
 }
 

@@ -5,7 +5,7 @@
 //! `Error::Device` that says how to get it. Everything runs on one stream, in order, but for copies from and to the host's
 //! memory (`host.rs`).
 use super::dry::Rules;
-use super::{Backend, Buf, CudaRules, HostBuf, Launch, Memory, Recording, Use, same_bytes};
+use super::{Backend, Buf, CudaRules, HostBuf, Launch, Mark, Memory, Recording, Use, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use cudarc::driver::result;
@@ -22,6 +22,7 @@ mod host;
 mod kept;
 mod kernels;
 pub mod libs;
+mod marks;
 mod memory;
 pub mod nvrtc;
 mod order;
@@ -253,6 +254,14 @@ impl Backend for Cuda {
     fn sync(&self) -> Result<()> {
         self.wait()?;
         self.host.borrow_mut().sync()
+    }
+    fn mark(&self) -> Result<Mark> {
+        self.device.bind()?;
+        marks::mark(&self.device)
+    }
+    fn elapsed(&self, marks: Vec<Mark>) -> Result<Vec<f64>> {
+        self.device.bind()?;
+        marks::elapsed(marks)
     }
     fn memory(&self) -> Memory {
         Memory { total: Some(self.device.total), ..self.slabs.borrow().ledger.memory }

@@ -14,8 +14,7 @@ impl Pinned {
     /// Zeros. The device's context is current.
     pub fn new(bytes: usize) -> Result<Pinned> {
         let what = format!("{} MiB of pinned host memory", bytes >> 20);
-        let mut map =
-            MmapMut::map_anon(bytes.max(1)).map_err(|e| Error::device("cuda", format!("{what}: {e}")))?;
+        let mut map = MmapMut::map_anon(bytes.max(1)).map_err(|e| Error::device("cuda", format!("{what}: {e}")))?;
         // a kernel that has no large pages gives small ones
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);

@@ -187,10 +187,22 @@ impl Ops {
             self.product(Layout::Nt, false, [N, C / 4, C]),
             self.product(Layout::Nn, false, [N, C, F]),
             self.product(Layout::Nn, true, [N, F, C]),
+            self.product(Layout::Nt, true, [N, F, C]),
+            self.product(Layout::Nt, false, [N, F, C + R]),
+            self.product(Layout::Nt, false, [N, F, C + 64]),
+            self.product(Layout::Nn, false, [N, C, F + R]),
             self.product(Layout::Nt, false, [N, R, C]),
+            self.product(Layout::Nt, false, [N, 3 * R, C]),
+            self.product(Layout::Nt, false, [N, R, F]),
+            self.product(Layout::Nt, false, [N, F, R]),
+            self.product(Layout::Nt, true, [N, F, R]),
             self.product(Layout::Nt, true, [N, C, R]),
+            self.product(Layout::Nn, false, [N, R, F]),
+            self.product(Layout::Nn, false, [N, C, R]),
             self.product(Layout::Nn, true, [N, C, R]),
             self.product(Layout::Tn, true, [R, C, N]),
+            self.product(Layout::Tn, true, [3 * R, C, N]),
+            self.product(Layout::Tn, true, [R, F, N]),
             self.product(Layout::Tn, true, [F, R, N]),
         ];
         square.into_iter().chain(layer).collect()
@@ -198,9 +210,11 @@ impl Ops {
 
     fn product(&self, layout: Layout, add: bool, [I, J, Q]: [usize; 3]) -> Line {
         let dtype = self.dtype;
-        let stored = |add: bool| I * J * dtype.size() * if add { 2 } else { 1 };
+        // a product of two activations is a weight's gradient
+        let out_dtype = if let Layout::Tn = layout { DType::F32 } else { dtype };
+        let stored = |add: bool| I * J * out_dtype.size() * if add { 2 } else { 1 };
         let make = move |s: &Scope<'_>| -> Result<(Buf, Buf, Buf)> {
-            Ok((s.alloc(I * J, dtype)?, random(s, I * Q, dtype)?, random(s, J * Q, dtype)?))
+            Ok((s.alloc(I * J, out_dtype)?, random(s, I * Q, dtype)?, random(s, J * Q, dtype)?))
         };
         let (ld_a, ld_b) = match layout {
             Layout::Nt => (Q, Q),
@@ -260,7 +274,7 @@ pub(super) fn indices(s: &Scope<'_>, values: &[u32]) -> Result<Buf> {
 }
 
 /// Seconds of one call: the median of five batches of calls, each long enough that the wait at its end does not count.
-fn median_time(b: &dyn Backend, run: &mut Run<'_>) -> Result<f64> {
+pub(super) fn median_time(b: &dyn Backend, run: &mut Run<'_>) -> Result<f64> {
     const LONG: Duration = Duration::from_millis(60);
     let mut batch = |calls: usize| -> Result<Duration> {
         let start = Instant::now();

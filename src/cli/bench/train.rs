@@ -1,10 +1,11 @@
 //! `luthier bench train`: steps of a decoder with random weights on random tokens, with loss and gradient norm beside the rate,
 //! so that a fast wrong step shows.
 use super::super::{out, say};
+use super::profile::{self, Floor};
 use super::weights;
 use clap::Args;
 use luthier::backend::dry::Dry;
-use luthier::backend::{Backend, pick};
+use luthier::backend::{Backend, Profile, pick};
 use luthier::dtype::DType;
 use luthier::model::lora::LoraConfig;
 use luthier::model::param::{Masters, Room, Training};
@@ -66,6 +67,9 @@ pub struct Train {
     /// The blocks' frozen weights wait on the host and come layer by layer.
     #[arg(long)]
     offload_weights: bool,
+    /// One more step after the others, with the time of each op in it.
+    #[arg(long)]
+    profile: bool,
     /// The embedding waits on the host, and the rows of a step's tokens come.
     #[arg(long)]
     offload_embedding: bool,
@@ -108,6 +112,8 @@ impl Train {
     }
 
     fn measure(&self, b: &dyn Backend, base: &Path, budget: Budget, begin: Instant) -> Result<()> {
+        let profile = Profile::new(b);
+        let b: &dyn Backend = if self.profile { &profile } else { b };
         let mut since = Instant::now();
         let mut took = || std::mem::replace(&mut since, Instant::now()).elapsed().as_secs_f64();
         let (options, plan, stay) = self.layout(b, base, budget)?;
@@ -140,6 +146,11 @@ impl Train {
             if step == 0 {
                 say!("the first step was done {:.2} s after the start", begin.elapsed().as_secs_f64());
             }
+        }
+        if self.profile {
+            profile.start();
+            self.step(b, &mut model, &mut optimizer, &mut session, self.steps)?;
+            profile::print(&profile.stop()?, &Floor::measure(b)?, self.seq)?;
         }
         optimizer.finish(b)?;
         b.sync()
@@ -258,7 +269,15 @@ impl Train {
             room: Room::Later,
         };
         let compute = Compute::parse(&self.compute).unwrap_or_default();
-        let options = LoadOptions { lora, train: true, load_in_4bit, load_in_8bit, compute, training, ..LoadOptions::frozen(DType::Bf16) };
+        let options = LoadOptions {
+            lora,
+            train: true,
+            load_in_4bit,
+            load_in_8bit,
+            compute,
+            training,
+            ..LoadOptions::frozen(DType::Bf16)
+        };
         Ok(options)
     }
 

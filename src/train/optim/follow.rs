@@ -1,7 +1,7 @@
 //! The optimizer beside a forward and a backward: it sends gradients to the host and brings them back, and moves weights as soon as it
 //! can, or as late.
-use super::gradients::{Micro, Now, Pending, Stay, same};
 use super::Optimizer;
+use super::gradients::{Micro, Now, Pending, Stay, same};
 use crate::backend::{Backend, Buf};
 use crate::error::{Error, Result};
 use crate::model::param::Sum;
@@ -88,7 +88,8 @@ impl Optimizer {
             let Some(k) = parts.get(*coming).copied() else { return Ok(()) };
             let fits = |places: &Vec<Buf>| {
                 let own = &self.gradients.parts[k].places;
-                places.len() == own.len() && places.iter().zip(own).all(|(a, b)| (a.len(), a.dtype()) == (b.len(), b.dtype()))
+                places.len() == own.len()
+                    && places.iter().zip(own).all(|(a, b)| (a.len(), a.dtype()) == (b.len(), b.dtype()))
             };
             let Some(i) = free.iter().position(fits) else { return Ok(()) };
             let places = free.remove(i);

@@ -239,7 +239,13 @@ mod tests {
         let mut muon = Muon::new(b, dtype, &[matrices]).unwrap();
         let zeros = || b.alloc(grad.len(), DType::F32).unwrap();
         let (weight, m, scale) = (zeros(), zeros(), b.alloc_f32(&[1.0], DType::F32).unwrap());
-        let of = Moved { weight: &weight, m: &m, grad: &b.alloc_f32(grad, DType::F32).unwrap(), scale: &scale, chance: None };
+        let of = Moved {
+            weight: &weight,
+            m: &m,
+            grad: &b.alloc_f32(grad, DType::F32).unwrap(),
+            scale: &scale,
+            chance: None,
+        };
         muon.step(b, &hyper(), &of, &matrices, -1.0, 0.0).unwrap();
         b.download_f32(&weight).unwrap()
     }

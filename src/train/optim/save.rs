@@ -80,7 +80,9 @@ fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
     let exponent = f32::INFINITY.to_bits();
     match dtype {
         DType::F32 => bytes.as_chunks().0.iter().all(|word| u32::from_le_bytes(*word) & exponent != exponent),
-        DType::Bf16 => bytes.as_chunks().0.iter().all(|half| (u16::from_le_bytes(*half) as u32) << 16 & exponent != exponent),
+        DType::Bf16 => {
+            bytes.as_chunks().0.iter().all(|half| (u16::from_le_bytes(*half) as u32) << 16 & exponent != exponent)
+        }
         _ => true,
     }
 }

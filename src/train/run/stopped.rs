@@ -24,9 +24,7 @@ impl Run<'_> {
                 };
                 let hint =
                     "lower the learning rate or set max_grad_norm; the checkpoints in output_dir are from before";
-                Error::Stopped(format!(
-                    "step {step}: {what}: {origin}; training stopped {when}; {hint}"
-                ))
+                Error::Stopped(format!("step {step}: {what}: {origin}; training stopped {when}; {hint}"))
             }
             Err(e) => e,
         }
