@@ -176,7 +176,7 @@ impl Ops {
         ]
     }
 
-    /// Square ones in each layout, then those of a layer and of its adapter.
+    /// Square ones in each layout, then those of a layer, bordered and not, and of its adapter.
     fn products(&self) -> Vec<Line> {
         let (n, N, C, F) = (self.size, self.tokens, self.hidden, self.hidden * 7 / 2);
         let layouts = [Layout::Nt, Layout::Nn, Layout::Tn];
