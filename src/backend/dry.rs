@@ -30,11 +30,22 @@ pub trait Rules {
     fn patch(&self, _: usize) -> usize {
         0
     }
+    /// Bytes of f32 logits alive at a time, at most.
+    fn logits(&self) -> usize {
+        LOGITS
+    }
+    /// Bytes of a tensor that a call sees, at most.
+    fn room(&self) -> usize {
+        usize::MAX
+    }
     /// What the backend takes for itself when it opens.
     fn workspace(&self) -> u64 {
         0
     }
 }
+
+/// Of logits on any device.
+pub const LOGITS: usize = 128 << 20;
 
 /// The storage of each kind of scratch.
 pub const SCRATCH: [DType; 2] = [DType::F32, DType::F16];

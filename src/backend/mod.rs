@@ -7,6 +7,8 @@ pub mod cpu;
 pub mod cuda;
 pub mod dry;
 mod host;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod kept;
 pub mod kernel_text;
 mod launch;
 mod ledger;

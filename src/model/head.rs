@@ -14,8 +14,8 @@ use crate::ops::bias::{Bias, BiasBackward};
 use crate::ops::logprob::LogProb;
 use crate::ops::matmul::MatMul;
 
-/// Bytes of f32 logits alive at a time, at most.
-const CHUNK_BYTES: usize = 128 << 20;
+/// Tokens of a chunk are a multiple of it where they are more: products work on as many rows at a time.
+const ROWS: usize = 128;
 
 /// What makes logits of hidden states.
 #[derive(Clone, Copy)]
@@ -69,7 +69,8 @@ impl HeadScratch {
     fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, dtype: DType, train: bool) -> Result<HeadScratch> {
         let (V, C, scale, softcap) = (s.V, s.C, s.logit_scale, s.logit_softcap);
         let ld = V.next_multiple_of(64);
-        let rows = (CHUNK_BYTES / 4 / ld).clamp(1, N);
+        let rows = (scope.backend().rules().logits() / 4 / ld).clamp(1, N);
+        let rows = if rows < N && rows > ROWS { rows / ROWS * ROWS } else { rows };
         // columns from v on are a view that starts v later
         let len = rows * ld + if slices.is_one() { 0 } else { ld };
         let dlogits = if train { Some(scope.alloc(len, dtype)?) } else { None };
@@ -200,8 +201,12 @@ impl HeadScratch {
             b.logprob_backward(&mut dz, &coef, &lse, &z, &labels, &self.params(n))?;
             self.input_gradient(b, table, &mut dh.view(first * C, n * C), n)?;
             if let Table::Dense(Param { train: Some(train), .. }) = table {
-                let grad = MatMul { I: v, J: c, Q: n as u32, ld_out: c, ld_a: ld, ld_b: c, alpha: self.scale };
-                b.matmul_tn_add(&mut train.grad, &dz, &h.view(first * C, n * C), &grad)?;
+                for (v, count) in self.slices.each() {
+                    let (I, Q) = (count as u32, n as u32);
+                    let grad = MatMul { I, J: c, Q, ld_out: c, ld_a: ld, ld_b: c, alpha: self.scale };
+                    let dz = self.dlogits.as_ref().expect("made for training").view(v, n * self.ld);
+                    b.matmul_tn_add(&mut train.grad.view(v * C, count * C), &dz, &h.view(first * C, n * C), &grad)?;
+                }
             }
             if let (Some(grad), Some(rows)) = (&mut self.rows_grad, rows.as_deref_mut()) {
                 let h = &h.view(first * C, n * C);

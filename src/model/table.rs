@@ -85,10 +85,15 @@ pub(super) struct Slices {
 }
 
 impl Slices {
-    /// Of at most `bytes`.
+    /// Of at most `bytes`; of floats, what a call of the backend sees at once.
     pub fn new(scope: &Scope, table: &Table, [V, C]: [usize; 2], dtype: DType, bytes: usize) -> Result<Slices> {
-        let Table::Packed(_) = table else { return Ok(Slices { V, C, rows: V, values: None }) };
-        let rows = (bytes / (C * dtype.size()) / SLICE_ROWS * SLICE_ROWS).max(SLICE_ROWS).min(V);
+        let rows = |bytes: usize, size: usize| (bytes / (C * size) / SLICE_ROWS * SLICE_ROWS).max(SLICE_ROWS).min(V);
+        if let Some(param) = table.param() {
+            // gradients are f32
+            let size = if param.train.is_some() { DType::F32.size() } else { dtype.size() };
+            return Ok(Slices { V, C, rows: rows(scope.backend().rules().room(), size), values: None });
+        }
+        let rows = rows(bytes, dtype.size());
         Ok(Slices { V, C, rows, values: Some(scope.alloc(rows * C, dtype)?) })
     }
 

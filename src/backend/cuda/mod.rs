@@ -18,7 +18,6 @@ mod cudnn;
 mod driver;
 pub mod fast;
 mod host;
-mod kept;
 mod kernels;
 pub mod libs;
 mod marks;
