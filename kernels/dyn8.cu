@@ -2,9 +2,8 @@
 
 // op dyn8_quantize grid(ceil(P, 2048)) block(256)
 extern "C" __global__ void __launch_bounds__(256) dyn8_quantize(T_codes* codes, T_absmax* absmax, const T_inp* inp, const T_map* map, Params p) {
-    __shared__ float levels[256];
-    levels[threadIdx.x] = map[threadIdx.x];
-    __syncthreads();
+    __shared__ Midpoints<false> between;
+    between.fill(map);
     u64 i = (blockIdx.x * 256ull + threadIdx.x) * 8, P = p.P;
     float x[8], max = 0.f;
     fetch(x, inp, i, P, wide(inp, 0));
@@ -17,7 +16,7 @@ extern "C" __global__ void __launch_bounds__(256) dyn8_quantize(T_codes* codes, 
     float scale = __frcp_rn(fmaxf(max, 1.17549435e-38f));
 #pragma unroll
     for (int k = 0; k < 8; k++)
-        if (i + k < P) codes[i + k] = (u8)nearest_level(levels, __fmul_rn(x[k], scale));
+        if (i + k < P) codes[i + k] = (u8)between.nearest(__fmul_rn(x[k], scale));
 }
 
 // op dyn8_dequantize grid(ceil(P, 2048)) block(256)

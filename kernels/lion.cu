@@ -15,32 +15,40 @@ extern "C" __global__ void __launch_bounds__(256) lion_step(T_weight* weight, T_
     fetch(w, weight, i, P, fast), fetch(x, m, i, P, fast), fetch(g, grad, i, P, fast);
 #pragma unroll
     for (int k = 0; k < 8; k++) w[k] = advance(w[k], x[k], g[k] * clip, p);
+    by_chance(w, i, p);
     stash(weight, i, P, fast, w), stash(m, i, P, fast, x);
 }
 
-// A warp has one block of 256 values, 8 to a lane.
-// op lion_step_8bit grid(ceil(P, 2048)) block(256)
+// A warp has one block of 256 values at a time, 8 to a lane; eight of them, for what is looked up is made once.
+// op lion_step_8bit grid(ceil(P, 16384)) block(256)
 extern "C" __global__ void __launch_bounds__(256) lion_step_8bit(T_weight* weight, T_m* m, T_absmax* absmax, const T_grad* grad, const T_scale* scale, const T_map* map, Params p) {
     __shared__ float levels[256];
+    __shared__ Finder<5, true> finder;
     levels[threadIdx.x] = map[threadIdx.x];
-    __syncthreads();
-    u64 b = blockIdx.x * 8ull + threadIdx.x / 32, i = (blockIdx.x * 256ull + threadIdx.x) * 8, P = p.P;
-    if (b * 256 >= P) return;
+    finder.fill(map);
     bool fast = wide(weight, 0) && wide(grad, 0);
-    float w[8], g[8], x[8], old = absmax[b], clip = scale[0], top = 0.f;
-    fetch(w, weight, i, P, fast), fetch(g, grad, i, P, fast);
-    uint2 c = fetch_codes(m, i, P);
+    float clip = scale[0];
+    u64 P = p.P;
+    for (u32 turn = 0; turn < 8; turn++) {
+        u64 i = ((blockIdx.x * 8ull + turn) * 256 + threadIdx.x) * 8, b = i / 256;
+        if (b * 256 >= P) return;
+        float w[8], g[8], x[8], old = absmax[b], top = 0.f;
+        fetch(w, weight, i, P, fast), fetch(g, grad, i, P, fast);
+        uint2 c = fetch_codes(m, i, P);
 #pragma unroll
-    for (int k = 0; k < 8; k++) {
-        x[k] = levels[(k < 4 ? c.x : c.y) >> k % 4 * 8 & 255] * old;
-        w[k] = advance(w[k], x[k], g[k] * clip, p);
-        if (i + k < P) top = fmaxf(top, fabsf(x[k]));
+        for (int k = 0; k < 8; k++) {
+            x[k] = levels[(k < 4 ? c.x : c.y) >> k % 4 * 8 & 255] * old;
+            w[k] = advance(w[k], x[k], g[k] * clip, p);
+            if (i + k < P) top = fmaxf(top, fabsf(x[k]));
+        }
+        by_chance(w, i, p);
+        stash(weight, i, P, fast, w);
+        top = warp_max(top);
+        if (threadIdx.x % 32 == 0) absmax[b] = top;
+        u32 codes[2] = {};
+        float unit = 1.f / fmaxf(top, 1.17549435e-38f);
+#pragma unroll
+        for (int k = 0; k < 8; k++) codes[k / 4] |= finder.nearest(x[k] * unit) << k % 4 * 8;
+        stash_codes(m, i, P, codes);
     }
-    stash(weight, i, P, fast, w);
-    top = warp_max(top);
-    if (threadIdx.x % 32 == 0) absmax[b] = top;
-    u32 codes[2] = {};
-#pragma unroll
-    for (int k = 0; k < 8; k++) codes[k / 4] |= nearest_signed(levels, x[k] / fmaxf(top, 1.17549435e-38f)) << k % 4 * 8;
-    stash_codes(m, i, P, codes);
 }

@@ -52,5 +52,6 @@ extern "C" __global__ void __launch_bounds__(256) muon_step(T_weight* weight, co
     fetch(w, weight, i, P, wide(weight, 0)), fetch(u, update, i, P, wide(update, 0));
 #pragma unroll
     for (int k = 0; k < 8; k++) w[k] = w[k] * p.keep - p.lr * u[k];
+    by_chance(w, i, p);
     stash(weight, i, P, wide(weight, 0), w);
 }

@@ -31,25 +31,35 @@ INLINE u32 codes_at(const u8* codes, u64 i, u64 P) {
     return word;
 }
 
-// 4 rounds of 8 values per thread, each round's loads and stores side by side in a warp; scale(b) is block b's absmax.
-template <typename T, typename F> INLINE void dequantize(T* out, const u8* codes, u64 P, const float* levels, F scale) {
+// 4 rounds of 8 values per thread, each round's loads and stores side by side in a warp. load(b) reads what block b's absmax is
+// made of; when it is there, and the tables are, scale() makes it.
+template <typename Parts, typename T, typename L, typename S, typename F>
+INLINE void dequantize(T* out, const u8* codes, u64 P, const float* levels, L load, S tables, F scale) {
     bool fast = wide(out, 0);
     u64 first = blockIdx.x * 8192ull + threadIdx.x * 8;
     u32 word[4];
-    float absmax[4];
+    Parts parts[4];
 #pragma unroll
     for (int r = 0; r < 4; r++) {
         u64 i = first + r * 2048;
         word[r] = i < P ? codes_at(codes, i, P) : 0;
-        absmax[r] = i < P ? scale(i / 64) : 0.f;
+        parts[r] = load(i < P ? i / 64 : 0);
     }
+    tables();
+    __syncthreads();
 #pragma unroll
     for (int r = 0; r < 4; r++) {
         float x[8];
-        decode(x, word[r], levels, absmax[r]);
+        decode(x, word[r], levels, scale(parts[r]));
         stash(out, first + r * 2048, P, fast, x);
     }
 }
+
+// Of an absmax with double quantization.
+struct Double {
+    u32 code;
+    float nested;
+};
 
 // op nf4_quantize grid(ceil(P, 2048)) block(256)
 extern "C" __global__ void __launch_bounds__(256) nf4_quantize(T_codes* codes, T_absmax* absmax, const T_inp* inp, Params p) {
@@ -78,17 +88,20 @@ extern "C" __global__ void __launch_bounds__(256) nf4_quantize(T_codes* codes, T
 // op nf4_dequantize grid(ceil(P, 8192)) block(256)
 extern "C" __global__ void __launch_bounds__(256) nf4_dequantize(T_out* out, const T_codes* codes, const T_absmax* absmax, Params p) {
     __shared__ float levels[16];
-    if (threadIdx.x < 16) levels[threadIdx.x] = LEVELS[threadIdx.x];
-    __syncthreads();
-    dequantize(out, codes, p.P, levels, [&](u64 b) { return absmax[b]; });
+    auto tables = [&] { if (threadIdx.x < 16) levels[threadIdx.x] = LEVELS[threadIdx.x]; };
+    dequantize<float>(out, codes, p.P, levels, [&](u64 b) { return absmax[b]; }, tables, [](float x) { return x; });
 }
 
 // op nf4_dequantize_double grid(ceil(P, 8192)) block(256)
 // products and sums are rounded one by one, as bitsandbytes does: a fused one would give other bits
 extern "C" __global__ void __launch_bounds__(256) nf4_dequantize_double(T_out* out, const T_codes* codes, const T_qabsmax* qabsmax, const T_nested* nested, const T_map* map, Params p) {
     __shared__ float levels[16], scales[256];
-    if (threadIdx.x < 16) levels[threadIdx.x] = LEVELS[threadIdx.x];
-    scales[threadIdx.x] = map[threadIdx.x];
-    __syncthreads();
-    dequantize(out, codes, p.P, levels, [&](u64 b) { return __fadd_rn(__fmul_rn(scales[qabsmax[b]], nested[b / 256]), p.offset); });
+    float own = map[threadIdx.x];
+    auto tables = [&] {
+        if (threadIdx.x < 16) levels[threadIdx.x] = LEVELS[threadIdx.x];
+        scales[threadIdx.x] = own;
+    };
+    auto load = [&](u64 b) { return Double{qabsmax[b], nested[b / 256]}; };
+    auto scale = [&](Double d) { return __fadd_rn(__fmul_rn(scales[d.code], d.nested), p.offset); };
+    dequantize<Double>(out, codes, p.P, levels, load, tables, scale);
 }

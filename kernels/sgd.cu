@@ -8,6 +8,7 @@ extern "C" __global__ void __launch_bounds__(256) sgd_step(T_weight* weight, con
     fetch(w, weight, i, P, fast), fetch(g, grad, i, P, fast);
 #pragma unroll
     for (int k = 0; k < 8; k++) w[k] -= p.lr * (g[k] * clip + p.decay * w[k]);
+    by_chance(w, i, p);
     stash(weight, i, P, fast, w);
 }
 
@@ -23,5 +24,6 @@ extern "C" __global__ void __launch_bounds__(256) sgd_step_momentum(T_weight* we
         x[k] = p.momentum * x[k] + p.rest * step;
         w[k] -= p.lr * (p.nesterov ? step + p.momentum * x[k] : x[k]);
     }
+    by_chance(w, i, p);
     stash(weight, i, P, fast, w), stash(m, i, P, fast, x);
 }

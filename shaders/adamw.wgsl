@@ -1,19 +1,21 @@
-// op adamw_step grid(ceil(P, 256))
+// op adamw_step grid(ceil(P, 256*W))
 @compute @workgroup_size(256)
 fn adamw_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
-  let i = flat(group) * 256u + t;
+  let i = (flat(group) * 256u + t) * W;
   if (i >= p.P) { return; }
-  let g = ld1_grad(i) * ld1_scale(0u);
-  let m = p.beta1 * ld1_m(i) + p.rest1 * g;
-  let v = p.beta2 * ld1_v(i) + p.rest2 * g * g;
+  let g = ld_grad(i) * ld1_scale(0u);
+  let m = p.beta1 * ld_m(i) + p.rest1 * g;
+  let v = p.beta2 * ld_v(i) + p.rest2 * g * g;
   let update = p.lr * m * p.correct1 / (sqrt(v * p.correct2) + p.eps);
-  st1_weight(i, ld1_weight(i) * (1.0 - p.lr * p.decay) - update);
-  st1_m(i, m);
-  st1_v(i, v);
+  let w = ld_weight(i) * (1.0 - p.lr * p.decay) - update;
+  st_weight(i, by_chances(w, p.chance, i + p.first, p.seed, p.stream), p.P - i);
+  st_m(i, m, p.P - i);
+  st_v(i, v, p.P - i);
 }
 
 // op adamw_step_8bit grid(ceil(P, 256))
-// A workgroup a block of 256; the new codes meet in workgroup memory, because four share a word.
+// A workgroup a block of 256; new weights and codes meet in workgroup memory, because two or four share a word.
+var<workgroup> weights: array<f32, 256>;
 var<workgroup> map2: array<f32, 256>;
 var<workgroup> codes1: array<u32, 256>;
 var<workgroup> codes2: array<u32, 256>;
@@ -33,7 +35,8 @@ fn adamw_step_8bit(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
     m = p.beta1 * (level_map[ld_m(i)] * ld1_absmax1(block)) + p.rest1 * g;
     v = p.beta2 * (map2[ld_v(i)] * ld1_absmax2(block)) + p.rest2 * g * g;
     let update = p.lr * m * p.correct1 / (sqrt(v * p.correct2) + p.eps);
-    st1_weight(i, (ld1_weight(i) - update) * (1.0 - p.lr * p.decay));
+    let w = (ld1_weight(i) - update) * (1.0 - p.lr * p.decay);
+    weights[t] = by_chance(w, p.chance, i + p.first, p.seed, p.stream);
   }
   let top1 = group_max(t, abs(m));
   let top2 = group_max(t, v);
@@ -43,6 +46,7 @@ fn adamw_step_8bit(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
   }
   codes1[t] = nearest_signed(m / max(top1, 1.17549435e-38));
   workgroupBarrier();
+  if (t % 2u == 0u && i < p.P) { st2_weight(i, vec2(weights[t], weights[t + 1u]), p.P - i); }
   level_map[t] = map2[t];
   workgroupBarrier();
   codes2[t] = nearest(v / max(top2, 1.17549435e-38));

@@ -1,5 +1,5 @@
 // op muon_momentum grid(N)
-// m and grad are f32 always: they come one by one, W to a thread.
+// m is f32 always: it comes one by one, W to a thread.
 @compute @workgroup_size(256)
 fn muon_momentum(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let n = flat(group);
@@ -39,5 +39,5 @@ fn muon_normalize(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
 @compute @workgroup_size(256)
 fn muon_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let i = (flat(group) * 256u + t) * W;
-  if (i < p.P) { st_weight(i, ld_weight(i) * p.keep - p.lr * ld_update(i), p.P - i); }
+  if (i < p.P) { st_weight(i, by_chances(ld_weight(i) * p.keep - p.lr * ld_update(i), p.chance, i + p.first, p.seed, p.stream), p.P - i); }
 }

@@ -29,16 +29,16 @@ fn all_sum(t: u32, x: f32) -> f32 {
   return tree64[0];
 }
 
-// op paged_attention_forward grid(N, H)
+// op paged_attention_forward grid(N*Z, H)
 @compute @workgroup_size(64)
 fn paged_attention_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let n = group.x;
   let row = n * p.H + group.y;
   let kv = group.y / (p.H / p.K) * p.D;
-  let first = ld_starts(n);
+  let first = ld_starts(n / p.Z);
   if (t == 0u) { range = vec2(ld_span(2u * n), ld_span(2u * n + 1u)); }
   let d = 4u * t;
-  if (d < p.D) { qs[t] = ld4_q(row * p.D + d, p.D - d); }
+  if (d < p.D) { qs[t] = ld4_q((n / p.Z * p.H + group.y) * p.D + d, p.D - d); }
   let keys = workgroupUniformLoad(&range);
   var out = vec4<f32>();
   var top = LOWEST;
@@ -68,6 +68,30 @@ fn paged_attention_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(loc
     workgroupBarrier();
   }
   if (d < p.D) { st4_out(row * p.D + d, out * select(0.0, 1.0 / sum, sum > 0.0), p.D - d); }
+  var infinity = 0x7f800000u;
+  if (t == 0u) { st1_lse(row, select(-bitcast<f32>(infinity), top + log(sum), sum > 0.0)); }
+}
+
+// op paged_attention_join grid(H, N)
+@compute @workgroup_size(64)
+fn paged_attention_join(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let h = group.x;
+  let n = group.y;
+  let d = 4u * t;
+  // the least float and less are parts that see nothing
+  var top = LOWEST;
+  for (var z = 0u; z < p.Z; z++) { top = max(top, ld1_part_lse((n * p.Z + z) * p.H + h)); }
+  var total = vec4<f32>();
+  var sum = 0.0;
+  for (var z = 0u; z < p.Z; z++) {
+    let row = (n * p.Z + z) * p.H + h;
+    let s = ld1_part_lse(row);
+    let w = select(0.0, exp(s - top), s > LOWEST);
+    sum += w;
+    if (d < p.D) { total += w * ld4_parts(row * p.D + d, p.D - d); }
+  }
+  let row = n * p.H + h;
+  if (d < p.D) { st4_out(row * p.D + d, total * select(0.0, 1.0 / sum, sum > 0.0), p.D - d); }
   var infinity = 0x7f800000u;
   if (t == 0u) { st1_lse(row, select(-bitcast<f32>(infinity), top + log(sum), sum > 0.0)); }
 }

@@ -84,6 +84,11 @@ impl DType {
     }
 }
 
+/// x as bf16 holds it, up or down by the upper 16 bits of `word`, so that the mean over them is x; what is not finite stays.
+pub fn bf16_by_chance(x: f32, word: u32) -> f32 {
+    if !x.is_finite() { x } else { f32::from_bits(x.to_bits().wrapping_add(word >> 16) & 0xffff_0000) }
+}
+
 /// The backend runs a reference at f32; the tests run the same code at f64.
 #[rustfmt::skip]
 pub trait Real:

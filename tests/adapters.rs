@@ -12,6 +12,8 @@ use luthier::model::lora::{LoraConfig, Targets};
 use luthier::model::{LoadOptions, Model, Plan, Session, arch};
 use luthier::train::optim::{Hyper, Optimizer, Rates};
 use std::path::{Path, PathBuf};
+#[path = "support/full.rs"]
+mod full;
 mod support;
 use support::*;
 
@@ -306,4 +308,40 @@ fn embeddings_and_head_have_a_learning_rate_of_their_own() {
         seen += usize::from(own);
     }
     assert_eq!(seen, 2);
+}
+
+/// A device that is full at any moment of it: the adapter is not there, nothing of it is left, and the model is what it was.
+#[test]
+fn an_adapter_that_does_not_fit_leaves_nothing() {
+    let cpu = luthier::backend::cpu::Cpu::new();
+    let config = LoraConfig { r: 4, ..LoraConfig::default() };
+    let saved = vec!["embed_tokens".to_string(), "norm".to_string()];
+    let dora = LoraConfig { use_dora: true, modules_to_save: saved, ..config.clone() };
+    for (golden, config) in [("llama_tied_bias", dora), ("mixtral", config)] {
+        let (base, dir) = (golden_root().join(golden), tempfile::tempdir().unwrap());
+        let options = LoadOptions { lora: Some(config), ..LoadOptions::frozen(DType::F32) };
+        let made = Model::load(&cpu, &base, &options).unwrap();
+        peft::save(&cpu, &made, "base", dir.path()).unwrap();
+        let mut model = Model::load(&cpu, &base, &LoadOptions::frozen(DType::F32)).unwrap();
+        let before = cpu.memory().used;
+        let weights = |model: &Model| -> Vec<Vec<f32>> { model.params().map(|p| p.get(&cpu).unwrap()).collect() };
+        let was = weights(&model);
+        let full = full::Full { inner: &cpu, room: Default::default() };
+        let mut failed = 0;
+        loop {
+            full.room.set(failed);
+            match peft::detached(&full, &mut model, &base, dir.path()) {
+                Ok(adapter) => {
+                    assert!(cpu.memory().used > before);
+                    adapter.free(&cpu);
+                    break;
+                }
+                Err(e) => assert_eq!(e.exit_code(), 69, "{e}"),
+            }
+            assert_eq!(cpu.memory().used, before, "{golden}, full after {failed}");
+            failed += 1;
+        }
+        assert_eq!(cpu.memory().used, before);
+        assert!(failed > 20 && model.lora.is_none() && weights(&model) == was, "{golden}: {failed}");
+    }
 }

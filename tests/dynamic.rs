@@ -1,7 +1,7 @@
 //! Dynamic 4-bit: what is measured, what is kept, and that the folder is what the report says.
 #![allow(non_snake_case, reason = "dims are named as in the ops")]
 use luthier::backend::{Backend, Buf};
-use luthier::data::{self, BatchOptions, DataOptions, Packing, Tokenizer};
+use luthier::data::{self, BatchOptions, DataOptions, Packing, Source, Tokenizer};
 use luthier::dtype::DType;
 use luthier::error::Result;
 use luthier::export::bnb::Format;
@@ -44,7 +44,7 @@ fn made(dir: &Path, moe: bool) {
 }
 
 fn dynamic(b: &dyn Backend, model: &Path, out: &Path, size_budget: f64) -> Result<Report> {
-    let calibration = vec![model.join("text.jsonl").to_str().unwrap().to_string()];
+    let calibration = vec![Source::new(model.join("text.jsonl").to_str().unwrap())];
     quantize_dynamic(b, &Options { calibration, size_budget, dtype: None, model, out })
 }
 
@@ -198,7 +198,7 @@ fn too_little_text_and_too_much_room_are_refused() {
     made(dir.path(), false);
     let short = dir.path().join("short.txt");
     std::fs::write(&short, "a few words").unwrap();
-    let calibration = vec![short.to_str().unwrap().to_string()];
+    let calibration = vec![Source::new(short.to_str().unwrap())];
     let out = dir.path().join("out");
     let options = Options { calibration, size_budget: 0.1, dtype: None, model: dir.path(), out: &out };
     let e = quantize_dynamic(&luthier::backend::cpu::Cpu::new(), &options).unwrap_err();

@@ -5,9 +5,11 @@
 //! give the same bits: a missing barrier shows there. `LUTHIER_KERNELS=rope` runs the cases whose name contains that.
 #![allow(non_snake_case, reason = "N, C, O … are the dims of the docs, the WGSL and the CUDA")]
 #![cfg(all(feature = "cuda", target_os = "linux"))]
-use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, GROUPED, Scores, THIN};
+use luthier::backend::cuda::fast::{
+    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, GROUPED, LONG_ROWS, Scores, THIN,
+};
 use luthier::backend::cuda::source::{Kernel, Variant};
-use luthier::backend::kernel_text::{eval, names};
+use luthier::backend::kernel_text::eval;
 use luthier::backend::{Backend, Launch, cpu::Cpu};
 use luthier::dtype::DType;
 use luthier::ops::{Elem, Op};
@@ -20,6 +22,7 @@ const REPLACED: &[(&str, &str)] = &[
     ("extern __shared__ __align__(16) u8 memory[];", "#define memory memory_bytes"),
     (r#"asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));"#, "y = half_to_float(x.bits);"),
     (r#"asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));"#, "h = float_to_half(x);"),
+    (r#"asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(s.v * p.correct2));"#, "root = sqrtf(s.v * p.correct2);"),
     (r#"asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = exp2f(x);"),
     ("extern \"C\" __global__ void", "static void"),
 ];
@@ -55,10 +58,18 @@ static void emulate_ldmatrix(u32 (&x)[4], u32 at, bool trans) {
     });
     memcpy(x, out.x, 16);
 }
+template <typename T> static float times(u16 x, u16 y) {
+#ifdef FP8
+    return e4m3_value(x & 255) * e4m3_value(y & 255) + e4m3_value(x >> 8) * e4m3_value(y >> 8);
+#else
+    T a, b;
+    a.bits = x, b.bits = y;
+    return widen(a) * widen(b);
+#endif
+}
 template <typename T> static void emulate_mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     struct In { u32 a[4], b[2]; } in = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
     struct Out { float c[4]; };
-    auto value = [](u32 word, u32 e) { T x; x.bits = (u16)(word >> e * 16); return widen(x); };
     Out out = exchange(in, [&](auto lane) {
         Out o;
         u32 g = now % 32 / 4, t = now % 4;
@@ -67,7 +78,7 @@ template <typename T> static void emulate_mma(float (&c)[4], const u32 (&a)[4], 
             float sum = c[e];
             for (u32 k = 0; k < 16; k++) {
                 u32 wa = lane(row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2], wb = lane(column * 4 + k % 8 / 2).b[k / 8];
-                sum += value(wa, k % 2) * value(wb, k % 2);
+                sum += times<T>((u16)(wa >> k % 2 * 16), (u16)(wb >> k % 2 * 16));
             }
             o.c[e] = sum;
         }
@@ -172,7 +183,7 @@ fn emulate(case: &Case, order: u32) -> Vec<Vec<u8>> {
         memory.push(words);
     }
     let pointers: Vec<*mut u128> = memory.iter_mut().map(|m| m.as_mut_ptr()).collect();
-    let names = names(case.op.spec().fields, &case.params);
+    let names = kernel.names(&case.params);
     for section in kernel.sections().unwrap() {
         let mut grid = [1u32; 3];
         section.grid.iter().zip(&mut grid).for_each(|(e, g)| *g = eval(e, &names).unwrap() as u32);

@@ -115,6 +115,57 @@ fn every_backend_says_the_same() {
     }
 }
 
+/// Steps that are recorded have the bits of steps that are not, in graphs of both kinds, as sequences grow, join and leave.
+#[cfg(feature = "cuda")]
+#[test]
+fn recorded_steps_have_the_same_bits() {
+    use luthier::backend::cuda::{Cuda, Graphs};
+    let b = match Cuda::new(0) {
+        Ok(b) => b,
+        Err(e) if std::env::var("LUTHIER_REQUIRE").is_ok_and(|r| r.contains("cuda")) => panic!("{e}"),
+        Err(e) => return println!("cuda: skipped: {e}"),
+    };
+    for name in
+        ["llama", "bnb_4bit", "bnb_8bit", "gemma2", "gpt_oss", "qwen3_moe", "deepseek_v3", "gpt2", "phi3_longrope"]
+    {
+        let model = Model::load(&b, &golden(name), &LoadOptions::frozen(DType::Bf16)).unwrap_or_else(|e| panic!("{e}"));
+        let say = |graphs| {
+            b.set_graphs(graphs);
+            let mut engine = Engine::lend(&b, &model, &options(6, 16, 64)).unwrap();
+            for salt in 1..9 {
+                let sampling = Sampling { temperature: 0.7, seed: salt as u64, ..greedy(12 + 5 * salt as usize) };
+                engine.add(Request::new(prompt(2 + salt as usize, salt), sampling, vec![])).unwrap();
+            }
+            finish(&mut engine, |_, _| ()).1
+        };
+        let want = say(Graphs::Off);
+        for graphs in [Graphs::Chain, Graphs::Branches] {
+            let got = say(graphs);
+            assert!(got == want, "{name}, {graphs:?}");
+        }
+    }
+}
+
+/// 512 answers to one prompt have its pages in common: each has what it adds, and the page that the prompt's last token is in.
+#[test]
+fn many_answers_share_their_prompt() {
+    let b: &dyn Backend = &Cpu::new();
+    let model = frozen(b, &golden("llama"));
+    let (prompt, new, n) = (prompt(83, 5), 10, 512);
+    let mut engine = Engine::lend(b, &model, &options(n, 4 * n, 128)).unwrap();
+    let sampling = Sampling { temperature: 1.0, seed: 9, ..greedy(new) };
+    engine.add(Request { n, ..Request::new(prompt.clone(), sampling, vec![]) }).unwrap();
+    let mut most = 0;
+    let (answers, _) = finish(&mut engine, |engine, _| most = most.max(engine.stats().pages_used));
+    // 83 tokens fill 5 pages; the rest of the prompt and an answer of 10, whose last token is never read, are in one more
+    assert_eq!(most, 5 + n, "apart, they would have {}", n * 6);
+    let stats = engine.stats();
+    assert_eq!((stats.prompt_tokens, stats.cached_tokens), (83 + 3 * (n as u64 - 1), 80 * (n as u64 - 1)), "{stats:?}");
+    assert!(answers.len() == n && answers.values().all(|answer| answer.len() == new));
+    let distinct: std::collections::BTreeSet<_> = answers.values().collect();
+    assert!(distinct.len() > n / 2, "{} of {n}", distinct.len());
+}
+
 /// A pool too small for all: some give their pages back and begin again, and still say the same.
 #[test]
 fn pages_that_run_out() {

@@ -218,7 +218,7 @@ fn products_prove_themselves() {
     for (name, product) in products {
         let mut found = None;
         product::export(b, product, &input, &at(name), |at| {
-            found = verify(b, product, &input, at)?;
+            found = Some(verify(b, product, &input, at)?);
             Ok(())
         })
         .unwrap_or_else(|e| panic!("{name}: {e}"));

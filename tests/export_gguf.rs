@@ -10,9 +10,11 @@ use luthier::export::gguf::blocks::quantize;
 use luthier::export::gguf::{QUANTS, Quant};
 use luthier::export::peft;
 use luthier::export::product::{self, Input, Product};
+use luthier::export::verify::verify;
 use luthier::io::gguf::{Gguf, Value};
-use luthier::model::lora::LoraConfig;
-use luthier::model::{LoadOptions, Model, Plan, Session, Tokens, arch};
+use luthier::model::linear::Weight;
+use luthier::model::lora::{LoraConfig, Patterns, Targets};
+use luthier::model::{LoadOptions, Model, Plan, Session, Tokens, Weights, arch};
 use luthier::ops::gguf::Packed;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -55,19 +57,24 @@ fn blocks_are_those_of_ggml() {
 }
 
 /// What a GGUF file can hold.
-const WRITTEN: [&str; 27] = [
+const WRITTEN: [&str; 32] = [
     "cohere",
     "cohere2",
+    "deepseek_v3",
     "ernie4_5",
     "exaone4",
     "gemma",
     "gemma2",
     "gemma3_text",
+    "glm",
     "glm4",
     "gpt2",
     "gpt_neox",
+    "gpt_oss",
     "granite",
+    "kimi_k2",
     "llama",
+    "ministral",
     "mistral",
     "mixtral",
     "olmo2",
@@ -87,8 +94,17 @@ const WRITTEN: [&str; 27] = [
 
 /// Goldens that have what llama.cpp has not, and what their configs say without it.
 fn plainer() -> Vec<(&'static str, serde_json::Value)> {
+    let yarn = json!({ "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "mscale": 0.707,
+        "mscale_all_dim": 0.707 });
+    let no_window = json!({ "sliding_window": null, "layer_types": ["full_attention", "full_attention"] });
     vec![
         ("cohere_qk_norm", json!({ "use_qk_norm": false })),
+        ("deepseek_v3_plain", json!({ "attention_bias": false, "rope_interleave": true })),
+        ("deepseek_v3_yarn", json!({ "rope_parameters": yarn })),
+        ("kimi_k2", json!({ "rope_scaling": yarn })),
+        ("glm", json!({ "head_dim": 12 })),
+        ("gpt_oss", json!({ "swiglu_limit": 7.0 })),
+        ("ministral", no_window),
         ("ernie4_5", json!({ "use_bias": false })),
         ("exaone4", json!({ "sliding_window": null, "layer_types": null })),
         ("gemma2", json!({ "query_pre_attn_scalar": "head_dim" })),
@@ -152,6 +168,72 @@ fn every_family_comes_back_as_it_was() {
         }
     }
     assert_eq!(written, WRITTEN.map(str::to_string).into());
+}
+
+/// Experts stay as they are published, whatever the rest is stored in.
+#[test]
+fn experts_in_mxfp4_stay_so() {
+    let (b, dir) = (&Cpu::new() as &dyn Backend, tempfile::tempdir().unwrap());
+    let (model, out) = (golden_root().join("gpt_oss_mxfp4"), dir.path().join("m.gguf"));
+    write(b, &model, quant("q8_0"), &out).unwrap();
+    let gguf = Gguf::open(&out).unwrap();
+    let stored = |name: &str| gguf.tensor(name).unwrap().format.name;
+    assert_eq!(stored("blk.1.ffn_gate_exps.weight"), "MXFP4");
+    assert_eq!((stored("blk.0.attn_q.weight"), stored("blk.0.ffn_down_exps.bias")), ("Q8_0", "F32"));
+    let [was, is] = [&model, &out].map(|path| Weights::open(path, Some(&arch::read_spec(path).unwrap())).unwrap());
+    for w in arch::read_spec(&model).unwrap().weights().iter().filter(|w| w.name.contains("experts")) {
+        let [was, is] = [&was, &is].map(|weights| weights.find(&w.name, &w.shape).unwrap());
+        assert_eq!((was.to_f32(), was.scheme()), (is.to_f32(), is.scheme()), "{}", w.name);
+    }
+    // as floats they go into any blocks, and stay packed on the device
+    let (floats, blocks) = (dir.path().join("floats"), dir.path().join("blocks.gguf"));
+    let input = Input { model: &model, adapter: None, dtype: Some(DType::F32), name: None };
+    product::export(b, Product::Merged, &input, &floats, |_| Ok(())).unwrap();
+    write(b, &floats, quant("q8_0"), &blocks).unwrap();
+    let loaded = Model::load(b, &blocks, &LoadOptions::frozen(DType::F32)).unwrap();
+    assert!(loaded.experts().all(|experts| matches!(experts.stack.weight, Weight::Gguf(_))));
+    let err = nmse(&logits(b, &blocks), &logits(b, &model));
+    assert!(err <= 0.05, "{err}");
+    let unpacked = dir.path().join("unpacked");
+    let input = Input { model: &blocks, adapter: None, dtype: Some(DType::F32), name: None };
+    product::export(b, Product::Merged, &input, &unpacked, |_| Ok(())).unwrap();
+    let err = max_abs(&logits(b, &unpacked), &logits(b, &blocks));
+    assert!(err <= 1e-3, "{err}");
+    // and into another file
+    let again = dir.path().join("again.gguf");
+    write(b, &out, quant("q8_0"), &again).unwrap();
+    assert_eq!(std::fs::read(&again).unwrap().len(), std::fs::read(&out).unwrap().len());
+    assert!(max_abs(&logits(b, &again), &logits(b, &out)) <= 1e-3);
+}
+
+/// Weights that their folders have transposed, or head by head, stay packed as the device has them.
+#[test]
+fn blocks_of_other_layouts_are_the_values_that_a_folder_gets() {
+    let (b, dir) = (&Cpu::new() as &dyn Backend, tempfile::tempdir().unwrap());
+    for (golden, changes) in [
+        ("gpt2", json!({ "n_embd": 64, "n_inner": 96, "n_head": 4 })),
+        (
+            "gpt_neox",
+            json!({ "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "rotary_pct": 0.25,
+                "rope_parameters": { "partial_rotary_factor": 0.25, "rope_theta": 1e4, "rope_type": "default" } }),
+        ),
+    ] {
+        let (model, out, folder) = (dir.path().join(golden), dir.path().join("m.gguf"), dir.path().join("folder"));
+        changed(golden, &changes, &model);
+        for name in ["q8_0", "q4_0", "q5_1"] {
+            write(b, &model, quant(name), &out).unwrap();
+            let loaded = Model::load(b, &out, &LoadOptions::frozen(DType::F32)).unwrap();
+            assert!(loaded.linears().all(|linear| matches!(linear.weight, Weight::Gguf(_))), "{golden}");
+            let input = Input { model: &out, adapter: None, dtype: Some(DType::F32), name: None };
+            product::export(b, Product::Merged, &input, &folder, |_| Ok(())).unwrap();
+            let (packed, floats) = (logits(b, &out), logits(b, &folder));
+            let err = max_abs(&packed, &floats);
+            assert!(err <= 1e-4, "{golden} {name}: {err}");
+            assert!(nmse(&packed, &logits(b, &model)) <= 0.1, "{golden} {name}");
+            std::fs::remove_file(&out).unwrap();
+            std::fs::remove_dir_all(&folder).unwrap();
+        }
+    }
 }
 
 /// Every file type of a real model: what it is stored in, and that it still is that model.
@@ -232,25 +314,123 @@ fn tokenizers_encode_as_before_and_templates_go_along() {
     check(&spm, &again);
 }
 
-/// A and B under GGUF's names, their product the one that the model adds.
+/// DeepSeek V3 splits in three steps, which have one name together.
+#[test]
+fn steps_of_splitting_have_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string("assets/base/tokenizer.json").unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    // as in the published tokenizer.json
+    let regexes = [
+        r"\p{N}{1,3}",
+        "[一-龥぀-ゟ゠-ヿ]+",
+        "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+    ];
+    let split = |regex: &str| json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false });
+    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
+    let stages: Vec<_> = regexes.map(split).into_iter().chain([bytes]).collect();
+    json["pre_tokenizer"] = json!({ "type": "Sequence", "pretokenizers": stages });
+    std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let tokenizer = Tokenizer::load(dir.path()).unwrap();
+    let pairs = luthier::data::gguf::metadata(&tokenizer, tokenizer.vocab_size()).unwrap();
+    let file = dir.path().join("t.gguf");
+    luthier::io::gguf::Writer::create(&file, &pairs, Vec::new()).unwrap().finish().unwrap();
+    let gguf = Gguf::open(&file).unwrap();
+    assert_eq!(gguf.get("tokenizer.ggml.pre").and_then(Value::as_text), Some("deepseek-v3"));
+    std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    let again = Tokenizer::load(&file).unwrap();
+    for text in ["fn main() { x.y(12345) }", "今日は良い天気です。 3 天", " a\n\n  b!=c don't ünï"] {
+        assert_eq!(again.encode(text, false).unwrap(), tokenizer.encode(text, false).unwrap(), "{text}");
+    }
+}
+
+/// A PEFT folder of an adapter of this config on `model`, whose B is not zeros.
+fn adapter(b: &dyn Backend, model: &Path, config: LoraConfig, out: &Path) {
+    std::fs::create_dir(out).unwrap();
+    let options = LoadOptions { lora: Some(config), ..LoadOptions::frozen(DType::F32) };
+    let mut loaded = Model::load(b, model, &options).unwrap();
+    for param in loaded.params_mut().filter(|p| p.name.contains("lora_B")) {
+        let values: Vec<f32> = (0..param.elements()).map(|i| ((i * 7919 % 101) as f32 - 50.0) / 500.0).collect();
+        param.set(b, &values).unwrap();
+    }
+    peft::save(b, &loaded, "base", out).unwrap();
+}
+
+/// A and B under GGUF's names, their product the one that the model adds: read again, they are the adapter.
 #[test]
 fn adapters_for_llama_cpp() {
     let (b, dir) = (&Cpu::new() as &dyn Backend, tempfile::tempdir().unwrap());
     let model = Path::new("assets/base");
-    let adapter = dir.path().join("adapter");
-    std::fs::create_dir(&adapter).unwrap();
-    let config = LoraConfig { use_rslora: true, r: 4, lora_alpha: 6.0, ..LoraConfig::default() };
-    let loaded = Model::load(b, model, &LoadOptions { lora: Some(config), ..LoadOptions::frozen(DType::F32) }).unwrap();
-    peft::save(b, &loaded, "base", &adapter).unwrap();
-    let input = Input { model, adapter: Some(&adapter), dtype: None, name: None };
+    let ranks = Patterns(vec![("down_proj".to_string(), 6)]);
+    let config = LoraConfig { use_rslora: true, r: 4, lora_alpha: 6.0, rank_pattern: ranks, ..LoraConfig::default() };
+    let none = LoraConfig { r: 4, lora_alpha: 0.0, ..LoraConfig::default() };
+    let [mine, off] = [("mine", config), ("off", none)].map(|(name, config)| {
+        let folder = dir.path().join(name);
+        adapter(b, model, config, &folder);
+        folder
+    });
+    let of = |adapter| Input { model, adapter: Some(adapter), dtype: None, name: None };
     let out = dir.path().join("a.gguf");
-    product::export(b, Product::GgufLora, &input, &out, |_| Ok(())).unwrap();
+    let mut found = None;
+    product::export(b, Product::GgufLora, &of(&mine), &out, |at| {
+        found = Some(verify(b, Product::GgufLora, &of(&mine), at)?);
+        Ok(())
+    })
+    .unwrap();
+    assert!(found.is_some_and(|found| found.mean_kl <= 1e-6 && found.tokens > 20));
     let gguf = Gguf::open(&out).unwrap();
     let text = |key: &str| gguf.get(key).and_then(Value::as_text).map(str::to_string);
     assert_eq!(text("general.type").as_deref(), Some("adapter"));
     assert_eq!(text("adapter.type").as_deref(), Some("lora"));
     assert_eq!(gguf.get("adapter.lora.alpha").and_then(Value::as_f64), Some(6.0));
     assert_eq!(gguf.names().count(), 6 * 7 * 2);
-    assert_eq!(gguf.tensor("blk.5.ffn_down.weight.lora_a").unwrap().shape, [4, 768]);
+    assert_eq!(gguf.tensor("blk.5.ffn_down.weight.lora_a").unwrap().shape, [6, 768]);
     assert_eq!(gguf.tensor("blk.0.attn_k.weight.lora_b").unwrap().shape, [128, 4]);
+    // another adapter's file is not this adapter
+    let e = verify(b, Product::GgufLora, &of(&off), &out).unwrap_err();
+    assert!(e.exit_code() == 65 && e.to_string().contains("differs from what was trained"), "{e}");
+    // an alpha of 0 adds nothing, where llama.cpp would take it for a scale of 1
+    let silent = dir.path().join("off.gguf");
+    product::export(b, Product::GgufLora, &of(&off), &silent, |at| {
+        verify(b, Product::GgufLora, &of(&off), at).map(drop)
+    })
+    .unwrap();
+    let gguf = Gguf::open(&silent).unwrap();
+    assert_eq!(gguf.get("adapter.lora.alpha").and_then(Value::as_f64), Some(1.0));
+    let b_of = DType::F32.decode(gguf.tensor("blk.0.attn_k.weight.lora_b").unwrap().bytes);
+    assert!(b_of.iter().all(|x| *x == 0.0));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4, "nothing else is left");
+}
+
+/// Where llama.cpp would not look at an adapter, none is written.
+#[test]
+fn adapters_on_latent_attention_are_merged_instead() {
+    let (b, dir) = (&Cpu::new() as &dyn Backend, tempfile::tempdir().unwrap());
+    let model = golden_root().join("deepseek_v3");
+    for (modules, code) in [(["q_b_proj", "down_proj"], Some(65)), (["o_proj", "gate_proj"], None)] {
+        let (folder, out) = (dir.path().join(modules[0]), dir.path().join(format!("{}.gguf", modules[0])));
+        let target_modules = Targets::Names(modules.map(str::to_string).to_vec());
+        adapter(b, &model, LoraConfig { r: 4, target_modules, ..LoraConfig::default() }, &folder);
+        let input = Input { model: &model, adapter: Some(&folder), dtype: None, name: None };
+        let proof = |at: &Path| verify(b, Product::GgufLora, &input, at).map(drop);
+        let done = product::export(b, Product::GgufLora, &input, &out, proof);
+        assert_eq!(done.as_ref().err().map(|e| e.exit_code()), code, "{done:?}");
+    }
+}
+
+/// docs/export.md lists what can be written, and what of it cannot; every kind of model that is known has a line.
+#[test]
+fn the_page_of_architectures_is_current() {
+    let table = luthier::model::gguf::table();
+    for name in arch::model_types() {
+        assert!(table.contains(&format!("`{name}`")), "{name}");
+    }
+    let (file, marks) = ("docs/export.md", ["<!-- architectures -->\n", "<!-- /architectures -->"]);
+    let page = std::fs::read_to_string(file).unwrap();
+    let [begin, end] = marks.map(|mark| page.find(mark).unwrap_or_else(|| panic!("{file} has no {mark}")));
+    let current = [&page[..begin + marks[0].len()], &table, &page[end..]].concat();
+    if std::env::var_os("LUTHIER_WRITE").is_some() {
+        std::fs::write(file, &current).unwrap();
+    }
+    assert!(page == current, "{file} is not what the tables say: run this test with LUTHIER_WRITE=1");
 }

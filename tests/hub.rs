@@ -288,6 +288,43 @@ fn commands_take_names() {
     assert!(there.join("adapter_model.safetensors").exists() && !there.join("README.md").exists());
 }
 
+/// What is compared or measured on may be a data set by name, as training's may.
+#[test]
+fn models_are_looked_at_with_data_sets_by_name() {
+    let text = std::fs::read_to_string("assets/rustc_explain.jsonl").unwrap();
+    let texts = text.lines().take(12).map(|line| serde_json::json!({ "text": line }).to_string() + "\n");
+    let files = [("train.jsonl".to_string(), texts.collect::<String>().into_bytes())].into();
+    let repo = Repo { commit: COMMIT.into(), revisions: vec!["main".into()], files, gated: None };
+    let (server, dir) = (Server::start([("datasets/org/texts", repo)]), tempfile::tempdir().unwrap());
+    let said = |args: &[&str]| {
+        let out = luthier(&server, &dir.path().join("hf"), args);
+        let said = String::from_utf8_lossy(&out.stdout).to_string() + &String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success() && out.status.code() == Some(0), "{args:?}: {said}");
+        said
+    };
+    let base = "assets/base";
+    let compared = said(&["compare", base, base, "--data", "org/texts", "--max-tokens", "64", "--backend", "cpu"]);
+    assert!(
+        compared.contains("downloading train.jsonl") && compared.contains("tokens compared           64"),
+        "{compared}"
+    );
+    let made = dir.path().join("made");
+    let made = made.to_str().unwrap();
+    let measured = said(&[
+        "quantize",
+        "--model",
+        base,
+        "--out",
+        made,
+        "--dynamic",
+        "--calibration",
+        "org/texts",
+        "--backend",
+        "cpu",
+    ]);
+    assert!(measured.contains("measured on"), "{measured}");
+}
+
 /// The model that comes with the project.
 fn base() -> Repo {
     let files = std::fs::read_dir("assets/base").unwrap().map(|e| e.unwrap().path());

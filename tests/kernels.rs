@@ -1,7 +1,9 @@
 //! Every CUDA kernel compiles to a cubin for every architecture that we name, in every mix of storage types that the trainer
 //! uses. No GPU is wanted, NVRTC is: `pip install "nvidia-cuda-nvrtc==13.0.*"`.
 #![cfg(feature = "cuda")]
-use luthier::backend::cuda::fast::{ATTENTION_VARIANTS, GROUPED, THIN};
+use luthier::backend::cuda::fast::{
+    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, FP8_SHORT, GROUPED, LONG_ROWS, THIN,
+};
 use luthier::backend::cuda::nvrtc;
 use luthier::backend::cuda::source::Kernel;
 use luthier::dtype::DType;
@@ -56,6 +58,18 @@ fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
             }
         }
     }
+    // sm_89 is the first with tensor cores for it
+    for (op, variant, first) in
+        [(Op::fp8_matmul, FP8, 3), (Op::fp8_matmul_add, FP8, 3), (Op::fp8_quantize, FP8_SHORT, 1)]
+    {
+        for float in [DType::F32, DType::Bf16, DType::F16] {
+            let dtypes = dtypes(op.spec(), float, false);
+            let text =
+                Kernel { op, dtypes: &dtypes, variant: Some(variant) }.source().unwrap_or_else(|e| panic!("{e}"));
+            let name = format!("{}_{}", op.spec().name, variant.name);
+            jobs.extend(ARCHES[first..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
+        }
+    }
     for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "grouped") {
         for (float, mixed) in [(DType::Bf16, false), (DType::F16, false), (DType::Bf16, true), (DType::F16, true)] {
             let dtypes = dtypes(op.spec(), float, mixed);
@@ -65,13 +79,27 @@ fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
             jobs.extend(ARCHES[1..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
         }
     }
-    for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "thin") {
-        for float in [DType::Bf16, DType::F16] {
+    for op in [Op::rmsnorm_forward, Op::rmsnorm_backward] {
+        for (float, (_, variant)) in
+            [DType::Bf16, DType::F16].into_iter().flat_map(|f| LONG_ROWS.iter().map(move |v| (f, v)))
+        {
             let dtypes = dtypes(op.spec(), float, false);
-            let text = Kernel { op, dtypes: &dtypes, variant: Some(THIN) }.source().unwrap_or_else(|e| panic!("{e}"));
-            let name = format!("{}_{}", op.spec().name, THIN.name);
-            jobs.extend(ARCHES[1..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
+            let text =
+                Kernel { op, dtypes: &dtypes, variant: Some(*variant) }.source().unwrap_or_else(|e| panic!("{e}"));
+            let name = format!("{}_{}", op.spec().name, variant.name);
+            jobs.extend(ARCHES.iter().map(|arch| (name.clone(), text.clone(), *arch)));
         }
+    }
+    let thin = Op::ALL.iter().copied().filter(|op| op.spec().file == "thin");
+    let few = thin.flat_map(|op| THIN.into_iter().map(move |few| (op, few)));
+    let dense = DENSE_NARROW.into_iter().chain([DENSE_WIDE]).map(|few| (Op::matmul_nt, few));
+    for (i, (op, few)) in few.chain(dense).enumerate() {
+        let float = if i % 3 == 1 { DType::F16 } else { DType::Bf16 };
+        let dtypes = dtypes(op.spec(), float, false);
+        let text =
+            Kernel { op, dtypes: &dtypes, variant: Some(few.variant) }.source().unwrap_or_else(|e| panic!("{e}"));
+        let name = format!("{}_{}", op.spec().name, few.variant.name);
+        jobs.extend(ARCHES[1..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
     }
     jobs
 }

@@ -1,17 +1,19 @@
 //! What a session keeps does not change what it computes, and what a rehearsal counts is what a run takes.
 #![allow(non_snake_case, reason = "dims are named as in the ops")]
-use luthier::backend::{Backend, Memory, Use};
+use luthier::backend::{Backend, CudaRules, Memory, Use};
 use luthier::dtype::DType;
 use luthier::export::init;
 use luthier::io::hub::Event;
 use luthier::model::lora::LoraConfig;
-use luthier::model::{Keep, LoadOptions, Model, Place, Plan, Session, Tokens};
+use luthier::model::{Keep, LoadOptions, Model, Place, Places, Plan, Session, Tokens};
 use luthier::train::config;
 use luthier::train::metrics::{EvalMetrics, Reporter, StepMetrics};
+use luthier::train::optim::Stay;
 use luthier::train::plan::{self, Budget};
 use luthier::train::run;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 #[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 use support::*;
@@ -142,20 +144,19 @@ fn an_mlp_may_run_in_tiles() {
 /// Dense and quantized, of all layers alike and of two kinds.
 #[test]
 fn where_frozen_weights_are_changes_nothing() {
-    for (name, four) in
-        [("llama", false), ("llama", true), ("qwen2_moe", false), ("deepseek_v3", false), ("gpt_oss", false)]
-    {
+    let names = ["llama", "qwen2_moe", "deepseek_v3", "gpt_oss", "granite"];
+    for (name, four) in names.map(|name| (name, false)).into_iter().chain([("llama", true)]) {
         let dir = tempfile::tempdir().unwrap();
         let folder = deeper(&golden_root().join(name), dir.path()).unwrap();
         for b in backends() {
-            let of = |place, plan: Plan| {
+            let of = |blocks, embed, plan: Plan| {
                 let lora = Some(LoraConfig { r: 4, ..LoraConfig::default() });
                 let options = LoadOptions {
                     train: true,
                     lora,
                     seed: 3,
                     load_in_4bit: four,
-                    place,
+                    places: Places { blocks, embed },
                     ..LoadOptions::frozen(DType::F32)
                 };
                 let before = (b.memory().used, b.memory().host);
@@ -168,17 +169,16 @@ fn where_frozen_weights_are_changes_nothing() {
                 assert_eq!(b.memory().host, before.1, "{name}");
                 (used, host, all)
             };
-            let here = of(Place::Device, Plan::Keep);
-            let away = of(Place::Host, Plan::Keep);
-            assert!(away.2 == here.2, "{name} on {}", b.name());
-            assert!(
-                here.1 == 0 && away.1 > 0 && away.0 < here.0,
-                "{name} on {}: {:?} {:?}",
-                b.name(),
-                (away.0, away.1),
-                here.0
-            );
-            let both = of(Place::Host, Plan::Layers(vec![Keep::Host; LAYERS]));
+            use Place::*;
+            let here = of(Device, Device, Plan::Keep);
+            assert_eq!(here.1, 0);
+            for (blocks, embed) in [(Host, Device), (Device, Host), (Host, Host)] {
+                let away = of(blocks, embed, Plan::Keep);
+                let sizes = ((away.0, away.1), here.0);
+                assert!(away.2 == here.2, "{name} on {}: {blocks:?} {embed:?}", b.name());
+                assert!(away.1 > 0 && away.0 < here.0, "{name} on {}: {blocks:?} {embed:?} {sizes:?}", b.name());
+            }
+            let both = of(Host, Host, Plan::Layers(vec![Keep::Host; LAYERS]));
             assert!(both.2 == here.2, "{name} on {}", b.name());
         }
     }
@@ -251,7 +251,7 @@ impl Bench {
 }
 
 /// Every other one is for all backends.
-const RUNS: [(&str, &str); 13] = [
+const RUNS: [(&str, &str); 19] = [
     (
         "dense",
         "load_in_4bit = true\noptim = \"adamw_8bit\"\ngradient_checkpointing = \"offload\"\n[lora]\nr = 16\nlora_dropout = 0.1",
@@ -271,6 +271,15 @@ const RUNS: [(&str, &str); 13] = [
     ("moe", "load_in_4bit = true\n[lora]\nr = 4"),
     ("after", "gradient_checkpointing = true"),
     ("after", "dtype = \"float32\"\ngradient_checkpointing = \"offload\"\n[lora]\nr = 4"),
+    ("moe", "compute = \"fp8\"\n[lora]\nr = 4"),
+    ("dense", "compute = \"fp8\"\noffload_weights = true\ngradient_checkpointing = \"offload\"\n[lora]\nr = 8"),
+    ("moe", "bf16_stochastic_round = true\nmax_grad_norm = 0"),
+    (
+        "after",
+        "bf16_stochastic_round = true\ngradient_accumulation_dtype = \"bfloat16\"\noffload_gradients = true\noptim = \"adamw_8bit\"",
+    ),
+    ("dense", "dtype = \"float32\"\noffload_gradients = true\ngradient_accumulation_steps = 2"),
+    ("after", "gradient_accumulation_dtype = \"bfloat16\"\nmax_grad_norm = 0\noptim = \"muon\""),
 ];
 
 fn fresh() -> impl Iterator<Item = Box<dyn Backend>> {
@@ -320,7 +329,7 @@ fn a_limit_is_kept_with_as_much_as_fits() {
         let least = plan_of("gradient_checkpointing = true\nmemory_limit = 1").1;
         assert!(!least.fits() && least.memory.peak < most);
         let e = least.error(b.name());
-        assert!(e.exit_code() == 69 && e.to_string().contains("scratch 0.00 GiB"), "{e}");
+        assert!(e.exit_code() == 69 && e.to_string().contains("logits, MLP, attention 0.00 GiB"), "{e}");
         let limit = (2 * most + least.memory.peak) / 3;
         let (config, layout) = plan_of(&format!("memory_limit = {limit}"));
         let Plan::Layers(each) = &layout.plan else { panic!("a plan for each layer") };
@@ -339,6 +348,28 @@ fn a_limit_is_kept_with_as_much_as_fits() {
     }
 }
 
+/// Before anything is computed again; and not where the whole weight is wanted on the device.
+#[test]
+fn an_embedding_waits_on_the_host_where_memory_is_short() {
+    let bench = Bench::new();
+    let layout = |model: &str, keys: &str| {
+        let config = bench.config(model, &format!("{keys}\n[lora]\nr = 4"));
+        plan::plan(&config, Rc::new(CudaRules::FULL), Budget::given(1 << 40, &config), &mut Quiet::default())
+    };
+    let whole = layout("after", "").unwrap();
+    assert!(whole.places == Places::default() && whole.plan.keeps_all(), "{:?} {}", whole.places, whole.plan);
+    let limit = format!("memory_limit = {}", whole.memory.peak - 1);
+    let short = layout("after", &limit).unwrap();
+    assert!(short.fits() && short.places.embed == Place::Host && short.plan.keeps_all(), "{}", short.plan);
+    let embed = |model: &str, keys: &str| layout(model, keys).unwrap().places.embed;
+    assert_eq!(embed("after", &format!("{limit}\noffload_embedding = false")), Place::Device);
+    assert_eq!(embed("after", "offload_embedding = true"), Place::Host);
+    assert_eq!(embed("after", "gradient_checkpointing = \"offload\""), Place::Host);
+    assert_eq!(embed("dense", "gradient_checkpointing = \"offload\""), Place::Device, "it is tied");
+    let e = layout("dense", "offload_embedding = true").err().unwrap();
+    assert!(e.exit_code() == 2 && e.to_string().contains("the head multiplies with the same weight"), "{e}");
+}
+
 /// The same numbers with weights and with their shapes alone.
 #[test]
 fn a_config_can_be_planned_without_weights() {
@@ -354,4 +385,41 @@ fn a_config_can_be_planned_without_weights() {
             assert_eq!(with.at_peak[what as usize], without.at_peak[what as usize], "{what:?} {keys}");
         }
     }
+}
+
+/// Of no more layers than memory asks for, and never where the config says no; nothing at all where weights move in the backward.
+#[test]
+fn gradients_leave_as_memory_asks() {
+    let bench = Bench::new();
+    let cuda = || luthier::backend::pick::rules("cuda").unwrap();
+    let lean = "bf16_stochastic_round = true\ngradient_accumulation_dtype = \"bfloat16\"\ngradient_checkpointing = \"offload\"";
+    let plan_of = |keys: &str, bytes: u64| {
+        let config = bench.config("after", &format!("{lean}\n{keys}"));
+        plan::plan(&config, cuda(), Budget::given(bytes, &config), &mut Quiet::default()).unwrap()
+    };
+    let layers = |layout: &plan::Layout| match layout.stay {
+        Stay::Host { layers, .. } => layers.min(LAYERS),
+        _ => 0,
+    };
+    let (most, least) = (plan_of("", 1 << 40), plan_of("offload_gradients = true", 1 << 40));
+    assert_eq!((most.stay, layers(&least)), (Stay::Device, LAYERS));
+    let (high, low) = (most.memory.peak, least.memory.peak);
+    assert!(low < high, "{low} {high}");
+    let mut seen = vec![0];
+    // a driver keeps a 32nd for itself
+    for i in 0..=8 {
+        let room = low + (high - low) * i / 8;
+        let layout = plan_of("", room + room / 31 + 1);
+        assert!(layout.fits() && layout.memory.peak <= room, "{i}: {} of {room}", layout.memory.peak);
+        assert!(layers(&layout) <= *seen.last().unwrap() || i == 0, "more room, fewer layers: {seen:?}");
+        if i == 0 {
+            seen.clear();
+        }
+        seen.push(layers(&layout));
+    }
+    assert_eq!((seen[0], seen[8]), (LAYERS, 0));
+    assert!(seen.iter().any(|n| (1..LAYERS).contains(n)), "{seen:?}");
+    assert!(!plan_of("offload_gradients = false", low + low / 31).fits());
+    let fused = plan_of("max_grad_norm = 0", low);
+    assert!(fused.stay == Stay::Fused && fused.memory.peak < high, "{:?}", fused.stay);
 }

@@ -59,7 +59,7 @@ fn dequantized(b: &dyn Backend, linear: &Linear) -> Vec<f32> {
 fn bytes(b: &dyn Backend, weight: &Weight) -> Vec<Vec<u8>> {
     let get = |buf| b.download(buf).unwrap();
     match weight {
-        Weight::Dense(_) | Weight::Gguf(_) => panic!("a weight of another kind"),
+        Weight::Dense(_) | Weight::Gguf(_) | Weight::Fp8(_) => panic!("a weight of another kind"),
         Weight::Int8(q) => vec![get(&q.codes), get(&q.scb)],
         Weight::Mxfp4(q) => vec![get(&q.codes), get(&q.scales)],
         Weight::Nf4(q) => match &q.scales {

@@ -6,7 +6,7 @@ use luthier::export::peft;
 use luthier::infer::{Engine, Options, Prefixes};
 use luthier::model::lora::LoraConfig;
 use luthier::model::{LoadOptions, Model};
-use luthier::serve::{Adapter, Config, RuntimeAdapters, run};
+use luthier::serve::{Adapter, Config, Patience, RuntimeAdapters, run};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -267,6 +267,80 @@ fn refusals_say_why() {
     let models: Value = serde_json::from_str(&models).unwrap();
     assert_eq!((&models["object"], &models["data"][0]["id"]), (&json!("list"), &json!("base")));
     assert!(server.metric("luthier_http_responses_total{code=\"4xx\"}") > 10.0);
+}
+
+/// What is left of a connection until the other side closes it; `None` if it did not within a minute.
+fn closed(mut stream: TcpStream) -> Option<String> {
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => None,
+        _ => Some(String::from_utf8_lossy(&bytes).into_owned()),
+    }
+}
+
+#[test]
+fn slow_clients_are_let_go() {
+    let short = Duration::from_millis(1500);
+    let patience = Patience { idle: short, headers: short, body: short, ..Patience::default() };
+    let server = Server::start(|config, _| config.patience = patience);
+    let connect = || TcpStream::connect(server.address).unwrap();
+    // nothing is said, at first or after a request
+    assert_eq!(closed(connect()).as_deref(), Some(""));
+    let mut kept = connect();
+    kept.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    assert!(closed(kept).is_some_and(|said| said.starts_with("HTTP/1.1 200")));
+    // headers that never end, although there is always a bit more
+    let mut trickle = connect();
+    trickle.write_all(b"GET /health HTTP/1.1\r\n").unwrap();
+    let started = Instant::now();
+    while trickle.write_all(b"x: y\r\n").is_ok() {
+        assert!(started.elapsed() < Duration::from_secs(60), "headers for a minute");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // a body that does not come
+    let mut waits = connect();
+    let head =
+        format!("POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 9\r\n\r\n");
+    waits.write_all(head.as_bytes()).unwrap();
+    assert!(closed(waits).is_some_and(|said| said.starts_with("HTTP/1.1 408")));
+    // an answer may take longer than any of these, whole or in pieces, and two requests may share a connection
+    let long = json!({ "max_tokens": 200, "ignore_eos": true, "n": 8 });
+    let (whole, pieces) =
+        (with(chat("Hello"), long.clone()), with(chat("Hello"), with(long, json!({ "stream": true }))));
+    let started = Instant::now();
+    assert_eq!(server.post("/v1/chat/completions", whole).0, 200);
+    assert!(server.stream("/v1/chat/completions", pieces).len() > 100);
+    println!("two long answers in {:?}", started.elapsed());
+    let mut twice = connect();
+    for _ in 0..2 {
+        twice.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut head = [0; 15];
+        twice.read_exact(&mut head).unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200 OK");
+        while !head.ends_with(b"\r\n\r\n") {
+            head.rotate_left(1);
+            twice.read_exact(&mut head[14..]).unwrap();
+        }
+        std::thread::sleep(short / 8);
+    }
+}
+
+/// A character of several tokens: each says its own bytes, and together they are the text.
+#[test]
+fn logprobs_have_the_bytes_of_tokens() {
+    let server = Server::start(|_, _| ());
+    let ids = luthier::data::Tokenizer::load("assets/base".as_ref()).unwrap().encode("語", false).unwrap();
+    assert!(ids.len() > 1, "a character of several tokens");
+    for id in ids {
+        let more =
+            json!({ "logprobs": true, "top_logprobs": 1, "max_tokens": 1, "logit_bias": { id.to_string(): 100 } });
+        let (_, said) = server.post("/v1/chat/completions", with(chat("x"), more));
+        let token = &said["choices"][0]["logprobs"]["content"][0];
+        let bytes: Vec<u8> = serde_json::from_value(token["bytes"].clone()).unwrap();
+        assert!("語".as_bytes().windows(bytes.len()).any(|part| part == bytes), "{token}");
+        assert_eq!(token["token"], json!(String::from_utf8_lossy(&bytes)));
+    }
 }
 
 /// 64 streams at once on 16 places; what one says, all say.

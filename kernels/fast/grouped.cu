@@ -4,7 +4,13 @@
 // A block of 8 warps makes a 128x128 tile of out, a warp 64x32 of it, 32 steps of the inner length at a time; while one step is
 // multiplied, the next comes by cp.async. Fragments, with g = lane/4 and t = lane%4: C (16 rows, 8 columns) has c[0..1] in row g,
 // columns 2t, 2t+1, and c[2..3] in row g+8.
+//
+// With FP8 the same for rows in e4m3, with mma.sync m16n8k32: their fragments lie as those of pairs of codes, so that T is a pair.
+#ifdef FP8
+struct T { u16 bits; };
+#else
 typedef T_a T;
+#endif
 
 constexpr u32 BM = 128, BN = 128, BK = 32;
 // Elements between rows in shared memory: odd multiples of 16 bytes, free of bank conflicts.
@@ -14,15 +20,19 @@ constexpr u32 TILE = BM * LD_ROWS; // of either layout; two of a and two of b ar
 extern __shared__ __align__(16) u8 memory[];
 
 template <typename T> INLINE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1);
-#define MMA(TYPE, NAME)                                                                                                     \
+#define MMA(TYPE, SHAPE, NAME)                                                                                              \
     template <> __device__ __forceinline__ void mma<TYPE>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {               \
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME                                                 \
+        asm volatile("mma.sync.aligned." SHAPE ".row.col.f32." NAME "." NAME                                                \
                      ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                           \
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                       \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                       \
     }
-MMA(bf16, "bf16")
-MMA(f16, "f16")
+#ifdef FP8
+MMA(T, "m16n8k32", "e4m3")
+#else
+MMA(bf16, "m16n8k16", "bf16")
+MMA(f16, "m16n8k16", "f16")
+#endif
 
 // Four 8x8 matrices; each lane names one row of one of them.
 INLINE void ldmatrix(u32 (&x)[4], u32 at) {
@@ -68,7 +78,7 @@ template <bool COLUMNS> INLINE void fetch_tile(u32 tile, const T* from, u64 ld, 
     }
 }
 INLINE void store2(float* at, float x, float y) { *(float2*)at = make_float2(x, y); }
-INLINE void store2(T* at, float x, float y) { *(u32*)at = pack<T>(x, y); }
+template <typename X> INLINE void store2(X* at, float x, float y) { *(u32*)at = pack<X>(x, y); }
 
 // out[i,j] over q0 <= q < q1, rows up to I, columns up to J.
 struct Part {
@@ -76,7 +86,9 @@ struct Part {
     u64 ld_a, ld_b, ld_out;
 };
 
-template <bool A_COLUMNS, bool B_COLUMNS, bool ADD> INLINE void product(T_out* out, const T* a, const T* b, const Part& g, float alpha) {
+// `scale(m, n)` times the sum of row m and column n.
+template <bool A_COLUMNS, bool B_COLUMNS, bool ADD, typename Scale>
+INLINE void product(T_out* out, const T* a, const T* b, const Part& g, Scale scale) {
     u32 base = (u32)__cvta_generic_to_shared(memory), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 row = warp % 2 * 64, column = warp / 2 * 32, stage = 0;
     auto start = [&](u32 stage, u32 q) {
@@ -116,12 +128,13 @@ template <bool A_COLUMNS, bool B_COLUMNS, bool ADD> INLINE void product(T_out* o
                 u32 m = g.i0 + row + i * 16 + half * 8 + lane / 4, n = g.j0 + column + j * 8 + lane % 4 * 2;
                 if (m >= g.I || n >= g.J) continue;
                 T_out* at = out + m * g.ld_out + n;
-                float u = alpha * sum[i][j][2 * half], v = alpha * sum[i][j][2 * half + 1];
+                float u = scale(m, n) * sum[i][j][2 * half], v = scale(m, n + 1) * sum[i][j][2 * half + 1];
                 if (ADD) u += widen(at[0]), v += widen(at[1]);
                 store2(at, u, v);
             }
 }
 
+#ifndef FP8
 // The tiles of all experts' rows stand in one list; ceil(M, 128) + E are always enough.
 template <bool B_COLUMNS, bool ADD> INLINE void rows(T_out* out, const T* a, const T* b, const T_offsets* offsets, const Params& p) {
     u32 tile = blockIdx.y, e = 0, first = 0, end = 0, before = 0;
@@ -134,8 +147,14 @@ template <bool B_COLUMNS, bool ADD> INLINE void rows(T_out* out, const T* a, con
     if (e == p.E) return;
     REQUIRE(end <= p.M);
     Part g = {first + (tile - before) * BM, end, blockIdx.x * BN, p.J, 0, p.Q, p.Q, B_COLUMNS ? p.J : p.Q, p.J};
-    product<false, B_COLUMNS, ADD>(out, a, b + (u64)e * p.J * p.Q, g, p.alpha);
+    product<false, B_COLUMNS, ADD>(out, a, b + (u64)e * p.J * p.Q, g, [&](u32, u32) { return p.alpha; });
 }
+#else
+template <bool ADD> INLINE void rows(T_out* out, const u8* a, const float* a_scales, const u8* b, const float* b_scales, const Params& p) {
+    Part g = {blockIdx.y * BM, p.I, blockIdx.x * BN, p.J, 0, p.Q / 2, p.Q / 2, p.Q / 2, p.J};
+    product<false, false, ADD>(out, (const T*)a, (const T*)b, g, [&](u32 m, u32 n) { return a_scales[m] * b_scales[n]; });
+}
+#endif
 
 // op grouped_nt grid(ceil(J, 128), ceil(M, 128) + E) block(256) shared(40960)
 extern "C" __global__ void __launch_bounds__(256) grouped_nt(T_out* out, const T_a* a, const T_b* b, const T_offsets* offsets, Params p) {
@@ -160,5 +179,14 @@ extern "C" __global__ void __launch_bounds__(256) grouped_tn_add(T_out* out, con
     REQUIRE(first <= end && end <= p.M);
     if (first == end) return;
     Part g = {blockIdx.y * BM, p.J, blockIdx.x * BN, p.Q, first, end, p.J, p.Q, p.Q};
-    product<true, true, true>(out + (u64)e * p.J * p.Q, a, b, g, p.alpha);
+    product<true, true, true>(out + (u64)e * p.J * p.Q, a, b, g, [&](u32, u32) { return p.alpha; });
+}
+
+// op fp8_matmul grid(ceil(J, 128), ceil(I, 128)) block(256) shared(40960)
+extern "C" __global__ void __launch_bounds__(256) fp8_matmul(T_out* out, const T_a* a, const T_a_scales* a_scales, const T_b* b, const T_b_scales* b_scales, Params p) {
+    rows<false>(out, a, a_scales, b, b_scales, p);
+}
+// op fp8_matmul_add grid(ceil(J, 128), ceil(I, 128)) block(256) shared(40960)
+extern "C" __global__ void __launch_bounds__(256) fp8_matmul_add(T_out* out, const T_a* a, const T_a_scales* a_scales, const T_b* b, const T_b_scales* b_scales, Params p) {
+    rows<true>(out, a, a_scales, b, b_scales, p);
 }

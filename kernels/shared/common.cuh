@@ -7,6 +7,7 @@ struct bf16 { u16 bits; };
 struct f16 { u16 bits; };
 
 #define INLINE static __device__ __forceinline__
+#define INLINE_METHOD __device__ __forceinline__
 // Stops the program loudly where data (an id, a label, a position) points outside its table.
 #define REQUIRE(condition) do { if (!(condition)) __trap(); } while (0)
 
@@ -135,6 +136,22 @@ INLINE u32 random_bits(u32 x, u32 y, u32 z) {
     return x + y * z;
 }
 
+// x as bf16 holds it, up or down by the upper half of `word`.
+INLINE float toss(float x, u32 word) {
+    u32 bits = __float_as_uint(x);
+    return (bits & 0x7f800000u) == 0x7f800000u ? x : __uint_as_float((bits + (word >> 16)) & 0xffff0000u);
+}
+// Weights i..i+8 of a call, as they are stored: where p.chance is 1, rounded to bf16 up or down so that their means are w
+// (src/ops/adamw.rs).
+template <typename P> INLINE void by_chance(float (&w)[8], u64 i, const P& p) {
+    if (p.chance == 0) return;
+#pragma unroll
+    for (int k = 0; k < 8; k += 2) {
+        u32 word = random_bits(((u32)i + k + p.first) / 2, p.seed, p.stream);
+        w[k] = toss(w[k], word), w[k + 1] = toss(w[k + 1], word << 16);
+    }
+}
+
 // Of an activation act(x) = x·s(x): s and act′. `act` is a constant of src/ops/activation.rs.
 struct Gate {
     float s, slope;
@@ -155,22 +172,49 @@ INLINE Gate gating(float x, u32 act, float slope, float cubic) {
 INLINE float softcap(float x, float cap) { return cap == 0.f ? x : cap * tanhf(x / cap); }
 INLINE float softcap_slope(float y, float cap) { return cap == 0.f ? 1.f : 1.f - (y / cap) * (y / cap); }
 
-// The nearest level's index in a rising map of 256; a tie goes down. The highest index whose level is below x (or 0), then its
-// upper neighbour if x lies beyond the middle between them.
-INLINE u32 nearest_level(const float* map, float x) {
-    u32 below = 0;
+// The midpoints between the levels of a rising map of 256. With KEEP_SIGN only what is below zero goes to a level below zero.
+template <bool KEEP_SIGN> struct Midpoints {
+    float mid[256];
+    // By all of 256 threads.
+    INLINE_METHOD void fill(const float* map) {
+        u32 t = threadIdx.x;
+        float low = map[t], high = t < 255 ? map[t + 1] : 0.f, middle = KEEP_SIGN && low < 0.f && high >= 0.f ? -1.4e-45f : (low + high) * 0.5f;
+        mid[t] = t < 255 ? middle : __uint_as_float(0x7f800000u);
+        __syncthreads();
+    }
+    // The nearest level's index; a tie goes down.
+    INLINE_METHOD u32 nearest(float x) const {
+        u32 code = 0;
 #pragma unroll
-    for (int step = 128; step; step /= 2)
-        if (map[below + step] < x) below += step;
-    below = min(below, 254u);
-    return x > (map[below] + map[below + 1]) * 0.5f ? below + 1 : below;
-}
-// The same for what must not change its sign by rounding: the neighbour on its own side of zero where it would.
-INLINE u32 nearest_signed(const float* map, float x) {
-    u32 code = nearest_level(map, x);
-    if ((map[code] < 0.f) != (x < 0.f)) code = x > 0.f ? code + 1 : max(code, 1u) - 1;
-    return code;
-}
+        for (u32 step = 128; step; step /= 2) code += x > mid[code + step - 1] ? step : 0;
+        return code;
+    }
+};
+// The same for many values: `start` has for each range of them (a binade in 2^PARTS parts, down to 2^-23; below zero once more) the
+// level of its least one, from which a step or two remain in bitsandbytes' maps.
+template <int PARTS, bool SIGNED> struct Finder {
+    static const u32 LOW = 104u << PARTS, RANGES = (23u << PARTS) + 1;
+    Midpoints<SIGNED> between;
+    u8 start[RANGES * (SIGNED ? 2 : 1)];
+    // By all of 256 threads.
+    INLINE_METHOD void fill(const float* map) {
+        between.fill(map);
+        for (u32 r = threadIdx.x; r < sizeof(start); r += 256) {
+            u32 k = r % RANGES + LOW;
+            float below = -__uint_as_float(((k + 1) << (23 - PARTS)) - 1), above = k == LOW ? 0.f : __uint_as_float(k << (23 - PARTS));
+            start[r] = (u8)between.nearest(r < RANGES ? above : below);
+        }
+        __syncthreads();
+    }
+    INLINE_METHOD u32 nearest(float x) const {
+        u32 bits = __float_as_uint(x), k = (bits & 0x7fffffffu) >> (23 - PARTS);
+        k = k < LOW ? 0 : k - LOW;
+        k = k < RANGES ? k : RANGES - 1;
+        u32 code = start[SIGNED && bits >> 31 ? k + RANGES : k];
+        while (x > between.mid[code]) code++;
+        return code;
+    }
+};
 
 // Codes i..i+8, zeros beyond P.
 INLINE uint2 fetch_codes(const u8* codes, u64 i, u64 P) {
@@ -189,4 +233,11 @@ INLINE void stash_codes(u8* codes, u64 i, u64 P, const u32 (&word)[2]) {
 #pragma unroll
     for (int k = 0; k < 8; k++)
         if (i + k < P) codes[i + k] = (u8)(word[k / 4] >> k % 4 * 8);
+}
+
+// What a code in e4m3 stands for (src/ops/fp8.rs).
+INLINE float e4m3_value(u32 code) {
+    u32 m = code & 0x7fu;
+    float x = m < 8u ? (float)m * (1.f / 512.f) : __uint_as_float(m == 0x7fu ? 0x7fc00000u : (m << 20) + 0x3c000000u);
+    return code & 0x80u ? -x : x;
 }

@@ -13,6 +13,15 @@ fn random(i: u32, seed: u32, stream: u32) -> u32 {
   return v.x + v.y * v.z;
 }
 
+// A weight as it is stored: where chance is 1, rounded to bf16 up or down so that its mean is x (src/ops/adamw.rs).
+fn by_chance(x: f32, chance: u32, i: u32, seed: u32, stream: u32) -> f32 {
+  let bits = bitcast<u32>(x);
+  if (chance == 0u || (bits & 0x7f800000u) == 0x7f800000u) { return x; }
+  // two weights share a word
+  let word = random(i / 2u, seed, stream) << (16u * (i & 1u));
+  return bitcast<f32>((bits + (word >> 16u)) & 0xffff0000u);
+}
+
 // cap·tanh(x/cap), or x where cap is 0. By hand: tanh of large values is NaN on some drivers, and 1 - exp loses small ones.
 fn softcap(x: f32, cap: f32) -> f32 {
   if (cap == 0.0) { return x; }
@@ -142,3 +151,11 @@ fn largest(v: vec4<f32>) -> f32 {
 }
 // e such that values of up to `most` times 2^-e are below 2^15; at least -127, where 2^-e is the largest power of two
 fn f16_scale(most: f32) -> i32 { return max(i32(bitcast<u32>(most) >> 23u) - 127 - 14, -127); }
+
+// What a code in e4m3 stands for (src/ops/fp8.rs).
+fn e4m3_value(code: u32) -> f32 {
+  let m = code & 0x7fu;
+  let bits = select((m << 20u) + 0x3c000000u, 0x7fc00000u, m == 0x7fu);
+  let x = select(bitcast<f32>(bits), f32(m) * 0.001953125, m < 8u);
+  return select(x, -x, (code & 0x80u) != 0u);
+}

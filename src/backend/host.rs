@@ -35,6 +35,21 @@ pub(crate) fn check(to: &Buf, from: &Buf) -> Result<()> {
     }
 }
 
+/// `rows_from_host` of every backend starts with this. Elements of a row.
+pub(crate) fn check_rows(to: &Buf, from: &Buf, ids: &[u32]) -> Result<usize> {
+    let row = to.len / ids.len().max(1);
+    let rows = from.len / row.max(1);
+    let whole = row * ids.len() == to.len && row * rows == from.len && to.dtype == from.dtype;
+    match ids.iter().find(|id| **id as usize >= rows) {
+        None if whole => Ok(row),
+        far => {
+            let of = |buf: &Buf| format!("{} of {}", buf.len, buf.dtype.name());
+            let what = format!("{} rows of {} wanted from {}", ids.len(), of(to), of(from));
+            Err(Error::Bug(far.map_or(what.clone(), |far| format!("{what}: there is no row {far}"))))
+        }
+    }
+}
+
 /// Host buffers that are given back together, when the scope ends.
 pub struct HostScope<'b> {
     b: &'b dyn Backend,

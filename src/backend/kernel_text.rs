@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 /// One entry point of a file.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Section<'a> {
     /// `op` or `op__stage`.
     pub name: &'a str,
@@ -92,6 +92,23 @@ pub fn eval(expr: &str, names: &Names) -> Result<u64, String> {
     let value = parser.sum()?;
     parser.space();
     if parser.rest.is_empty() { Ok(value) } else { Err(format!("`{expr}`: `{}` is not understood", parser.rest)) }
+}
+
+/// A section's workgroups in x, y and z; 0 where there is nothing to do.
+pub fn grid(section: &Section, names: &Names) -> Result<[u64; 3], String> {
+    let mut grid = [1; 3];
+    for (side, expr) in grid.iter_mut().zip(&section.grid) {
+        *side = eval(expr, names).map_err(|e| format!("the heading of {}: {e}", section.name))?;
+    }
+    Ok(grid)
+}
+
+/// The same for a shader: a grid that is wide and one-dimensional is folded (see `flat` in shaders/shared/common.wgsl).
+pub fn folded_grid(section: &Section, names: &Names) -> Result<[u64; 3], String> {
+    const WIDEST: u64 = 65_535;
+    let wide = grid(section, names)?;
+    let folds = section.grid.len() == 1 && wide[0] > WIDEST;
+    Ok(if folds { [WIDEST, wide[0].div_ceil(WIDEST), 1] } else { wide })
 }
 
 struct Parser<'a> {

@@ -6,6 +6,8 @@ pub enum Use {
     /// Base weights, and whatever nobody named.
     #[default]
     Weights,
+    /// The embedding, and a head of its own.
+    Tables,
     Adapter,
     Gradients,
     /// f32 values of weights that are trained in 16 bits.
@@ -13,20 +15,27 @@ pub enum Use {
     Optimizer,
     /// What the forward leaves for the backward.
     Activations,
-    /// What layers share while they run: inputs, gradients of activations, logits, unpacked weights.
+    /// Where packed weights are unpacked, one after the other.
+    Unpacked,
+    /// What takes turns: logits, an MLP's hidden states, attention's gradients.
+    Turns,
+    /// What else layers share while they run: inputs, outputs, gradients of the stream.
     Scratch,
     /// What a backend takes for itself.
     Workspace,
 }
 
 impl Use {
-    pub const ALL: [Use; 8] = [
+    pub const ALL: [Use; 11] = [
         Use::Weights,
+        Use::Tables,
         Use::Adapter,
         Use::Gradients,
         Use::Master,
         Use::Optimizer,
         Use::Activations,
+        Use::Unpacked,
+        Use::Turns,
         Use::Scratch,
         Use::Workspace,
     ];
@@ -34,11 +43,14 @@ impl Use {
     pub fn name(self) -> &'static str {
         match self {
             Use::Weights => "weights",
+            Use::Tables => "embedding and head",
             Use::Adapter => "adapter",
             Use::Gradients => "gradients",
             Use::Master => "master weights",
             Use::Optimizer => "optimizer",
             Use::Activations => "activations",
+            Use::Unpacked => "unpacked weights",
+            Use::Turns => "logits, MLP, attention",
             Use::Scratch => "scratch",
             Use::Workspace => "workspace",
         }

@@ -5,7 +5,9 @@ use crate::ops::{self, Op, table::for_each_op};
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod cuda_text;
 pub mod dry;
+pub mod foreign;
 mod host;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod kept;
@@ -14,6 +16,7 @@ mod launch;
 mod ledger;
 pub mod pick;
 pub mod profile;
+mod recording;
 mod rules;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
@@ -22,6 +25,7 @@ pub use launch::Launch;
 pub(crate) use ledger::Ledger;
 pub use ledger::{ByUse, Memory, Use};
 pub use profile::{Mark, Profile};
+pub use recording::Recording;
 pub use rules::{CpuRules, CudaRules};
 
 /// A stretch of a backend's memory, in elements. The same type for every backend.
@@ -60,6 +64,14 @@ impl Buf {
         );
         Buf { start: self.start + offset * self.width, len, ..*self }
     }
+    /// All of them as one, if each begins where the one before ends.
+    pub(crate) fn joined<'a>(mut bufs: impl Iterator<Item = &'a Buf>) -> Option<Buf> {
+        let first = bufs.next()?;
+        bufs.try_fold(first.view(0, first.len), |all, next| {
+            let follows = next.slab == all.slab && next.dtype == all.dtype && next.start == all.start + all.bytes();
+            follows.then_some(Buf { len: all.len + next.len, ..all })
+        })
+    }
     fn bytes(&self) -> usize {
         self.len * self.width
     }
@@ -85,7 +97,7 @@ macro_rules! declare {
         $( $arg:ident : $($acc:ident)+ [ $($shape:tt)+ ] ),+ ; $params:ident ); )*) => {
         /// Object-safe: model and trainer take `&dyn Backend` and compile once. Calls are queued in order; only
         /// `download` and `sync` wait, and only they prove that what was queued has run. [`Profile`] passes every method on that is
-        /// not stamped from a row: also one that has a default here.
+        /// not stamped from a row, also one that has a default here, but for `record`.
         pub trait Backend {
             /// `cpu`, `wgpu` or `cuda`.
             fn name(&self) -> &'static str;
@@ -107,6 +119,12 @@ macro_rules! declare {
             fn copy(&self, to: &mut Buf, from: &Buf) -> Result<()>;
             /// Runs a checked call. A fast path is a `match launch.op()` in here.
             fn launch(&self, launch: &Launch) -> Result<()>;
+            /// Runs `calls`, which queue launches and copies and nothing else: the same on the same buffers each time that they come
+            /// with this recording. A backend may keep what they queue, and queue it as a whole from then on without asking them.
+            /// The results have the same bits either way.
+            fn record(&self, _recording: &mut Recording, calls: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+                calls()
+            }
             /// Waits until everything queued has run; an error of any of it comes out here.
             fn sync(&self) -> Result<()>;
             /// The moment when everything queued before has run.
@@ -131,6 +149,10 @@ macro_rules! declare {
             fn is_dry(&self) -> bool {
                 false
             }
+            /// Whether its products in e4m3 are faster than those of 16-bit floats.
+            fn has_fp8(&self) -> bool {
+                false
+            }
             /// What is allocated from now on counts as this; returns what it counted as before. See [`Charge`].
             fn charge(&self, to: Use) -> Use;
 
@@ -144,6 +166,8 @@ macro_rules! declare {
             /// The same in the other direction: earlier calls on `to` come first, later ones wait for it.
             #[allow(clippy::wrong_self_convention, reason = "it is `to_host` the other way round")]
             fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()>;
+            /// to[n,:] = from[ids[n],:]: rows of host memory, all of to.len/ids.len elements. Queued like `upload`.
+            fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()>;
             /// As `upload`, to host memory; waits for copies that use it.
             fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()>;
             /// As `download`, from host memory; waits for the copies to it.
@@ -243,11 +267,44 @@ impl<'b> Scope<'b> {
         self.held.borrow_mut().push(buf.view(0, len));
         Ok(buf)
     }
+    /// Buffers of phases that do not overlap in time, a list of lengths and types for each: those of one phase lie apart, those of
+    /// different phases in the same memory, so that what one leaves is gone in the next.
+    pub fn by_turns(&self, phases: &[Vec<(usize, DType)>]) -> Result<Vec<Vec<Buf>>> {
+        let rules = self.b.rules();
+        let bytes = |(len, dtype): (usize, DType)| rules.bytes(len, dtype);
+        let ranked = |phase: &Vec<(usize, DType)>| {
+            let mut order: Vec<usize> = (0..phase.len()).collect();
+            order.sort_by_key(|i| std::cmp::Reverse(bytes(phase[*i])));
+            order
+        };
+        let ranked: Vec<Vec<usize>> = phases.iter().map(ranked).collect();
+        let mut dealt: Vec<Vec<Option<Buf>>> =
+            phases.iter().map(|phase| phase.iter().map(|_| None).collect()).collect();
+        // the largest of all phases lie in one place, then the second largest
+        for k in 0..phases.iter().map(Vec::len).max().unwrap_or(0) {
+            let there = || (0..phases.len()).filter_map(|i| Some((i, *ranked[i].get(k)?)));
+            let Some((len, dtype)) = there().map(|(i, j)| phases[i][j]).max_by_key(|want| bytes(*want)) else { break };
+            let place = self.alloc(len, dtype)?;
+            for (i, j) in there() {
+                let (len, dtype) = phases[i][j];
+                dealt[i][j] = Some(Buf { len, dtype, width: rules.width(dtype), ..place.view(0, place.len) });
+            }
+        }
+        Ok(dealt.into_iter().map(|phase| phase.into_iter().flatten().collect()).collect())
+    }
     /// A new buffer that holds `values`.
     pub fn alloc_f32(&self, values: &[f32], dtype: DType) -> Result<Buf> {
         let mut buf = self.alloc(values.len(), dtype)?;
         self.b.upload_f32(&mut buf, values)?;
         Ok(buf)
+    }
+    /// Gives this back, too, when the scope ends.
+    pub fn hold(&self, buf: &Buf) {
+        self.held.borrow_mut().push(buf.view(0, buf.len()));
+    }
+    /// Nothing is given back: all went well, and the buffers have another owner.
+    pub fn keep(self) {
+        self.held.take();
     }
 }
 

@@ -1,6 +1,6 @@
 //! A backend that stands before another and notes how long each call takes: what runs on it runs unchanged.
 //!
-//! A call's time is from its mark to the next call's ([`Backend::mark`]): where the device marks its own queue, nothing waits in
+//! What would be recorded is asked for again, call by call. A call's time is from its mark to the next call's ([`Backend::mark`]): where the device marks its own queue, nothing waits in
 //! between, and what the host leaves idle counts to the call before.
 use super::{Backend, Buf, HostBuf, Launch, Memory, Use, dry};
 use crate::dtype::DType;
@@ -138,6 +138,9 @@ impl Backend for Profile<'_> {
     }
     fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
         self.inner.from_host(to, from)
+    }
+    fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
+        self.inner.rows_from_host(to, from, ids)
     }
     fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
         self.inner.host_upload(to, bytes)

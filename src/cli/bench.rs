@@ -1,14 +1,17 @@
 //! `luthier bench`: how fast this device runs, next to what it can do at most.
 #![expect(non_snake_case, reason = "N, C, F … are the dims of the ops")]
 mod attention;
+mod fp8;
+mod generate;
 mod ops;
 mod profile;
 mod train;
+mod weights;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use luthier::Result;
 
-/// Measure ops, or whole training steps.
+/// Measure ops, whole training steps, or generation.
 #[derive(Args)]
 pub struct Bench {
     #[command(subcommand)]
@@ -19,6 +22,7 @@ pub struct Bench {
 enum What {
     Ops(ops::Ops),
     Train(train::Train),
+    Generate(generate::Generate),
 }
 
 /// For clap: a size.
@@ -31,6 +35,7 @@ impl Bench {
         match self.what {
             What::Ops(args) => args.run(),
             What::Train(args) => args.run(),
+            What::Generate(args) => args.run(),
         }
     }
 }

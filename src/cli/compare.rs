@@ -2,7 +2,7 @@
 use super::{download, dtype, out};
 use clap::Args;
 use luthier::backend::pick;
-use luthier::data::{self, BatchOptions, DataOptions, Packing, Source};
+use luthier::data::{self, BatchOptions, DataOptions, Packing};
 use luthier::dtype::DType;
 use luthier::export::compare::{Comparison, Side, compare};
 use luthier::io::hub::Kind;
@@ -21,7 +21,7 @@ pub struct Compare {
     /// The same for B.
     #[arg(long)]
     adapter_b: Option<PathBuf>,
-    /// Text files and records, as for pretraining.
+    /// Text files and records, or names of data sets on the Hub, as for pretraining.
     #[arg(long, required = true, num_args = 1..)]
     data: Vec<String>,
     /// At most so many tokens are compared; the logits of all of A's lie in memory.
@@ -57,7 +57,7 @@ impl Compare {
         let Some(tokenizer) = side.tokenizer()? else {
             return Err(Error::content(side.model, "", "a tokenizer is wanted, to compare on texts"));
         };
-        let sources = self.data.iter().map(Source::new).collect();
+        let sources = download::sources(&self.data)?;
         let data = DataOptions { sources, max_length: self.max_length, pretrain: true, ..DataOptions::default() };
         let data = data::load(&data, &tokenizer)?;
         let (max_length, pad_id) = (self.max_length, tokenizer.pad_id());

@@ -24,6 +24,13 @@ pub fn fetch(source: &mut Source, pretrain: bool) -> Result<()> {
     })
 }
 
+/// Texts to look at models with, named as for pretraining: what is on the Hub of them is here now.
+pub fn sources(names: &[String]) -> Result<Vec<Source>> {
+    let mut sources: Vec<Source> = names.iter().map(Source::new).collect();
+    sources.iter_mut().try_for_each(|source| fetch(source, true))?;
+    Ok(sources)
+}
+
 #[derive(Default)]
 pub struct Download {
     bar: Option<ProgressBar>,

@@ -67,7 +67,7 @@ impl Export {
         let mut found = None;
         let bytes = product::export(&*backend, product, &input, &self.out, |at| {
             if !self.no_verify {
-                found = verify(&*backend, product, &input, at)?;
+                found = Some(verify(&*backend, product, &input, at)?);
             }
             Ok(())
         })?;

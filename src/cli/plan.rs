@@ -46,20 +46,31 @@ impl Plan {
     }
 }
 
-fn text(config: &TrainConfig, backend: &str, layout: &Layout) -> String {
-    let Layout { plan, place, memory, budget } = layout;
-    let Memory { peak, host_peak, .. } = memory;
-    let line = |(name, bytes): (&str, u64)| format!("  {name:<24}{:>12}  {bytes:>16} bytes\n", gib(bytes));
-    let (rows, tokens) = (config.per_device_train_batch_size, config.max_length);
-    let mut all = format!("{backend}: {rows} x {tokens} tokens a micro-batch; {plan}\n\non the device, at the peak\n");
+fn line((name, bytes): (&str, u64)) -> String {
+    format!("  {name:<24}{:>12}  {bytes:>16} bytes\n", gib(bytes))
+}
+
+/// What the device's memory is taken for at the peak, a line each.
+pub fn parts(memory: &Memory) -> String {
     let parts = Use::ALL.iter().map(|what| (what.name(), memory.at_peak[*what as usize]));
-    all.extend(parts.filter(|(_, bytes)| *bytes > 0).map(line));
-    all += &line(("in all", *peak));
+    parts.filter(|(_, bytes)| *bytes > 0).chain([("in all", memory.peak)]).map(line).collect()
+}
+
+fn text(config: &TrainConfig, backend: &str, layout: &Layout) -> String {
+    let Layout { plan, places, memory, budget, .. } = layout;
+    let host_peak = &memory.host_peak;
+    let (rows, tokens) = (config.per_device_train_batch_size, config.max_length);
+    let mut all = format!("{backend}: {rows} x {tokens} tokens a micro-batch; {plan}\n");
+    all.extend(layout.gradients().map(|what| format!("{what}\n")));
+    all += "\non the device, at the peak\n";
+    all += &parts(memory);
     if *host_peak > 0 {
         all += "\non the host\n";
-        let what = match place {
-            Place::Device => "activations",
-            Place::Host => "weights and activations",
+        let what = match (places.blocks, places.embed) {
+            (Place::Host, _) => "weights and activations",
+            (Place::Device, Place::Host) => "embedding and activations",
+            _ if layout.gradients().is_some() => "gradients and activations",
+            (Place::Device, Place::Device) => "activations",
         };
         all += &line((what, *host_peak));
     }

@@ -24,7 +24,7 @@ pub struct Quantize {
     /// Keep the linear layers whose outputs suffer most from NF4 as they are, within --size-budget.
     #[arg(long, requires = "calibration", conflicts_with = "format")]
     dynamic: bool,
-    /// With --dynamic: text files or records, as for pretraining, that the layers are measured on. A quarter is held out.
+    /// With --dynamic: text files or records, or names of data sets on the Hub, as for pretraining, that the layers are measured on. A quarter is held out.
     #[arg(long, requires = "dynamic", value_name = "FILE", num_args = 1..)]
     calibration: Vec<String>,
     /// With --dynamic: how many percent larger than with NF4 alone the weights may become.
@@ -65,7 +65,7 @@ impl Quantize {
             return Err(Error::Usage(format!("--size-budget must be from 0 to 1000, got {}", self.size_budget)));
         }
         let options = dynamic::Options {
-            calibration: self.calibration.clone(),
+            calibration: download::sources(&self.calibration)?,
             size_budget: self.size_budget / 100.0,
             dtype: self.dtype,
             model: &self.model,

@@ -5,7 +5,7 @@ use super::say;
 use clap::Args;
 use luthier::error::{Error, Result};
 use luthier::infer::{Engine, Options, Prefixes};
-use luthier::serve::{Adapter, Config, RuntimeAdapters, run};
+use luthier::serve::{Adapter, Config, Patience, RuntimeAdapters, run};
 use std::net::TcpListener;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -53,6 +53,18 @@ pub struct Serve {
     /// Seconds that answers may go on after a stop was asked for.
     #[arg(long, default_value_t = 30)]
     grace: u64,
+    /// Seconds that a connection may wait for its next request.
+    #[arg(long, default_value_t = 75, value_parser = clap::value_parser!(u64).range(1..))]
+    idle_timeout: u64,
+    /// Seconds from a request's first byte to the end of its headers.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    header_timeout: u64,
+    /// Seconds for a request's body.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    body_timeout: u64,
+    /// Seconds that a client may take nothing of its answer.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    write_timeout: u64,
 }
 
 impl Serve {
@@ -89,6 +101,12 @@ impl Serve {
             max_n: self.max_n,
             max_body: self.max_body,
             grace: Duration::from_secs(self.grace),
+            patience: Patience {
+                idle: Duration::from_secs(self.idle_timeout),
+                headers: Duration::from_secs(self.header_timeout),
+                body: Duration::from_secs(self.body_timeout),
+                write: Duration::from_secs(self.write_timeout),
+            },
             ..Config::new(&name, place.model)
         };
         if config.api_key.is_none() && !local.ip().is_loopback() {

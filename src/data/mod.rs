@@ -38,6 +38,7 @@ pub mod record;
 pub mod source;
 mod store;
 pub mod template;
+mod token_bytes;
 pub mod tokenizer;
 mod tokenizer_check;
 

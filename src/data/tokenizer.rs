@@ -2,11 +2,12 @@
 //! `special_tokens_map.json`, `generation_config.json`, `chat_template.jinja`.
 //!
 //! The files are untrusted: [`tokenizer_check`](super::tokenizer_check) looks first, and a panic of the crate is an error here.
+use super::token_bytes::Writing;
 use super::{NewTokens, tokenizer_check};
 use crate::error::{Error, Result};
 use crate::io::gguf::{self, Gguf};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,9 @@ pub struct Tokenizer {
     /// `bos_token` -> `<s>` and so on, as a chat template may ask for them.
     names: BTreeMap<String, String>,
     special: Vec<String>,
+    /// Ids of tokens beside the vocabulary, whose texts are what they stand for.
+    added: BTreeSet<u32>,
+    writing: Writing,
     eos: Vec<u32>,
     template: Option<TemplateText>,
     fingerprint: String,
@@ -49,13 +53,18 @@ impl Tokenizer {
         let mut parts = parts(path)?;
         new.apply(&mut parts)?;
         let Parts { file, json, config_file, names, template, generation_file, generation } = parts;
+        let writing = Writing::of(&json);
         let (inner, text) = open(&file, json)?;
         let all = serde_json::json!([text, names, generation.get("eos_token_id")]);
         let fingerprint = blake3::hash(all.to_string().as_bytes()).to_hex().to_string();
         let vocab = inner.get_vocab(true);
-        let special = inner.get_added_tokens_decoder().into_values().filter(|t| t.special).map(|t| t.content).collect();
+        let added = inner.get_added_tokens_decoder();
+        let special = added.values().filter(|t| t.special).map(|t| t.content.clone()).collect();
+        let added = added.into_keys().collect();
         let vocab_size = vocab.values().max().map_or(0, |id| *id as usize + 1);
-        let mut tokenizer = Tokenizer { inner, file, vocab_size, names, special, eos: vec![], template, fingerprint };
+        let eos = vec![];
+        let mut tokenizer =
+            Tokenizer { inner, file, vocab_size, names, special, added, writing, eos, template, fingerprint };
         tokenizer.special.sort();
         tokenizer.eos = tokenizer.eos_ids_of(&config_file, &generation_file, generation)?;
         tokenizer.probe()?;
@@ -151,6 +160,12 @@ impl Tokenizer {
     pub(super) fn json(&self) -> Result<Value> {
         let text = self.guard("save", || self.inner.to_string(false))?;
         parse(&self.file, &text)
+    }
+
+    /// The bytes that a token stands for, also of one that is a part of a character.
+    pub fn bytes(&self, id: u32) -> Vec<u8> {
+        let text = self.id_to_token(id).unwrap_or_default();
+        if self.added.contains(&id) { text.into_bytes() } else { self.writing.bytes(&text) }
     }
 
     fn named(&self, name: &str) -> Option<u32> {

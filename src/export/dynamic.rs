@@ -26,7 +26,7 @@ const BATCHES: usize = 32;
 #[derive(Clone, Debug)]
 pub struct Options<'a> {
     /// Text files and records, as for pretraining.
-    pub calibration: Vec<String>,
+    pub calibration: Vec<data::Source>,
     /// How much larger than with NF4 alone the weights may become, as a share.
     pub size_budget: f64,
     /// Of the model while it is measured; `None`: its own.
@@ -106,9 +106,9 @@ struct Text {
 }
 
 impl Text {
-    fn load(files: &[String], tokenizer: &Tokenizer, T: usize) -> Result<Text> {
-        let sources = files.iter().map(data::Source::new).collect();
-        let data = DataOptions { sources, max_length: T, pretrain: true, ..DataOptions::default() };
+    fn load(sources: &[data::Source], tokenizer: &Tokenizer, T: usize) -> Result<Text> {
+        let first = sources.first().map_or("", |source| source.path.as_str());
+        let data = DataOptions { sources: sources.to_vec(), max_length: T, pretrain: true, ..DataOptions::default() };
         let data = data::load(&data, tokenizer)?;
         // four batches at least, for a quarter is held out
         let rows = (data.report.tokens / T / 4).clamp(1, ROWS);
@@ -119,7 +119,7 @@ impl Text {
         let mut measured: Vec<Batch> = full.take(BATCHES).collect();
         if measured.len() < 2 {
             let what = format!("{} tokens are too few to measure with: {} are the least", data.report.tokens, 2 * T);
-            return Err(Error::content(files.first().map_or("", String::as_str), "", what));
+            return Err(Error::content(first, "", what));
         }
         let held_out = measured.split_off(measured.len() - (measured.len() / 4).max(1));
         Ok(Text { N, T, measured, held_out })

@@ -67,12 +67,14 @@ impl Fresh {
         if norm_or_bias && !name.ends_with(".sinks") {
             return self.dtype.encode(&vec![self.norm; len]);
         }
-        let chunk = |c: usize| {
+        let mut bytes = vec![0; len * self.dtype.size()];
+        bytes.par_chunks_mut(CHUNK * self.dtype.size()).enumerate().for_each(|(c, chunk)| {
             let mut rng = Rng::named(self.seed, &format!("{name}/{c}"));
-            let count = CHUNK.min(len - c * CHUNK);
-            self.dtype.encode(&(0..count).map(|_| rng.normal() * self.std).collect::<Vec<f32>>())
-        };
-        (0..len.div_ceil(CHUNK)).into_par_iter().flat_map_iter(chunk).collect()
+            let count = chunk.len() / self.dtype.size();
+            let values: Vec<f32> = (0..count).map(|_| rng.normal() * self.std).collect();
+            chunk.copy_from_slice(&self.dtype.encode(&values));
+        });
+        bytes
     }
 }
 

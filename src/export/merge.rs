@@ -13,7 +13,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::layout::Layout;
 use crate::model::lora::Rules;
-use crate::model::quantized::{Floats, Scheme, Stored};
+use crate::model::quantized::{Floats, Scheme, Stored, StoredMxfp4};
 use crate::model::spec::{ExpertFiles, Head, Spec, WeightSpec};
 use crate::model::token_rows;
 use crate::model::{self, Weights};
@@ -175,6 +175,14 @@ impl Merged {
         Ok(match self.find(b, weight)? {
             Found::New(values) => values,
             Found::Stored(stored) => stored.to_f32(),
+        })
+    }
+
+    /// A weight that is in MXFP4, as it is.
+    pub fn packed_experts(&self, b: &dyn Backend, weight: &WeightSpec) -> Result<Option<StoredMxfp4<'_>>> {
+        Ok(match self.find(b, weight)? {
+            Found::Stored(Stored::Mxfp4(packed)) => Some(packed),
+            _ => None,
         })
     }
 

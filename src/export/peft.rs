@@ -9,9 +9,12 @@ use crate::model::adapters::Detached;
 use crate::model::lora::{LoraConfig, Targets};
 use crate::model::param::Param;
 use crate::model::{LoadOptions, Model, arch};
-use crate::model::{spec::Spec, token_rows};
+use crate::model::{
+    spec::{Spec, WeightLayout},
+    token_rows,
+};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 mod config;
 pub use config::read_config;
@@ -62,8 +65,7 @@ pub fn save(b: &dyn Backend, model: &Model, base: &str, out: &Path) -> Result<()
         };
         Outline { name: name.clone(), dtype: Dtype::F32, shape }
     };
-    let file = out.join(format!("{STEM}.safetensors"));
-    let mut writer = Writer::create(&file, params.iter().map(outline).collect())?;
+    let mut writer = Writer::create(&weights(out), params.iter().map(outline).collect())?;
     for (_, param, i) in params {
         let values = param.get_part(b, i)?;
         let values = match starts.get(param.name.as_str()) {
@@ -76,6 +78,39 @@ pub fn save(b: &dyn Backend, model: &Model, base: &str, out: &Path) -> Result<()
     let wide = config.widened(if starts.is_empty() { 1 } else { 2 });
     let config = &wide;
     write_json(&out.join(CONFIG), &config::to_json(config, &targets(model, config), base, model.spec.layout))
+}
+
+/// The config of an adapter that is written without a model.
+pub(super) fn write_config(config: &LoraConfig, spec: &Spec, out: &Path) -> Result<()> {
+    write_json(&out.join(CONFIG), &config::to_json(config, &config.target_modules, "", spec.layout))
+}
+
+/// The file of its weights.
+pub(super) fn weights(folder: &Path) -> PathBuf {
+    folder.join(format!("{STEM}.safetensors"))
+}
+
+/// A side of a module's adapter, of a model that is not ours.
+pub struct Part<'a> {
+    /// As the base model names it: `model.layers.0.self_attn.q_proj`.
+    pub module: &'a str,
+    /// `A`, of shape [R, C], or `B`, [O, R].
+    pub side: &'static str,
+    pub shape: [usize; 2],
+    pub values: Vec<f32>,
+}
+
+/// Writes an adapter of these parts in f32 into `out`. In `config`, `target_modules` must be more than "all-linear": names, or an
+/// expression, that PEFT finds these modules by.
+pub fn save_parts(config: &LoraConfig, base: &str, mut parts: Vec<Part>, out: &Path) -> Result<()> {
+    parts.sort_by_cached_key(|part| side(part.module, part.side));
+    let outline =
+        |part: &Part| Outline { name: side(part.module, part.side), dtype: Dtype::F32, shape: part.shape.to_vec() };
+    let mut writer = Writer::create(&weights(out), parts.iter().map(outline).collect())?;
+    parts.iter().try_for_each(|part| writer.write(&DType::F32.encode(&part.values)))?;
+    writer.finish()?;
+    let json = config::to_json(config, &config.target_modules, base, WeightLayout::Rows);
+    write_json(&out.join(CONFIG), &json)
 }
 
 /// Where a side of an adapter started that the base's weight lacks, as the device held it.
@@ -147,7 +182,7 @@ impl AdapterFile {
 /// The adapter's weights.
 fn open(folder: &Path) -> Result<Tensors> {
     let pickle = folder.join(format!("{STEM}.bin"));
-    if pickle.is_file() && !folder.join(format!("{STEM}.safetensors")).exists() {
+    if pickle.is_file() && !weights(folder).exists() {
         let what = "is a pickle, which may run code: save the adapter as safetensors (a recent PEFT does)";
         return Err(Error::content(pickle, "", what));
     }
@@ -163,7 +198,7 @@ pub(super) fn copy(folder: &Path, out: &Path) -> Result<u64> {
         dtype: tensor.dtype,
         shape: tensor.shape.to_vec(),
     };
-    let mut writer = Writer::create(&out.join(format!("{STEM}.safetensors")), all.iter().map(outline).collect())?;
+    let mut writer = Writer::create(&weights(out), all.iter().map(outline).collect())?;
     all.iter().try_for_each(|(_, tensor)| writer.write(tensor.bytes))?;
     writer.finish()?;
     let text = std::fs::read(folder.join(CONFIG)).map_err(Error::read(&folder.join(CONFIG)))?;
@@ -224,6 +259,10 @@ pub fn open_file(folder: &Path) -> Result<AdapterFile> {
 }
 
 impl AdapterFile {
+    /// A module's A or B, of this shape.
+    pub fn part(&self, module: &str, which: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
+        Ok(self.tensors.floats(&side(module, which), &shape)?.to_f32().expect("floats() gives floats"))
+    }
     /// DoRA's magnitudes of a module of O outputs.
     pub(super) fn magnitude(&self, module: &str, O: usize) -> Result<Vec<f32>> {
         let tensor = self.tensors.floats(&stored_name(&self.tensors, &magnitude(module)), &[O])?;
@@ -232,7 +271,7 @@ impl AdapterFile {
 }
 
 /// The name of a module's A or B in the file.
-pub(super) fn side(module: &str, side: &str) -> String {
+pub fn side(module: &str, side: &str) -> String {
     format!("base_model.model.{module}.lora_{side}.weight")
 }
 

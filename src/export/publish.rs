@@ -61,6 +61,14 @@ pub fn file<T>(out: &Path, write: impl FnOnce(&Path) -> Result<T>) -> Result<T> 
     done
 }
 
+/// What `read` makes of an empty folder beside `out`, which is gone then.
+pub fn scratch<T>(out: &Path, read: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let temporary = new_folder(out)?;
+    let done = read(&temporary);
+    let _ = fs::remove_dir_all(&temporary);
+    done
+}
+
 /// The folder that `out` is to lie in.
 fn made_parent(out: &Path) -> Result<PathBuf> {
     let parent = match out.parent() {

@@ -1,6 +1,8 @@
 //! Proof of a product: it is loaded again, and must compute, encode and render what went in.
 use super::compare::{Comparison, Side, compare};
+use super::gguf::unlora;
 use super::product::{Input, Product};
+use super::publish;
 use crate::backend::Backend;
 use crate::data::{Chat, Template, Tokenizer};
 use crate::dtype::DType;
@@ -48,19 +50,25 @@ fn float_limit(dtype: DType) -> f64 {
     }
 }
 
-/// Compares what lies at `at` with model and adapter; `None`: nothing here loads such a product.
-pub fn verify(b: &dyn Backend, product: Product, input: &Input, at: &Path) -> Result<Option<Comparison>> {
-    if product == Product::GgufLora {
-        return Ok(None);
+/// Compares what lies at `at` with model and adapter.
+pub fn verify(b: &dyn Backend, product: Product, input: &Input, at: &Path) -> Result<Comparison> {
+    match product {
+        Product::GgufLora => publish::scratch(at, |folder| {
+            let file = gguf::find(at)?.unwrap_or_else(|| at.to_path_buf());
+            unlora::read(&arch::read_spec(input.model)?, &file, folder)?;
+            proved(b, product, input, &Side { model: input.model, adapter: Some(folder) })
+        }),
+        Product::Adapter => proved(b, product, input, &Side { model: input.model, adapter: Some(at) }),
+        _ => proved(b, product, input, &Side { model: at, adapter: None }),
     }
+}
+
+fn proved(b: &dyn Backend, product: Product, input: &Input, made: &Side) -> Result<Comparison> {
     let trained = Side { model: input.model, adapter: input.adapter };
-    let made = match product {
-        Product::Adapter => Side { model: input.model, adapter: Some(at) },
-        _ => Side { model: at, adapter: None },
-    };
     let tokenizers = (trained.tokenizer()?, made.tokenizer()?);
-    if let (Some(a), Some(b)) = &tokenizers {
-        words(a, b, at)?;
+    // a GGUF adapter has no tokenizer of its own
+    if let (Some(a), Some(b), true) = (&tokenizers.0, &tokenizers.1, product != Product::GgufLora) {
+        words(a, b, made.adapter.unwrap_or(made.model))?;
     }
     let spec = arch::read_spec(input.model)?;
     let texts: Vec<Vec<u32>> = match &tokenizers.0 {
@@ -71,7 +79,7 @@ pub fn verify(b: &dyn Backend, product: Product, input: &Input, at: &Path) -> Re
     let stored = input.dtype.unwrap_or(DType::Bf16);
     let limit = limit(product, stored).max(if exact { 0.0 } else { float_limit(DType::Bf16) });
     let texts: Vec<Vec<u32>> = texts.into_iter().map(|t| t[..t.len().min(spec.max_positions)].to_vec()).collect();
-    let found = compare(b, &trained, &made, &texts, if exact { DType::F32 } else { DType::Bf16 })?;
+    let found = compare(b, &trained, made, &texts, if exact { DType::F32 } else { DType::Bf16 })?;
     let good = found.mean_kl <= limit && found.max_logit.is_finite();
     if !good {
         let (kl, logit, top1) = (found.mean_kl, found.max_logit, found.top1 * 100.0);
@@ -82,7 +90,7 @@ pub fn verify(b: &dyn Backend, product: Product, input: &Input, at: &Path) -> Re
         );
         return Err(Error::content(input.model, "", what));
     }
-    Ok(Some(found))
+    Ok(found)
 }
 
 /// Both tokenizers encode alike, and both templates render alike.

@@ -27,6 +27,10 @@ impl Adapters {
         id == 0 || self.off.contains_key(&id) && !self.leaving.contains(&id)
     }
 
+    /// The one on the model.
+    pub fn on(&self) -> AdapterId {
+        self.on
+    }
     /// Puts this one on the model.
     pub fn put_on(&mut self, model: &mut Model, id: AdapterId) {
         if self.on == id {

@@ -256,7 +256,7 @@ impl<'b> Engine<'b> {
         let session = self.sessions.get_mut(&key).expect("made above");
         let pool = self.pool.as_ref().expect("there until the end");
         let model = self.model.get();
-        session.forward_paged(model, &parts, pool, &mut self.tables)?;
+        session.forward_paged(model, self.adapters.on(), &parts, pool, &mut self.tables)?;
         let (mut draws, mut row) = (Vec::new(), 0);
         let mut slots = Vec::new();
         for share in shares {

@@ -298,7 +298,27 @@ impl Writer {
             self.file.seek(SeekFrom::Start(start)).map_err(Error::write(&self.path))?;
         }
         self.at = start + bytes.len() as u64;
-        self.file.write_all(bytes).map_err(Error::write(&self.path))
+        self.put(bytes, start).map_err(Error::write(&self.path))
+    }
+
+    /// Large tensors by all threads: one alone is slower than the memory that a file may lie in.
+    #[cfg(unix)]
+    fn put(&mut self, bytes: &[u8], start: u64) -> std::io::Result<()> {
+        use rayon::prelude::*;
+        use std::os::unix::fs::FileExt;
+        const PART: usize = 16 << 20;
+        if bytes.len() < 2 * PART {
+            return self.file.write_all(bytes);
+        }
+        self.file.flush()?;
+        let file = self.file.get_ref();
+        let parts = bytes.par_chunks(PART).enumerate();
+        parts.try_for_each(|(i, part)| file.write_all_at(part, start + (i * PART) as u64))?;
+        self.file.seek(SeekFrom::Start(self.at)).map(|_| ())
+    }
+    #[cfg(not(unix))]
+    fn put(&mut self, bytes: &[u8], _: u64) -> std::io::Result<()> {
+        self.file.write_all(bytes)
     }
 
     /// Everything on disk.

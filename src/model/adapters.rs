@@ -13,7 +13,7 @@ use super::moe::Moe;
 use super::param::Param;
 use super::spec::{ExpertFiles, Head};
 use super::table::Table;
-use crate::backend::{Backend, Buf};
+use crate::backend::{Backend, Buf, Scope};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::path::Path;
@@ -149,8 +149,10 @@ impl Model {
                 format!("`{name}` is quantized in the model that runs: load the adapter together with the model");
             return Err(config.error(folder, "modules_to_save", what));
         }
+        // of a device that is full in the middle of it
+        let made = Scope::new(b);
         for param in self.params().filter(|p| config.saves_param(&p.name)) {
-            detached.saved.insert(param.name.clone(), copy(b, &param.value)?);
+            detached.saved.insert(param.name.clone(), copy(&made, &param.value)?);
         }
         let (embed, head) = (self.spec.names.embed, self.spec.names.head);
         if self.spec.head == Head::Tied
@@ -158,9 +160,11 @@ impl Model {
             && let Some(tied) = self.embed.param()
         {
             let mut own = Param::zeros(b, &format!("{head}.weight"), &tied.shape, self.dtype)?;
+            made.hold(&own.value);
             b.copy(&mut own.value, &tied.value)?;
             detached.head = Some(Some(Table::Dense(own)));
         }
+        made.keep();
         Ok(detached)
     }
 
@@ -219,9 +223,9 @@ impl Lora {
     }
 }
 
-fn copy(b: &dyn Backend, from: &Buf) -> Result<Buf> {
-    let mut to = b.alloc(from.len(), from.dtype())?;
-    b.copy(&mut to, from)?;
+fn copy(scope: &Scope, from: &Buf) -> Result<Buf> {
+    let mut to = scope.alloc(from.len(), from.dtype())?;
+    scope.backend().copy(&mut to, from)?;
     Ok(to)
 }
 

@@ -63,7 +63,8 @@ pub struct Scratch {
     latent: Option<latent::Scratch>,
 }
 
-struct Grads {
+/// Gradients on their way through attention.
+pub struct Grads {
     datt: Buf,
     dq: Buf,
     dk: Buf,
@@ -104,16 +105,23 @@ impl Saved {
     }
 }
 
+impl Grads {
+    /// Lengths and types of what [`Grads::of`] wants for N tokens.
+    pub fn sizes(s: &Spec, N: usize, dtype: DType) -> [(usize, DType); 5] {
+        let heads = |heads: usize| (N * heads * s.D, dtype);
+        [heads(s.H), heads(s.H), heads(s.K), heads(s.K), (N * s.H, DType::F32)]
+    }
+    pub fn of([datt, dq, dk, dv, dot]: [Buf; 5]) -> Grads {
+        Grads { datt, dq, dk, dv, dot }
+    }
+}
+
 impl Scratch {
-    /// For up to `N` tokens.
-    pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType, train: bool) -> Result<Scratch> {
-        let heads = |heads: usize| scope.alloc(N * heads * s.D, dtype);
-        let grads = |_| {
-            let dot = scope.alloc(N * s.H, DType::F32)?;
-            Ok(Grads { datt: heads(s.H)?, dq: heads(s.H)?, dk: heads(s.K)?, dv: heads(s.K)?, dot })
-        };
-        let latent = s.latent.as_ref().map(|l| latent::Scratch::new(scope, s, l, N, dtype, train)).transpose()?;
-        Ok(Scratch { grads: train.then_some(()).map(grads).transpose()?, latent })
+    /// For up to `N` tokens; `grads` for training.
+    pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType, grads: Option<Grads>) -> Result<Scratch> {
+        let new = |l| latent::Scratch::new(scope, s, l, N, dtype, grads.is_some());
+        let latent = s.latent.as_ref().map(new).transpose()?;
+        Ok(Scratch { grads, latent })
     }
 }
 
@@ -135,7 +143,7 @@ impl Attention {
         let (N, Saved { q, k, v, att, lse, .. }) = (inputs.N, saved);
         let span = &inputs.kinds[kind].span;
         match &cache {
-            Some(cache) => cache.attend(b, s, (&mut *att, &mut *lse), [q, k, v], span, N)?,
+            Some(cache) => cache.attend(b, s, (&mut *att, &mut *lse), [q, k, v], (kind, span), N)?,
             None => b.attention_forward(att, lse, q, k, v, span, &params(s, N, N))?,
         }
         match &self.sinks {
@@ -227,7 +235,7 @@ impl Attention {
         core_backward(b, s, saved, g, own, N)?;
         if let Some(Param { value, train: Some(train), .. }) = &mut self.sinks {
             let p = sink_params(s, N);
-            b.attention_sink_backward(&mut train.grad, &g.datt, &saved.att, &saved.lse, value, &p)?;
+            b.attention_sink_backward(train.sum(b)?, &g.datt, &saved.att, &saved.lse, value, &p)?;
         }
         if let Some(rope) = &own.rope {
             b.rope_backward(&mut g.dq, &rope.table, &rope.rows, &rope_params(s, N, s.H, rope))?;

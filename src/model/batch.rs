@@ -84,6 +84,8 @@ fn rope_rows(
 pub struct Inputs {
     pub N: usize,
     pub ids: Buf,
+    /// The same on the host.
+    pub host_ids: Vec<u32>,
     /// Tokens sorted by id, for the embedding's gradient.
     pub order: Buf,
     /// Where positions are learned.
@@ -150,7 +152,15 @@ impl Inputs {
             Positions::Learned => Some(PositionInputs { rows: u32s(N)?, order: u32s(N)? }),
             Positions::Implicit => None,
         };
-        Ok(Inputs { N, ids: u32s(N)?, order: u32s(N)?, positions: learned, kinds, rope_positions })
+        Ok(Inputs {
+            N,
+            ids: u32s(N)?,
+            host_ids: Vec::new(),
+            order: u32s(N)?,
+            positions: learned,
+            kinds,
+            rope_positions,
+        })
     }
 
     /// Tells the backend what the span tables that were just set stand for. Not of a prompt of any length: a backend may
@@ -178,6 +188,10 @@ impl Inputs {
     /// The same of tokens whose keys lie in pages; for a forward alone.
     pub(super) fn set_paged(&mut self, b: &dyn Backend, s: &Spec, layout: &Layout) -> Result<()> {
         self.set_rows(b, s, (&layout.ids, &layout.positions), &layout.sequences)?;
+        if layout.keys.is_empty() {
+            // all look through the page table
+            return Ok(());
+        }
         for (inputs, kind) in self.kinds.iter_mut().zip(&s.kinds) {
             b.upload_u32(&mut inputs.span, &layout.span(kind.window))?;
         }
@@ -194,6 +208,8 @@ impl Inputs {
     ) -> Result<()> {
         assert_eq!(ids.len(), self.N, "a batch fills its inputs");
         b.upload_u32(&mut self.ids, ids)?;
+        self.host_ids.clear();
+        self.host_ids.extend(ids);
         if let Some(learned) = &mut self.positions {
             if let Some(far) = positions.iter().find(|p| **p as usize >= s.max_positions) {
                 let what =

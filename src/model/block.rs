@@ -19,6 +19,7 @@ use super::moe;
 use super::norm::{Norm, NormParams};
 use super::paged::Cache;
 use super::param::Param;
+use super::plan::Keep;
 use super::spec::{MlpKind, ResidualKind, Spec};
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
@@ -39,19 +40,13 @@ pub struct Block {
 
 /// What a block keeps of its forward for its backward, besides its input x.
 pub struct Saved {
-    /// One per norm.
-    pre: Vec<Pre>,
+    /// Statistics, one per norm of what attention and MLP read. The norms' outputs are made again.
+    pre: Vec<Buf>,
     attention: attention::Saved,
     /// `None`: attention and MLP are parallel.
     x2: Option<Buf>,
     mlp: mlp::Saved,
     post: Option<[Post; 2]>,
-}
-
-/// A pre-norm's output and statistics.
-struct Pre {
-    out: Buf,
-    stats: Buf,
 }
 
 /// A post-norm's input and statistics.
@@ -65,13 +60,15 @@ pub struct BlockScratch {
     pub linear: LinearScratch,
     attention: attention::Scratch,
     /// [N, C]: a branch's output, a norm's gradient.
-    c: Buf,
+    pub(super) c: Buf,
+    /// [N, C]: what attention or MLP reads, where that is normed.
+    pub(super) n: Buf,
     mlp: mlp::Scratch,
 }
 
 impl Saved {
     /// For layers whose MLPs are of these kinds.
-    /// With a `tile`, MLPs without experts run so many tokens at a time.
+    /// With a `tile`, MLPs without experts run so many tokens at a time. `room`: where gate and up lie, if not apart.
     pub fn new(
         scope: &Scope,
         s: &Spec,
@@ -79,10 +76,10 @@ impl Saved {
         N: usize,
         dtype: DType,
         tile: Option<usize>,
+        room: Option<&mlp::Room>,
     ) -> Result<Saved> {
         let buf = |cols: usize| scope.alloc(N * cols, dtype);
         let stats = || scope.alloc(Norm::rows(s, N).stats(), DType::F32);
-        let pre = |_| Ok(Pre { out: buf(s.C)?, stats: stats()? });
         let post = || Ok(Post { inp: buf(s.C)?, stats: stats()? });
         let (after, sequential) = (s.norm_place.after(), s.residual == ResidualKind::Sequential);
         if after && s.residual_scale != 1.0 {
@@ -92,10 +89,10 @@ impl Saved {
             return Err(Error::Bug("parallel attention and MLP have norms before, and none after".into()));
         }
         Ok(Saved {
-            pre: (0..pre_norms(s)).map(pre).collect::<Result<_>>()?,
+            pre: (0..pre_norms(s)).map(|_| stats()).collect::<Result<_>>()?,
             attention: attention::Saved::new(scope, s, N, dtype)?,
             x2: if sequential { Some(buf(s.C)?) } else { None },
-            mlp: mlp::Saved::new(scope, s, mlps, N, dtype, tile)?,
+            mlp: mlp::Saved::new(scope, s, mlps, N, dtype, tile, room)?,
             post: if after { Some([post()?, post()?]) } else { None },
         })
     }
@@ -103,7 +100,7 @@ impl Saved {
     /// Other handles of the same buffers.
     pub fn share(&self) -> Saved {
         Saved {
-            pre: self.pre.iter().map(|pre| Pre { out: same(&pre.out), stats: same(&pre.stats) }).collect(),
+            pre: self.pre.iter().map(same).collect(),
             attention: self.attention.share(),
             x2: self.x2.as_ref().map(same),
             mlp: self.mlp.share(),
@@ -146,21 +143,23 @@ impl BlockScratch {
         self.mlp.mixtures()
     }
 
-    /// For up to `N` tokens; `experts` is for the rows of experts.
+    /// For up to `N` tokens; `experts` is for the rows of experts; `grads` for training.
     pub fn new(
         scope: &Scope,
         s: &Spec,
         (linear, experts): (LinearScratch, LinearScratch),
         N: usize,
         dtype: DType,
-        train: bool,
-        tile: Option<usize>,
+        room: &mlp::Room,
+        grads: Option<attention::Grads>,
     ) -> Result<BlockScratch> {
+        let train = grads.is_some();
         Ok(BlockScratch {
             linear,
-            attention: attention::Scratch::new(scope, s, N, dtype, train)?,
+            attention: attention::Scratch::new(scope, s, N, dtype, grads)?,
             c: scope.alloc(N * s.C, dtype)?,
-            mlp: mlp::Scratch::new(scope, s, experts, N, dtype, train, tile)?,
+            n: scope.alloc(N * s.C, dtype)?,
+            mlp: mlp::Scratch::new(scope, s, experts, N, dtype, train, room)?,
         })
     }
 }
@@ -179,9 +178,9 @@ impl Block {
         cache: Option<Cache>,
     ) -> Result<()> {
         let (N, norm) = (inputs.N, Norm::rows(s, inputs.N));
-        let BlockScratch { linear, attention: tools, c, mlp } = t;
+        let BlockScratch { linear, attention: tools, c, n, mlp } = t;
         let Saved { pre, attention, x2, mlp: saved_mlp, post } = saved;
-        let n1 = self.normed(b, &norm, 0, pre, x)?;
+        let n1 = self.normed(b, &norm, 0, pre, n, x)?;
         self.attention.forward(b, s, self.kind, attention, (&mut *tools, linear), n1, inputs, cache)?;
         if let Some(x2) = x2 {
             match (&self.post_norms, post.as_mut()) {
@@ -193,7 +192,7 @@ impl Block {
             }
             b.residual_forward(x2, x, c, &branch(s, N))?;
         }
-        let n2 = self.normed(b, &norm, 1, pre, x2.as_ref().unwrap_or(x))?;
+        let n2 = self.normed(b, &norm, 1, pre, n, x2.as_ref().unwrap_or(x))?;
         self.mlp.forward_saved(b, s, saved_mlp, (mlp, linear), n2, N)?;
         if let (Some([_, weight]), Some([_, post])) = (&self.post_norms, post) {
             self.mlp.output(b, s, saved_mlp, (mlp, linear), &mut post.inp, n2, N)?;
@@ -214,9 +213,9 @@ impl Block {
         inputs: &Inputs,
     ) -> Result<()> {
         let (N, norm) = (inputs.N, Norm::rows(s, inputs.N));
-        let BlockScratch { linear, attention: tools, c, mlp } = t;
+        let BlockScratch { linear, attention: tools, c, n, mlp } = t;
         let Saved { pre, attention, x2, mlp: saved_mlp, post } = saved;
-        let n1 = self.normed(b, &norm, 0, pre, x)?;
+        let n1 = self.normed(b, &norm, 0, pre, n, x)?;
         self.attention.project(b, s, self.kind, attention, (tools, linear), n1, inputs)?;
         if let (Some(weights), Some(posts), Some(x2)) = (&self.post_norms, post, &mut *x2) {
             // the second only for its statistics
@@ -225,23 +224,29 @@ impl Block {
             }
             b.residual_forward(x2, x, c, &branch(s, N))?;
         }
-        let n2 = self.normed(b, &norm, 1, pre, x2.as_ref().unwrap_or(x))?;
+        let n2 = self.normed(b, &norm, 1, pre, n, x2.as_ref().unwrap_or(x))?;
         self.mlp.forward_saved(b, s, saved_mlp, (mlp, linear), n2, N)
     }
 
-    /// What attention (0) or MLP (1) reads: inp, or its norm; where they share one, attention's turn makes it.
+    /// What attention (0) or MLP (1) reads: inp, or its norm in n; where they share one, attention's turn makes it.
     fn normed<'a>(
         &self,
         b: &dyn Backend,
         norm: &Norm,
         which: usize,
-        pre: &'a mut [Pre],
+        pre: &mut [Buf],
+        n: &'a mut Buf,
         inp: &'a Buf,
     ) -> Result<&'a Buf> {
-        if let (Some(weights), Some(Pre { out, stats })) = (self.pre_norms.get(which), pre.get_mut(which)) {
-            norm.forward(b, out, stats, inp, weights)?;
+        if let (Some(weights), Some(stats)) = (self.pre_norms.get(which), pre.get_mut(which)) {
+            norm.forward(b, n, stats, inp, weights)?;
         }
-        Ok(read(pre, which, inp))
+        Ok(self.read(n, inp))
+    }
+
+    /// What attention or MLP has read of inp, right after it was made.
+    fn read<'a>(&self, n: &'a Buf, inp: &'a Buf) -> &'a Buf {
+        if self.pre_norms.is_empty() { inp } else { n }
     }
 
     /// out [N, C] = the block's output for x [N, C].
@@ -258,15 +263,15 @@ impl Block {
     ) -> Result<()> {
         self.forward_saved(b, s, saved, t, x, inputs, cache)?;
         let N = inputs.N;
-        let BlockScratch { linear, attention: tools, c, mlp } = t;
+        let BlockScratch { linear, attention: tools, c, n, mlp } = t;
         let Some(x2) = &saved.x2 else {
             self.attention.output(b, s, (tools, linear), c, &saved.attention, N)?;
             b.residual_forward(out, x, c, &branch(s, N))?;
-            self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, read(&saved.pre, 1, x), N)?;
+            self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, self.read(n, x), N)?;
             return b.residual_backward(out, c, &branch(s, N));
         };
         if self.post_norms.is_none() {
-            self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, read(&saved.pre, 1, x2), N)?;
+            self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, self.read(n, x2), N)?;
         }
         b.residual_forward(out, x2, c, &branch(s, N))
     }
@@ -276,7 +281,8 @@ impl Block {
         self.mlp.balance(b, &saved.mlp, &mut t.mlp)
     }
 
-    /// dx [N, C] comes in as ∂L/∂out and leaves as ∂L/∂x. `saved` is used up.
+    /// dx [N, C] comes in as ∂L/∂out and leaves as ∂L/∂x. `saved` is used up. With anything but [`Keep::All`], the forward has just
+    /// run again, as far as `keep` says.
     pub fn backward(
         &mut self,
         b: &dyn Backend,
@@ -286,9 +292,10 @@ impl Block {
         dx: &mut Buf,
         x: &Buf,
         inputs: &Inputs,
+        keep: Keep,
     ) -> Result<()> {
         let (N, norm) = (inputs.N, Norm::rows(s, inputs.N));
-        let BlockScratch { linear, attention, c, mlp } = t;
+        let BlockScratch { linear, attention, c, n, mlp } = t;
 
         let dm = self.backward_out(b, s, &norm, 1, saved, c, dx)?;
         let dm = same(if dm { &*c } else { &*dx });
@@ -296,9 +303,15 @@ impl Block {
         if saved.x2.is_none() {
             self.attention.backward_output(b, s, &saved.attention, (&mut *attention, linear), &dm, N)?;
         }
-        let x2 = saved.x2.as_ref().unwrap_or(x);
-        self.mlp.backward(b, s, &saved.mlp, (mlp, linear), (&mut *c, &dm), read(&saved.pre, 1, x2), N)?;
-        self.backward_normed(b, &norm, 1, saved, dx, c, x2)?;
+        let x2 = same(saved.x2.as_ref().unwrap_or(x));
+        let last = self.pre_norms.len().saturating_sub(1);
+        let n2 = match keep {
+            Keep::All => self.normed(b, &norm, last, &mut saved.pre, n, &x2)?,
+            // it is still there
+            _ => self.read(n, &x2),
+        };
+        self.mlp.backward(b, s, &saved.mlp, (mlp, linear), (&mut *c, &dm), n2, N)?;
+        self.backward_normed(b, &norm, 1, saved, dx, c, &x2)?;
 
         if saved.x2.is_some() {
             let da = self.backward_out(b, s, &norm, 0, saved, c, dx)?;
@@ -306,7 +319,7 @@ impl Block {
             self.attention.backward_output(b, s, &saved.attention, (&mut *attention, linear), da, N)?;
         }
         let tools = (attention, &*linear);
-        let n1 = read(&saved.pre, 0, x);
+        let n1 = self.normed(b, &norm, 0, &mut saved.pre, n, x)?;
         self.attention.backward(b, s, self.kind, &mut saved.attention, tools, c, n1, inputs)?;
         self.backward_normed(b, &norm, 0, saved, dx, c, x)
     }
@@ -324,7 +337,7 @@ impl Block {
     ) -> Result<()> {
         let which = which.min(self.pre_norms.len().saturating_sub(1));
         match (self.pre_norms.get_mut(which), saved.pre.get(which)) {
-            (Some(weights), Some(pre)) => norm.backward(b, weights, dx, dn, inp, &pre.stats),
+            (Some(weights), Some(stats)) => norm.backward(b, weights, dx, dn, inp, stats),
             _ => b.residual_backward(dx, dn, &Residual { P: dx.len() as u32, scale: 1.0 }),
         }
     }
@@ -389,11 +402,6 @@ fn pre_norms(s: &Spec) -> usize {
         ResidualKind::ParallelShared => 1,
         _ => 2,
     }
-}
-
-/// What attention (0) or MLP (1) has read of inp.
-fn read<'a>(pre: &'a [Pre], which: usize, inp: &'a Buf) -> &'a Buf {
-    pre.get(which).or(pre.last()).map_or(inp, |pre| &pre.out)
 }
 
 /// The stream plus what a branch adds to it.

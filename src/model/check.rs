@@ -119,6 +119,8 @@ pub(super) fn weights(spec: &Spec, scheme: Option<Scheme>, tensors: &Weights) ->
         }
         match stored {
             Err(e) => wrong.push(e),
+            // experts in a GGUF file may be in MXFP4, beside what is in other blocks
+            Ok(Some(Scheme::Mxfp4)) if scheme == Some(Scheme::Gguf) => quantized += 1,
             Ok(Some(stored)) if Some(stored) != scheme => {
                 let says = scheme.map_or("no quantization", Scheme::name);
                 let what = format!("is stored as {}, but config.json says {says}", stored.name());

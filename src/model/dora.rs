@@ -67,7 +67,11 @@ impl Dora {
         if train {
             magnitude.unfreeze(b)?;
         }
-        Ok(Dora { magnitude, norm: b.alloc(O, DType::F32)?, fresh: Cell::new(false) })
+        let made = Scope::new(b);
+        made.hold(&magnitude.value);
+        let norm = b.alloc(O, DType::F32)?;
+        made.keep();
+        Ok(Dora { magnitude, norm, fresh: Cell::new(false) })
     }
 
     /// The file has the outputs in this order.
@@ -137,7 +141,7 @@ impl Dora {
         N: usize,
     ) -> Result<()> {
         let Some(train) = &mut self.magnitude.train else { return Ok(()) };
-        b.dora_backward_weight(&mut train.grad.view(first, O), dout, inp, &self.norm.view(first, O), &rows(N, O))
+        b.dora_backward_weight(&mut train.sum(b)?.view(first, O), dout, inp, &self.norm.view(first, O), &rows(N, O))
     }
 }
 

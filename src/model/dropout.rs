@@ -50,6 +50,11 @@ impl Lora {
         Some(Mask::new(P, rate, seed, stream))
     }
 
+    /// Whether the mask is on.
+    pub(super) fn drops(&self, scratch: &LinearScratch) -> bool {
+        self.dropout.is_some() && scratch.dropout.seed.is_some()
+    }
+
     /// What A sees of the layer's input of P values: itself, or what is left of it, in the scratch.
     pub(super) fn input(&self, b: &dyn Backend, scratch: &LinearScratch, inp: &Buf, P: usize) -> Result<Buf> {
         let Some(mask) = self.mask(scratch, P) else { return Ok(inp.view(0, P)) };

@@ -8,7 +8,7 @@ use super::dropout::Dropout;
 use super::linear::{Linear, LinearScratch, Lora, Weight, part};
 use super::lora::{self, Rules, Shape};
 use super::param::Param;
-use crate::backend::{Backend, Buf, Charge, Use};
+use crate::backend::{Backend, Buf, Charge, Scope, Use};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::expert_bias::ExpertBias;
@@ -171,22 +171,22 @@ impl Experts {
         let tn = |J: usize, Q: usize, alpha| Grouped { M: M as u32, E, J: J as u32, Q: Q as u32, alpha };
         if let Weight::Dense(Param { train: Some(train), .. }) = &mut self.stack.weight {
             match self.layout {
-                Layout::Rows => b.grouped_tn_add(&mut train.grad, dout, inp, rows.offsets, &tn(O, C, 1.0))?,
-                Layout::Columns => b.grouped_tn_add(&mut train.grad, inp, dout, rows.offsets, &tn(C, O, 1.0))?,
+                Layout::Rows => b.grouped_tn_add(train.sum(b)?, dout, inp, rows.offsets, &tn(O, C, 1.0))?,
+                Layout::Columns => b.grouped_tn_add(train.sum(b)?, inp, dout, rows.offsets, &tn(C, O, 1.0))?,
             }
         }
         if let Some(Param { train: Some(train), .. }) = &mut self.stack.bias {
-            b.expert_bias_backward(&mut train.grad, dout, rows.offsets, rows.weights, rows.slots, &bias)?;
+            b.expert_bias_backward(train.sum(b)?, dout, rows.offsets, rows.weights, rows.slots, &bias)?;
         }
         if let Some(lora) = &mut self.stack.lora {
             let (R, s, seen) = (lora.R, lora.scale, lora.input(b, scratch, inp, M * C)?);
             if let Some(train) = &mut lora.a.train {
-                b.grouped_tn_add(&mut train.grad, &part(&scratch.p, M * R), &seen, rows.offsets, &tn(R, C, s))?;
+                b.grouped_tn_add(train.sum(b)?, &part(&scratch.p, M * R), &seen, rows.offsets, &tn(R, C, s))?;
             }
             if let Some(train) = &mut lora.b.train {
                 let mut xa = part(&scratch.xa, M * R);
                 b.grouped_nt(&mut xa, &seen, &lora.a.value, rows.offsets, &tn(R, C, 1.0))?;
-                b.grouped_tn_add(&mut train.grad, dout, &xa, rows.offsets, &tn(O, R, s))?;
+                b.grouped_tn_add(train.sum(b)?, dout, &xa, rows.offsets, &tn(O, R, s))?;
             }
         }
         Ok(())
@@ -230,8 +230,11 @@ impl Experts {
         let (r, R, C, O) = (shape.r, shape.R(), self.C, self.O);
         let _charge = Charge::to(b, Use::Adapter);
         let names = |side: &str| -> Vec<String> { self.names.iter().map(|n| lora::weight_name(n, side)).collect() };
+        let made = Scope::new(b);
         let mut a = Param::stack(b, names("A"), &[r, C], [R, C], dtype)?;
+        made.hold(&a.value);
         let mut bb = Param::stack(b, names("B"), &[O, r], [O, R], dtype)?;
+        made.hold(&bb.value);
         if train {
             a.unfreeze(b)?;
             bb.unfreeze(b)?;
@@ -243,6 +246,7 @@ impl Experts {
         }
         let dropout = Dropout::new(dropout, &self.names[0]);
         self.stack.lora = Some(Lora { a, b: bb, R, scale: shape.scale, dora: None, dropout, start: None });
+        made.keep();
         Ok(())
     }
 }

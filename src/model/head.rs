@@ -3,19 +3,27 @@
 //! forward   z = softcap(scale·h·Wᵀ + bias) [n, V] in f32,  logp = z[label] − log Σ exp z
 //! backward  dz = coef·(1[label] − softmax z)·softcap′,  dh = scale·dz·W,  dW += scale·dzᵀ·h,  dbias += Σ_n dz
 use super::Model;
-use super::param::Param;
+use super::param::{Param, Sum};
 use super::spec::Spec;
 use super::table::{SLICE_BYTES, Slices, Table};
 use super::token_rows::{Chunk, HeadGrad, TokenRows};
+use crate::backend::dry::Rules;
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::bias::{Bias, BiasBackward};
 use crate::ops::logprob::LogProb;
 use crate::ops::matmul::MatMul;
 
-/// Tokens of a chunk are a multiple of it where they are more: products work on as many rows at a time.
-const ROWS: usize = 128;
+/// Bytes of f32 logits alive at a time, at most.
+const CHUNK_BYTES: usize = 128 << 20;
+/// Tokens of which twice as many are: every chunk reads the whole weight.
+const MANY: usize = 1 << 14;
+/// The same where the head is trained: each chunk adds to all of its gradient, so a few large ones are wanted. An eighth of the tokens
+/// is enough.
+const TRAINED_CHUNK_BYTES: usize = 512 << 20;
+/// Tokens that products like best, in multiples.
+const TILE: usize = 128;
 
 /// What makes logits of hidden states.
 #[derive(Clone, Copy)]
@@ -51,33 +59,87 @@ pub(super) struct HeadScratch {
     rows_grad: Option<HeadGrad>,
 }
 
+/// What a backward is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trains {
+    Nothing,
+    /// What is before the head.
+    Others,
+    /// Its whole weight, too.
+    Head,
+}
+
+fn trains(model: &Model, train: bool) -> Trains {
+    match model.head.as_ref().unwrap_or(&model.embed) {
+        _ if !train => Trains::Nothing,
+        Table::Dense(Param { train: Some(_), .. }) => Trains::Head,
+        _ => Trains::Others,
+    }
+}
+
 impl HeadScratch {
-    pub fn new(scope: &Scope, model: &Model, N: usize, train: bool) -> Result<HeadScratch> {
+    /// `room` is what [`HeadScratch::sizes`] asks for.
+    pub fn new(scope: &Scope, model: &Model, N: usize, train: bool, room: Vec<Buf>) -> Result<HeadScratch> {
         let (s, dtype) = (&model.spec, model.dtype);
         let (table, rows) = match &model.head {
             Some(own) => (own, &model.head_rows),
             None => (&model.embed, &model.embed_rows),
         };
         let slices = Slices::new(scope, table, [s.V, s.C], dtype, SLICE_BYTES)?;
-        let mut head = Self::with(scope, s, slices, N, dtype, train)?;
+        let mut head = Self::with(scope, s, slices, N, room, trains(model, train))?;
         if let Some(rows) = rows.as_ref().filter(|_| train) {
             head.rows_grad = Some(HeadGrad::new(scope, rows, model.head_bias.as_ref(), head.rows, N, dtype)?);
         }
         Ok(head)
     }
 
-    fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, dtype: DType, train: bool) -> Result<HeadScratch> {
-        let (V, C, scale, softcap) = (s.V, s.C, s.logit_scale, s.logit_softcap);
-        let ld = V.next_multiple_of(64);
-        let rows = (scope.backend().rules().logits() / 4 / ld).clamp(1, N);
-        let rows = if rows < N && rows > ROWS { rows / ROWS * ROWS } else { rows };
+    /// Row stride of logits, and tokens of a chunk.
+    fn chunk(rules: &dyn Rules, s: &Spec, N: usize, trains: Trains) -> (usize, usize) {
+        let ld = s.V.next_multiple_of(64);
+        let within = |bytes: usize| match bytes / 4 / ld {
+            rows if rows > TILE => rows / TILE * TILE,
+            rows => rows,
+        };
+        let few = match trains {
+            Trains::Head => within(TRAINED_CHUNK_BYTES).min(N.div_ceil(8).next_multiple_of(TILE)),
+            _ => 0,
+        };
+        let bytes = if N < MANY { CHUNK_BYTES } else { 2 * CHUNK_BYTES };
+        (ld, within(bytes.max(rules.logits())).max(few).clamp(1, N))
+    }
+
+    /// Lengths and types of what is wanted only while the head runs: logits, for training dlogits, and the sum over slices.
+    pub fn sizes(rules: &dyn Rules, model: &Model, N: usize, train: bool) -> Vec<(usize, DType)> {
+        let (s, dtype) = (&model.spec, model.dtype);
+        let table = model.head.as_ref().unwrap_or(&model.embed);
+        let slices = Slices::rows(rules, table, [s.V, s.C], dtype, SLICE_BYTES) < s.V;
+        Self::sizes_of(rules, s, N, dtype, slices, trains(model, train))
+    }
+
+    fn sizes_of(
+        rules: &dyn Rules,
+        s: &Spec,
+        N: usize,
+        dtype: DType,
+        slices: bool,
+        trains: Trains,
+    ) -> Vec<(usize, DType)> {
+        let ((ld, rows), train) = (Self::chunk(rules, s, N, trains), trains != Trains::Nothing);
         // columns from v on are a view that starts v later
-        let len = rows * ld + if slices.is_one() { 0 } else { ld };
-        let dlogits = if train { Some(scope.alloc(len, dtype)?) } else { None };
-        let summed = train && !slices.is_one() && dtype != DType::F32;
-        let sum = if summed { Some(scope.alloc(rows * C, DType::F32)?) } else { None };
+        let len = rows * ld + if slices { ld } else { 0 };
+        let mut sizes = vec![(len, DType::F32)];
+        sizes.extend(train.then_some((len, dtype)));
+        sizes.extend((train && slices && dtype != DType::F32).then_some((rows * s.C, DType::F32)));
+        sizes
+    }
+
+    fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, room: Vec<Buf>, trains: Trains) -> Result<HeadScratch> {
+        let (V, C, scale, softcap) = (s.V, s.C, s.logit_scale, s.logit_softcap);
+        let (ld, rows) = Self::chunk(&*scope.backend().rules(), s, N, trains);
+        let mut room = room.into_iter();
+        let logits = room.next().ok_or_else(|| Error::Bug("a head without room for logits".into()))?;
+        let (dlogits, sum) = (room.next(), room.next());
         let n = |dtype| scope.alloc(N, dtype);
-        let logits = scope.alloc(len, DType::F32)?;
         let (logp, lse, coef) = (n(DType::F32)?, n(DType::F32)?, n(DType::F32)?);
         Ok(HeadScratch {
             V,
@@ -201,11 +263,16 @@ impl HeadScratch {
             b.logprob_backward(&mut dz, &coef, &lse, &z, &labels, &self.params(n))?;
             self.input_gradient(b, table, &mut dh.view(first * C, n * C), n)?;
             if let Table::Dense(Param { train: Some(train), .. }) = table {
+                let (h, begun) = (h.view(first * C, n * C), train.sum.replace(Sum::Begun));
                 for (v, count) in self.slices.each() {
                     let (I, Q) = (count as u32, n as u32);
-                    let grad = MatMul { I, J: c, Q, ld_out: c, ld_a: ld, ld_b: c, alpha: self.scale };
+                    let p = MatMul { I, J: c, Q, ld_out: c, ld_a: ld, ld_b: c, alpha: self.scale };
                     let dz = self.dlogits.as_ref().expect("made for training").view(v, n * self.ld);
-                    b.matmul_tn_add(&mut train.grad.view(v * C, count * C), &dz, &h.view(first * C, n * C), &grad)?;
+                    let mut grad = train.grad.view(v * C, count * C);
+                    match begun {
+                        Sum::Nothing => b.matmul_tn(&mut grad, &dz, &h, &p)?,
+                        Sum::Begun => b.matmul_tn_add(&mut grad, &dz, &h, &p)?,
+                    }
                 }
             }
             if let (Some(grad), Some(rows)) = (&mut self.rows_grad, rows.as_deref_mut()) {
@@ -214,7 +281,7 @@ impl HeadScratch {
                 grad.backward(b, rows, &Chunk { n, h, coef: &coef, lse: &lse, labels, scale, softcap })?;
             }
             if let Some(Param { train: Some(train), .. }) = bias.as_deref_mut() {
-                b.bias_backward(&mut train.grad, &dz, &BiasBackward { N: n as u32, O: v, ld_dout: ld })?;
+                b.bias_backward(train.sum(b)?, &dz, &BiasBackward { N: n as u32, O: v, ld_dout: ld })?;
             }
         }
         Ok(())
@@ -256,7 +323,9 @@ mod tests {
         let run = |mut table: Table, bytes: usize| {
             let slices = Slices::new(&scope, &table, [V, C], dtype, bytes).unwrap();
             let count = slices.each().count();
-            let mut head = HeadScratch::with(&scope, &s, slices, N, dtype, true).unwrap();
+            let sizes = HeadScratch::sizes_of(&*b.rules(), &s, N, dtype, count > 1, Trains::Others);
+            let room = sizes.iter().map(|(len, dtype)| scope.alloc(*len, *dtype).unwrap()).collect();
+            let mut head = HeadScratch::with(&scope, &s, slices, N, room, Trains::Others).unwrap();
             let logits = head.download_logits(b, Weights { table: &table, bias: None }, &h, 0, N).unwrap();
             let mut dh = scope.alloc(N * C, dtype).unwrap();
             head.backward(b, (&mut table, None, None), &mut dh, &h, &labels, &coef).unwrap();

@@ -1,19 +1,22 @@
-//! A linear layer: dense, NF4, MXFP4, 8-bit or GGUF base, optional bias, optional LoRA. Nothing above it knows which.
+//! A linear layer: dense, NF4, MXFP4, 8-bit, GGUF or e4m3 base, optional bias, optional LoRA. Nothing above it knows which.
 //!
 //! forward   Y = X·Wᵀ + bias + s·(X·Aᵀ)·Bᵀ
-//! backward  dX = G·W + s·P·A,  P = G·B;   dA = s·Pᵀ·X,  dB = s·Gᵀ·(X·Aᵀ),  dW = Gᵀ·X,  dbias = Σ_N G
+//! backward  dX = G·W + P·A,  P = s·G·B;   dA = Pᵀ·X,  dB = Gᵀ·T,  T = s·X·Aᵀ;   dW = Gᵀ·X,  dbias = Σ_N G
 //! With DoRA (`dora.rs`) what comes before the bias is scaled, and G with it.
 //! A fused module (one weight, several outputs) writes each part of its rows to a buffer of its own: Y = [Y1 | Y2 | ..].
 //! B·A is never formed. Hu et al. 2021, arXiv:2106.09685; rank-stabilized s: Kalajdzievski 2023, arXiv:2312.03732.
 use super::dora::{Dora, DoraScratch};
 use super::dropout::{Dropout, DropoutScratch};
 use super::experts::{Experts, Rows};
+use super::fp8::{Fp8Scratch, Fp8Weight};
 use super::lora::pissa::Start;
-use super::param::Param;
+use super::param::{Param, Sum};
+use super::thin::FEW;
 use crate::backend::{Backend, Buf, Launch, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::bias::{Bias, BiasBackward};
+use crate::ops::fp8::Fp8;
 use crate::ops::gguf::{Blocks32, Packed};
 use crate::ops::int8::Int8;
 use crate::ops::matmul::MatMul;
@@ -21,7 +24,9 @@ use crate::ops::mxfp4::{self, Mxfp4};
 use crate::ops::nf4::{Nf4, Nf4Double};
 use std::rc::Rc;
 
+mod low;
 mod projections;
+use low::Columns;
 pub use projections::Projections;
 
 pub struct Linear {
@@ -44,6 +49,7 @@ pub enum Weight {
     Int8(Int8Weight),
     Gguf(GgufWeight),
     Mxfp4(Mxfp4Weight),
+    Fp8(Fp8Weight),
 }
 
 /// A frozen weight in 4 bits: 4.5 bits a value, 4.127 with double quantization.
@@ -98,7 +104,8 @@ impl Weight {
     /// Values that are unpacked at a time, of `len`.
     fn unpacked(&self, len: usize) -> usize {
         match self {
-            Weight::Dense(_) => 0,
+            // what is in e4m3 is multiplied so
+            Weight::Dense(_) | Weight::Fp8(_) => 0,
             Weight::Nf4(_) | Weight::Int8(_) | Weight::Gguf(_) => len,
             Weight::Mxfp4(packed) => packed.at_once.min(len),
         }
@@ -142,12 +149,13 @@ pub struct LinearScratch {
     pub(super) observer: Option<Rc<dyn Observer>>,
     /// A dequantized weight.
     weight: Option<Buf>,
-    /// X·Aᵀ, [N, R].
+    /// T = s·X·Aᵀ, [N, ΣR] of linears that read one X.
     pub(super) xa: Option<Buf>,
-    /// P = G·B, [N, R]; left by `backward_input` for `backward_weight`.
+    /// P = s·G·B, [N, ΣR]; left by `backward_input` for `backward_weight`.
     pub(super) p: Option<Buf>,
     pub(super) dora: DoraScratch,
     pub(super) dropout: DropoutScratch,
+    pub(super) fp8: Fp8Scratch,
 }
 
 impl LinearScratch {
@@ -180,10 +188,11 @@ impl LinearScratch {
         let linears: Vec<&Linear> = linears.collect();
         let dora = DoraScratch::new(scope, &linears, N, dtype)?;
         let dropout = DropoutScratch::new(scope, &linears, N, dtype)?;
-        let rank = linears.iter().filter_map(|linear| linear.lora.as_ref()).map(|lora| lora.R).max().unwrap_or(0);
+        let fp8 = Fp8Scratch::new(scope, &linears, N)?;
+        let room = low::room(&linears, N);
         let buf = |len: usize| if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) };
         let weight = weight.as_ref().map(|buf| buf.view(0, buf.len()));
-        Ok(LinearScratch { observer: None, weight, xa: buf(N * rank)?, p: buf(N * rank)?, dora, dropout })
+        Ok(LinearScratch { observer: None, weight, xa: buf(room)?, p: buf(room)?, dora, dropout, fp8 })
     }
 }
 
@@ -211,6 +220,7 @@ impl Weight {
             Weight::Dense(param) => b.cast(out, &param.value),
             Weight::Gguf(q) => q.format.dequantize(b, out, &q.blocks),
             Weight::Mxfp4(packed) => packed.dequantize(b, out, 0),
+            Weight::Fp8(q) => b.fp8_dequantize(out, &q.codes, &q.scales, &Fp8 { N: O as u32, C: C as u32 }),
             Weight::Int8(q) => b.int8_dequantize(out, &q.codes, &q.scb, &Int8 { O: O as u32, C: C as u32 }),
             Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
                 Nf4Scales::Single { absmax } => b.nf4_dequantize(out, codes, absmax, &Nf4 { P }),
@@ -226,6 +236,7 @@ impl Weight {
         match self {
             Weight::Dense(_) => vec![],
             Weight::Int8(Int8Weight { codes, scb }) => vec![codes, scb],
+            Weight::Fp8(Fp8Weight { codes, scales }) => vec![codes, scales],
             Weight::Gguf(GgufWeight { blocks, .. }) => vec![blocks],
             Weight::Mxfp4(Mxfp4Weight { codes, scales, .. }) => vec![codes, scales],
             Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
@@ -265,8 +276,8 @@ impl Linear {
         self.parts.iter().scan(0, |first, O| Some((std::mem::replace(first, *first + O), *O)))
     }
 
-    /// outs [N, parts[i]] from inp [N, C].
-    pub fn forward(
+    /// outs [N, parts[i]] from inp [N, C], which a weight in e4m3 finds in the scratch.
+    pub(super) fn forward_quantized(
         &self,
         b: &dyn Backend,
         scratch: &LinearScratch,
@@ -274,34 +285,53 @@ impl Linear {
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
+        let Some(lora) = &self.lora else {
+            return self.forward_with(b, scratch, outs, (inp, inp), N, Columns::alone(0));
+        };
+        let seen = lora.input(b, scratch, inp, N * self.C)?;
+        lora.narrow(b, scratch, &seen, N, self.C)?;
+        self.forward_with(b, scratch, outs, (inp, &seen), N, Columns::alone(lora.R))
+    }
+
+    /// The same with T in its columns; `seen` is what A has seen of inp.
+    fn forward_with(
+        &self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        outs: &mut [&mut Buf],
+        (inp, seen): (&Buf, &Buf),
+        N: usize,
+        at: Columns,
+    ) -> Result<()> {
         assert_eq!(outs.len(), self.parts.len(), "{}: one output a part", self.name);
         if let Some(observer) = &scratch.observer {
             observer.linear(b, self, inp, N)?;
         }
         let C = self.C;
-        let thin = self.is_thin(N);
-        let weight = if thin { None } else { Some(self.dense(b, scratch)?) };
-        let mut adapter = None;
-        if let Some(lora) = &self.lora {
-            let mut xa = part(&scratch.xa, N * lora.R);
-            let seen = lora.input(b, scratch, inp, N * C)?;
-            b.matmul_nt(&mut xa, &seen, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
-            if let Some(weight) = &weight {
-                lora.measure(b, &scratch.dora, weight, self.O, C)?;
-            }
-            adapter = Some((lora, xa, seen));
+        let (thin, fp8) = (self.is_thin(N), self.fp8());
+        let weight = if thin || fp8.is_some() { None } else { Some(self.dense(b, scratch)?) };
+        if let (Some(lora), Some(weight)) = (&self.lora, &weight) {
+            lora.measure(b, &scratch.dora, weight, self.O, C)?;
         }
         for (out, (first, O)) in outs.iter_mut().zip(self.rows()) {
-            let base = |out: &mut Buf, inp: &Buf| match &weight {
-                Some(weight) => b.matmul_nt(out, inp, &weight.view(first * C, O * C), &nt(N, O, C, 1.0)),
-                None => self.forward_thin(b, out, inp, (first, O), N),
+            let base = |out: &mut Buf, inp: &Buf, add: bool| match (&weight, fp8) {
+                (Some(weight), _) => {
+                    let (rows, p) = (weight.view(first * C, O * C), nt(N, O, C, 1.0));
+                    if add { b.matmul_nt_add(out, inp, &rows, &p) } else { b.matmul_nt(out, inp, &rows, &p) }
+                }
+                (None, Some(weight)) => self.forward_fp8(b, scratch, out, weight, (first, O), N),
+                (None, None) => self.forward_thin(b, out, inp, (first, O), N),
             };
-            match &adapter {
-                Some((lora, xa, seen)) => {
+            match &self.lora {
+                // few tokens are a matter of the weights alone, which some products read fastest if they only write
+                Some(lora) if weight.is_some() && N > FEW && lora.is_plain(scratch) => {
+                    lora.widen(b, scratch, out, (first, O), N, at, false)?;
+                    base(out, inp, true)?;
+                }
+                Some(lora) => {
                     let detour = lora.detour(scratch, N * C).is_some();
-                    base(out, if detour { seen } else { inp })?;
-                    let adapter_rows = lora.b.value.view(first * lora.R, O * lora.R);
-                    b.matmul_nt_add(out, xa, &adapter_rows, &nt(N, O, lora.R, lora.scale))?;
+                    base(out, if detour { seen } else { inp }, false)?;
+                    lora.widen(b, scratch, out, (first, O), N, at, true)?;
                     if let Some(dora) = &lora.dora {
                         dora.forward(b, out, first, O, N)?;
                     }
@@ -311,7 +341,7 @@ impl Linear {
                         b.matmul_nt_add(out, seen, &rows, &nt(N, O, C, -1.0))?;
                     }
                 }
-                None => base(out, inp)?,
+                None => base(out, inp, false)?,
             }
             if let Some(bias) = &self.bias {
                 let p = Bias { N: N as u32, O: O as u32, ld_out: O as u32 };
@@ -331,17 +361,90 @@ impl Linear {
         N: usize,
         add: bool,
     ) -> Result<()> {
+        match &self.lora {
+            Some(lora) if lora.is_plain(scratch) => {
+                self.backward_narrow(b, scratch, douts, N, Columns::alone(lora.R))?;
+                lora.backward_widen(b, scratch, dinp, N, self.C, add)?;
+                self.backward_base(b, scratch, dinp, douts, N, true)
+            }
+            Some(lora) => self.backward_scaled(b, scratch, lora, dinp, douts, N, add),
+            None => self.backward_base(b, scratch, dinp, douts, N, add),
+        }
+    }
+
+    /// P of a plain adapter, to its columns.
+    fn backward_narrow(
+        &self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        douts: &[&Buf],
+        N: usize,
+        at: Columns,
+    ) -> Result<()> {
+        let Some(lora) = &self.lora else { return Ok(()) };
+        let parts = douts.iter().zip(self.rows()).enumerate();
+        parts.map(|(i, (dout, rows))| lora.narrow_gradient(b, scratch, dout, rows, N, at, i > 0)).collect()
+    }
+
+    /// dinp [N, C] = (or +=) the gradient through the base weight.
+    fn backward_base(
+        &self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        dinp: &mut Buf,
+        douts: &[&Buf],
+        N: usize,
+        add: bool,
+    ) -> Result<()> {
+        assert_eq!(douts.len(), self.parts.len(), "{}: one gradient a part", self.name);
+        let weight = if self.fp8().is_some() { None } else { Some(self.dense(b, scratch)?) };
+        let parts = douts.iter().zip(self.rows()).enumerate();
+        parts
+            .map(|(i, (dout, rows))| self.through(b, scratch, (dinp, dout), &weight, rows, N, add || i > 0, 1.0))
+            .collect()
+    }
+
+    /// dinp [N, C] = (or +=) alpha·dout [N, O] times the rows first..first + O of `weight`, or of one in e4m3.
+    fn through(
+        &self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        (dinp, dout): (&mut Buf, &Buf),
+        weight: &Option<Buf>,
+        (first, O): (usize, usize),
+        N: usize,
+        add: bool,
+        alpha: f32,
+    ) -> Result<()> {
+        let (C, p) = (self.C, nn(N, self.C, O, alpha));
+        match (weight, self.fp8()) {
+            (Some(weight), _) if add => b.matmul_nn_add(dinp, dout, &weight.view(first * C, O * C), &p),
+            (Some(weight), _) => b.matmul_nn(dinp, dout, &weight.view(first * C, O * C), &p),
+            (None, Some(weight)) => self.backward_fp8(b, scratch, dinp, weight, dout, (first, O), N, add),
+            (None, None) => unreachable!("a weight is one or the other"),
+        }
+    }
+
+    /// `backward_input` with DoRA or dropout.
+    fn backward_scaled(
+        &self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        lora: &Lora,
+        dinp: &mut Buf,
+        douts: &[&Buf],
+        N: usize,
+        add: bool,
+    ) -> Result<()> {
         assert_eq!(douts.len(), self.parts.len(), "{}: one gradient a part", self.name);
         let C = self.C;
-        let weight = self.dense(b, scratch)?;
-        let mut detour = self.lora.as_ref().and_then(|lora| lora.detour(scratch, N * C));
-        for (i, (dout, (first, O))) in douts.iter().zip(self.rows()).enumerate() {
-            let scaled = self.scaled(b, scratch, dout, first, O, N)?;
+        let weight = if self.fp8().is_some() { None } else { Some(self.dense(b, scratch)?) };
+        let mut detour = lora.detour(scratch, N * C);
+        for (i, (dout, rows)) in douts.iter().zip(self.rows()).enumerate() {
+            let scaled = self.scaled(b, scratch, dout, rows.0, rows.1, N)?;
             let (whole, dout) = (dout, scaled.as_ref().unwrap_or(dout));
-            let rows = weight.view(first * C, O * C);
-            let through = |to: &mut Buf, dout: &Buf, add: bool, alpha: f32| match add {
-                true => b.matmul_nn_add(to, dout, &rows, &nn(N, C, O, alpha)),
-                false => b.matmul_nn(to, dout, &rows, &nn(N, C, O, alpha)),
+            let through = |to: &mut Buf, dout: &Buf, add: bool, alpha: f32| {
+                self.through(b, scratch, (to, dout), &weight, rows, N, add, alpha)
             };
             match &mut detour {
                 None => through(dinp, dout, add || i > 0, 1.0)?,
@@ -351,20 +454,9 @@ impl Linear {
                     through(dropped, whole, true, -1.0)?;
                 }
             }
-            let Some(lora) = &self.lora else { continue };
-            let (mut p, rows) = (part(&scratch.p, N * lora.R), lora.b.value.view(first * lora.R, O * lora.R));
-            if i > 0 {
-                b.matmul_nn_add(&mut p, dout, &rows, &nn(N, lora.R, O, 1.0))?;
-            } else {
-                b.matmul_nn(&mut p, dout, &rows, &nn(N, lora.R, O, 1.0))?;
-            }
+            lora.narrow_gradient(b, scratch, dout, rows, N, Columns::alone(lora.R), i > 0)?;
         }
-        let Some(lora) = &self.lora else { return Ok(()) };
-        let (p, params) = (part(&scratch.p, N * lora.R), nn(N, C, lora.R, lora.scale));
-        lora.input_backward(b, scratch, dinp, N * C, |out, add| match add {
-            true => b.matmul_nn_add(out, &p, &lora.a.value, &params),
-            false => b.matmul_nn(out, &p, &lora.a.value, &params),
-        })
+        lora.input_backward(b, scratch, dinp, N * C, |out, add| lora.backward_widen(b, scratch, out, N, C, add))
     }
 
     /// With DoRA: the gradient of a part of the outputs before they were scaled, in the scratch.
@@ -391,60 +483,83 @@ impl Linear {
         N: usize,
     ) -> Result<()> {
         let C = self.C;
-        let rows: Vec<_> = self.rows().collect();
-        let mut xa = None;
-        if let Some(lora) = &mut self.lora {
-            let seen = lora.input(b, scratch, inp, N * C)?;
-            if let Some(train) = &mut lora.a.train {
-                let p = part(&scratch.p, N * lora.R);
-                b.matmul_tn_add(&mut train.grad, &p, &seen, &tn(lora.R, C, N, lora.scale))?;
-            }
-            if lora.b.train.is_some() {
-                let mut out = part(&scratch.xa, N * lora.R);
-                b.matmul_nt(&mut out, &seen, &lora.a.value, &nt(N, lora.R, C, 1.0))?;
-                xa = Some((out, seen));
-            }
+        let Some(lora) = &mut self.lora else {
+            return self.backward_with(b, scratch, douts, (inp, inp), N, Columns::alone(0));
+        };
+        let (R, seen) = (lora.R, lora.input(b, scratch, inp, N * C)?);
+        if let Some(train) = &mut lora.a.train {
+            b.matmul_tn_add(train.sum(b)?, &part(&scratch.p, N * R), &seen, &tn(R, C, N, 1.0))?;
         }
+        if lora.b.train.is_some() {
+            lora.narrow(b, scratch, &seen, N, C)?;
+        }
+        self.backward_with(b, scratch, douts, (inp, &seen), N, Columns::alone(R))
+    }
+
+    /// The gradients of all but A, with T in its columns.
+    fn backward_with(
+        &mut self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        douts: &[&Buf],
+        (inp, seen): (&Buf, &Buf),
+        N: usize,
+        at: Columns,
+    ) -> Result<()> {
+        let C = self.C;
+        let rows: Vec<_> = self.rows().collect();
         for (dout, (first, O)) in douts.iter().zip(rows) {
             if let Weight::Dense(Param { train: Some(train), .. }) = &mut self.weight {
-                b.matmul_tn_add(&mut train.grad.view(first * C, O * C), dout, inp, &tn(O, C, N, 1.0))?;
+                let (mut grad, p) = (train.grad.view(first * C, O * C), tn(O, C, N, 1.0));
+                match train.sum.get() {
+                    Sum::Nothing => b.matmul_tn(&mut grad, dout, inp, &p)?,
+                    Sum::Begun => b.matmul_tn_add(&mut grad, dout, inp, &p)?,
+                }
             }
             if let Some(Param { train: Some(train), .. }) = &mut self.bias {
                 let p = BiasBackward { N: N as u32, O: O as u32, ld_dout: O as u32 };
-                b.bias_backward(&mut train.grad.view(first, O), dout, &p)?;
+                b.bias_backward(&mut train.sum(b)?.view(first, O), dout, &p)?;
             }
-            if let Some((xa, seen)) = &xa {
-                self.backward_b(b, scratch, dout, seen, xa, (first, O), N)?;
-            }
+            self.backward_b(b, scratch, dout, seen, (first, O), N, at)?;
+        }
+        if let Weight::Dense(Param { train: Some(train), .. }) = &self.weight {
+            // all parts
+            train.sum.set(Sum::Begun);
         }
         Ok(())
     }
 
-    /// B's gradient, and that of DoRA's magnitudes, of the outputs `first..first + O`; xa = X·Aᵀ of the X that A sees.
+    /// B's gradient, and that of DoRA's magnitudes, of the outputs `first..first + O`; T is of the X that A has `seen`.
     fn backward_b(
         &mut self,
         b: &dyn Backend,
         scratch: &LinearScratch,
         dout: &Buf,
-        inp: &Buf,
-        xa: &Buf,
+        seen: &Buf,
         (first, O): (usize, usize),
         N: usize,
+        at: Columns,
     ) -> Result<()> {
+        if self.lora.as_ref().is_none_or(|lora| lora.b.train.is_none()) {
+            return Ok(());
+        }
         let scaled = self.scaled(b, scratch, dout, first, O, N)?;
         let weight = if scaled.is_some() { Some(self.dense(b, scratch)?) } else { None };
         let (C, Some(lora)) = (self.C, &mut self.lora) else { return Ok(()) };
-        let (R, s) = (lora.R, lora.scale);
+        let R = lora.R;
         if let Some(train) = &mut lora.b.train {
             let scaled = scaled.as_ref().unwrap_or(dout);
-            b.matmul_tn_add(&mut train.grad.view(first * R, O * R), scaled, xa, &tn(O, R, N, s))?;
+            let t = at.of(&scratch.xa, N);
+            b.matmul_tn_add(&mut train.sum(b)?.view(first * R, O * R), scaled, &t, &at.b(tn(O, R, N, 1.0)))?;
         }
-        if let (Some(dora), Some(weight)) = (&mut lora.dora, weight) {
+        if let Some(weight) = weight {
             // the scaled gradient has been used: its place holds the outputs now, as they were before they were scaled
             let mut out = scratch.dora.rows(N, O);
-            b.matmul_nt(&mut out, inp, &weight.view(first * C, O * C), &nt(N, O, C, 1.0))?;
-            b.matmul_nt_add(&mut out, xa, &lora.b.value.view(first * R, O * R), &nt(N, O, R, s))?;
-            dora.backward_weight(b, dout, &out, first, O, N)?;
+            b.matmul_nt(&mut out, seen, &weight.view(first * C, O * C), &nt(N, O, C, 1.0))?;
+            lora.widen(b, scratch, &mut out, (first, O), N, at, true)?;
+            if let Some(dora) = &mut lora.dora {
+                dora.backward_weight(b, dout, &out, first, O, N)?;
+            }
         }
         Ok(())
     }
@@ -461,6 +576,58 @@ impl Linear {
 }
 
 impl Lora {
+    /// T, alone, of the X [N, C] that A sees.
+    fn narrow(&self, b: &dyn Backend, scratch: &LinearScratch, seen: &Buf, N: usize, C: usize) -> Result<()> {
+        let mut t = part(&scratch.xa, N * self.R);
+        b.matmul_nt(&mut t, seen, &self.a.value, &nt(N, self.R, C, self.scale))
+    }
+    /// out [N, O] = (or +=) T·Bᵀ for rows first..first + O of B.
+    fn widen(
+        &self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        out: &mut Buf,
+        (first, O): (usize, usize),
+        N: usize,
+        at: Columns,
+        add: bool,
+    ) -> Result<()> {
+        let (t, rows, p) = (at.of(&scratch.xa, N), self.b_rows(first, O), at.a(nt(N, O, self.R, 1.0)));
+        if add { b.matmul_nt_add(out, &t, &rows, &p) } else { b.matmul_nt(out, &t, &rows, &p) }
+    }
+    /// P = (or +=) s·G·B for rows first..first + O of B.
+    fn narrow_gradient(
+        &self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        dout: &Buf,
+        (first, O): (usize, usize),
+        N: usize,
+        at: Columns,
+        add: bool,
+    ) -> Result<()> {
+        let (mut out, rows, p) = (at.of(&scratch.p, N), self.b_rows(first, O), at.out(nn(N, self.R, O, self.scale)));
+        if add { b.matmul_nn_add(&mut out, dout, &rows, &p) } else { b.matmul_nn(&mut out, dout, &rows, &p) }
+    }
+    /// dinp [N, C] = (or +=) P·A, with P alone.
+    fn backward_widen(
+        &self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        dinp: &mut Buf,
+        N: usize,
+        C: usize,
+        add: bool,
+    ) -> Result<()> {
+        let (p, params) = (part(&scratch.p, N * self.R), nn(N, C, self.R, 1.0));
+        match add {
+            true => b.matmul_nn_add(dinp, &p, &self.a.value, &params),
+            false => b.matmul_nn(dinp, &p, &self.a.value, &params),
+        }
+    }
+    fn b_rows(&self, first: usize, O: usize) -> Buf {
+        self.b.value.view(first * self.R, O * self.R)
+    }
     fn params(&self) -> impl Iterator<Item = &Param> {
         [&self.a, &self.b].into_iter().chain(self.dora.as_ref().map(|dora| &dora.magnitude))
     }

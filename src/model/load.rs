@@ -2,6 +2,7 @@
 use super::attention::{Attention, Qkv};
 use super::block::Block;
 use super::experts::Experts;
+use super::fp8::{self, Compute};
 use super::latent::{Latent, Narrow};
 use super::layout::Layout;
 use super::linear::{Linear, Projections, Weight};
@@ -9,7 +10,7 @@ use super::lora::{Init, LoraConfig, Rules, pissa};
 use super::mlp::Mlp;
 use super::norm::NormParams;
 use super::param::Param;
-use super::quantized::{self, Floats, Stored};
+use super::quantized::{self, Floats, Scheme, Stored};
 use super::spec::{
     Bias, Gating, Head, LinearSpec, MlpKind, NarrowSpec, NormKind, NormSpec, Positions, QkNorm, Sinks, Spec,
     WeightLayout,
@@ -19,7 +20,7 @@ use super::table::Table;
 use super::token_rows::{self, TokenRows};
 use super::weights::Weights;
 use super::{Model, arch, check, lora};
-use crate::backend::{Backend, Buf};
+use crate::backend::{Backend, Buf, Charge, Use};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use std::borrow::Cow;
@@ -50,7 +51,8 @@ impl Model {
     pub fn load(b: &dyn Backend, folder: &Path, options: &LoadOptions) -> Result<Model> {
         let (spec, stored) = (arch::read_spec(folder)?, quantized::scheme(folder)?);
         options.check(&spec, stored, folder)?;
-        if stored.is_some() && spec.layout != WeightLayout::Rows {
+        // the blocks of a GGUF file lie as the device has them
+        if stored.is_some_and(|stored| stored != Scheme::Gguf) && spec.layout != WeightLayout::Rows {
             let what = format!("quantized checkpoints of {} are not supported yet", spec.model_type);
             let what = format!("{what}: take the unquantized model and load_in_4bit or load_in_8bit");
             return Err(Error::content(folder.join("config.json"), "quantization_config", what));
@@ -101,7 +103,11 @@ impl Loader<'_> {
             None => [None, None],
         };
         let (dense_embed, dense_head) = (own_embed || embed_ids.is_some(), own_head || head_ids.is_some());
-        let embed_table = self.table(&file(embed), &file(embed), spec.V, dense_embed, train_embed)?;
+        let tables = Charge::to(self.b, Use::Tables);
+        let embed_table = match self.options.places.embed {
+            Place::Device => self.table(&file(embed), &file(embed), spec.V, dense_embed, train_embed)?,
+            Place::Host => self.host_table(&file(embed), spec.V)?,
+        };
         let positions = match spec.positions {
             Positions::Learned => {
                 let name = file(spec.names.positions);
@@ -109,7 +115,8 @@ impl Loader<'_> {
             }
             Positions::Implicit => None,
         };
-        let mut streamed = (self.options.place == Place::Host).then(Streamed::default);
+        drop(tables);
+        let mut streamed = (self.options.places.blocks == Place::Host).then(Streamed::default);
         let mut blocks = Vec::new();
         for l in 0..spec.layers {
             let mut block = self.block(l)?;
@@ -122,6 +129,7 @@ impl Loader<'_> {
         let final_norm = self.norm(&[spec.names.final_norm.to_string()], &[spec.C], bias)?;
         // As PEFT: a module to save is a copy of its own, which unties a tied head.
         let untie = spec.head == Head::Tied && (own_embed || own_head);
+        let tables = Charge::to(self.b, Use::Tables);
         let head_table = match spec.head {
             Head::Own => Some(self.table(&file(head), &file(head), spec.V, dense_head, train_head)?),
             Head::Tied if untie => Some(self.table(&file(embed), &file(head), spec.V, own_head, train_head)?),
@@ -132,6 +140,7 @@ impl Loader<'_> {
             Bias::Present => Some(self.grown(&bias_name, &bias_name, spec.V, train_head)?),
             Bias::Absent => None,
         };
+        drop(tables);
         if let Some(staging) = self.staging {
             self.b.free(staging);
         }
@@ -177,13 +186,13 @@ impl Loader<'_> {
             Stored::Float(floats) if layout == Layout::Rows && floats.dtype == self.options.dtype => {
                 param.set_bytes(self.b, 0, &floats.bytes)?;
                 if train {
-                    param.unfreeze(self.b)?;
+                    param.unfreeze_as(self.b, self.options.training())?;
                 }
             }
             // where the model has no quantized form for it (a head in 4 bits), or another order, its exact values
             _ => {
                 if train {
-                    param.unfreeze(self.b)?;
+                    param.unfreeze_as(self.b, self.options.training())?;
                 }
                 param.set(self.b, &self.values(&stored))?;
             }
@@ -272,7 +281,7 @@ impl Loader<'_> {
         let mut param = Param::stack(self.b, files.clone(), shape, held, self.options.dtype)?;
         let saved = files.first().is_some_and(|file| self.options.saves(lora::module_of(file)));
         if self.options.full() || self.options.train && saved {
-            param.unfreeze(self.b)?;
+            param.unfreeze_as(self.b, self.options.training())?;
         }
         for (i, file) in files.iter().enumerate() {
             param.set_part(self.b, i, &self.values(&self.tensors.find(file, shape)?))?;
@@ -325,6 +334,10 @@ impl Loader<'_> {
             if let Some(niter) = self.pissa() {
                 pissa::start(self.b, &mut linear, niter, (options.seed, quantize), self.tensors.path())?;
             }
+        }
+        let own = router || self.options.saves(&linear.name);
+        if self.options.compute == Compute::Fp8 && !own && fp8::fits(C, &linear.parts) {
+            fp8::pack(self.b, &mut linear, self.options.dtype)?;
         }
         Ok(linear)
     }

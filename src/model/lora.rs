@@ -3,7 +3,7 @@ use super::dora::Dora;
 use super::dropout::Dropout;
 use super::linear::{Linear, Lora};
 use super::param::Param;
-use crate::backend::{Backend, Charge, Use};
+use crate::backend::{Backend, Charge, Scope, Use};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::rng::Rng;
@@ -190,8 +190,12 @@ pub fn attach(
 ) -> Result<()> {
     let (r, R, O, C) = (shape.r, shape.R(), linear.O, linear.C);
     let _charge = Charge::to(b, Use::Adapter);
+    // of a device that is full in the middle of it
+    let made = Scope::new(b);
     let mut a = Param::zeros_held(b, &weight_name(&linear.name, "A"), &[r, C], [R, C], dtype)?;
+    made.hold(&a.value);
     let mut bb = Param::zeros_held(b, &weight_name(&linear.name, "B"), &[O, r], [O, R], dtype)?;
+    made.hold(&bb.value);
     if train {
         a.unfreeze(b)?;
         bb.unfreeze(b)?;
@@ -206,6 +210,7 @@ pub fn attach(
     let dora = if rules.use_dora() { Some(Dora::new(b, &linear.name, O, train)?) } else { None };
     let dropout = Dropout::new(rules.lora_dropout(), &linear.name);
     linear.lora = Some(Lora { a, b: bb, R, scale: shape.scale, dora, dropout, start: None });
+    made.keep();
     Dora::start(b, linear, dtype)
 }
 

@@ -42,6 +42,33 @@ struct Dense {
     up: Buf,
 }
 
+/// What takes turns with other layers' and other parts' buffers.
+pub struct Room {
+    /// As in [`Scratch`].
+    h: Option<Buf>,
+    /// Of layers that compute gate and up again.
+    dense: Option<Dense>,
+}
+
+impl Room {
+    /// Lengths and types of what [`Room::of`] wants; `again`: some layer computes gate and up again.
+    pub fn sizes(s: &Spec, N: usize, dtype: DType, tile: Option<usize>, again: bool) -> Vec<(usize, DType)> {
+        let count = match (s.mlps().contains(&MlpKind::Dense), again, s.gating) {
+            (false, ..) => 0,
+            (_, false, _) => 1,
+            (.., Gating::Plain) => 2,
+            (.., Gating::Gated) => 3,
+        };
+        vec![(tile.unwrap_or(N) * s.F, dtype); count]
+    }
+    pub fn of(mut bufs: impl Iterator<Item = Buf>) -> Room {
+        let h = bufs.next();
+        let up = bufs.next();
+        let gate = bufs.next();
+        Room { h, dense: up.map(|up| Dense { gate, up }) }
+    }
+}
+
 /// What the MLPs of all layers share while they run.
 pub struct Scratch {
     /// [N, F]: the hidden state and its gradient.
@@ -50,7 +77,7 @@ pub struct Scratch {
 }
 
 impl Saved {
-    /// With a `tile`, MLPs without experts run so many tokens at a time.
+    /// With a `tile`, MLPs without experts run so many tokens at a time. `room`: where gate and up lie, if not apart.
     pub fn new(
         scope: &Scope,
         s: &Spec,
@@ -58,25 +85,34 @@ impl Saved {
         N: usize,
         dtype: DType,
         tile: Option<usize>,
+        room: Option<&Room>,
     ) -> Result<Saved> {
         let buf = || scope.alloc(tile.unwrap_or(N) * s.F, dtype);
         let gated = s.gating == Gating::Gated;
-        let dense = || Ok(Dense { gate: gated.then(buf).transpose()?, up: buf()? });
+        let dense = || match room.and_then(|room| room.dense.as_ref()) {
+            Some(dense) => Ok(dense.share()),
+            None => Ok(Dense { gate: gated.then(buf).transpose()?, up: buf()? }),
+        };
         let dense = kinds.contains(&MlpKind::Dense).then(dense).transpose()?;
         let moe = s.moe.as_ref().filter(|_| kinds.contains(&MlpKind::Moe));
         Ok(Saved { dense, moe: moe.map(|moe| moe::Saved::new(scope, s, moe, N, dtype)).transpose()?, tile })
     }
     /// Other handles of the same buffers.
     pub fn share(&self) -> Saved {
-        let dense = |dense: &Dense| Dense { gate: dense.gate.as_ref().map(same), up: same(&dense.up) };
         let moe = self.moe.as_ref().map(moe::Saved::share);
-        Saved { dense: self.dense.as_ref().map(dense), moe, tile: self.tile }
+        Saved { dense: self.dense.as_ref().map(Dense::share), moe, tile: self.tile }
     }
     /// For n tokens of a tile.
     fn tile(&self, n: usize, F: usize) -> Saved {
         let part = |buf: &Buf| buf.view(0, n * F);
         let dense = |dense: &Dense| Dense { gate: dense.gate.as_ref().map(part), up: part(&dense.up) };
         Saved { dense: self.dense.as_ref().map(dense), moe: None, tile: None }
+    }
+}
+
+impl Dense {
+    fn share(&self) -> Dense {
+        Dense { gate: self.gate.as_ref().map(same), up: same(&self.up) }
     }
 }
 
@@ -89,14 +125,11 @@ impl Scratch {
         N: usize,
         dtype: DType,
         train: bool,
-        tile: Option<usize>,
+        room: &Room,
     ) -> Result<Scratch> {
-        let kinds = s.mlps();
-        let h = || scope.alloc(tile.unwrap_or(N) * s.F, dtype);
-        let dense = kinds.contains(&MlpKind::Dense).then(h).transpose()?;
-        let moe = s.moe.as_ref().filter(|_| kinds.contains(&MlpKind::Moe));
+        let moe = s.moe.as_ref().filter(|_| s.mlps().contains(&MlpKind::Moe));
         let moe = moe.map(|moe| moe::Scratch::new(scope, s, moe, experts, N, dtype, train).map(Box::new));
-        Ok(Scratch { dense, moe: moe.transpose()? })
+        Ok(Scratch { dense: room.h.as_ref().map(same), moe: moe.transpose()? })
     }
     pub(super) fn mixtures(&mut self) -> Option<&mut moe::Scratch> {
         self.moe.as_deref_mut()

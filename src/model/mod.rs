@@ -19,6 +19,7 @@ mod config;
 pub mod dora;
 pub mod dropout;
 pub mod experts;
+pub mod fp8;
 pub mod gguf;
 mod head;
 mod kept;
@@ -44,13 +45,15 @@ pub mod streamed;
 pub mod table;
 mod thin;
 pub mod token_rows;
+pub mod watch;
 pub mod weights;
 pub use batch::Tokens;
 pub use check::check;
+pub use fp8::Compute;
 pub use load::LoadOptions;
 pub use plan::{Keep, Plan};
 pub use session::{Common, Session};
-pub use streamed::Place;
+pub use streamed::{Place, Places};
 pub use weights::Weights;
 
 /// Weights on a device.
@@ -109,6 +112,9 @@ impl Model {
         let bufs = frozen.chain(linears.flat_map(|linear| linear.weight.quantized())).chain(tables);
         let away = |buf: &&Buf| self.streamed.as_ref().is_some_and(|streamed| streamed.holds(buf));
         bufs.filter(|buf| !away(buf)).for_each(|buf| b.free(buf.view(0, buf.len())));
+        if let table::Table::Host(rows) = self.embed {
+            b.host_free(rows);
+        }
         if let Some(streamed) = self.streamed {
             streamed.free(b);
         }

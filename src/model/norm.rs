@@ -1,5 +1,5 @@
 //! Norms of rows of a model: RMSNorm or LayerNorm, of the residual stream or of the heads of q and k.
-use super::param::{Param, Train};
+use super::param::Param;
 use super::spec::{Bias, NormKind, NormWeight, QkNorm, Spec};
 use crate::backend::{Backend, Buf};
 use crate::error::Result;
@@ -90,19 +90,19 @@ impl Norm {
         let weight = &mut norm.weight;
         match self {
             Norm::Rms(p) => {
-                if let Some(Train { grad, .. }) = &mut weight.train {
-                    b.rmsnorm_backward_weight(grad, dout, inp, stats, p)?;
+                if let Some(train) = &mut weight.train {
+                    b.rmsnorm_backward_weight(train.sum(b)?, dout, inp, stats, p)?;
                 }
                 b.rmsnorm_backward(dinp, dout, inp, &weight.value, stats, p)
             }
             Norm::Layer(p) => {
                 let (rstd, mean) = halves(stats);
-                if let Some(Train { grad, .. }) = &mut weight.train {
-                    b.layernorm_backward_weight(grad, dout, inp, &mean, &rstd, p)?;
+                if let Some(train) = &mut weight.train {
+                    b.layernorm_backward_weight(train.sum(b)?, dout, inp, &mean, &rstd, p)?;
                 }
-                if let Some(Param { train: Some(Train { grad, .. }), .. }) = &mut norm.bias {
+                if let Some(Param { train: Some(train), .. }) = &mut norm.bias {
                     let O = p.H * p.C;
-                    b.bias_backward(grad, dout, &BiasBackward { N: p.N, O, ld_dout: O })?;
+                    b.bias_backward(train.sum(b)?, dout, &BiasBackward { N: p.N, O, ld_dout: O })?;
                 }
                 b.layernorm_backward(dinp, dout, inp, &weight.value, &mean, &rstd, p)
             }

@@ -3,6 +3,8 @@ use super::layout::Layout;
 use crate::backend::{Backend, Buf, Charge, Use};
 use crate::dtype::DType;
 use crate::error::Result;
+use std::cell::Cell;
+use std::rc::Rc;
 
 /// A weight as the forward pass reads it. On the device its rows may be longer and more than in files (adapter ranks are
 /// padded to a multiple of 8, with zeros that training leaves zero). Weights of equal shape may be one here and many in files:
@@ -25,10 +27,62 @@ pub struct Param {
 
 /// A trained weight's gradient and exact value.
 pub struct Train {
-    /// f32; accumulates until the optimizer's step.
+    /// Accumulates until the optimizer's step; empty where room comes later.
     pub grad: Buf,
-    /// f32, when the model's dtype is another: what the optimizer moves; `value` is its rounding.
+    /// Shared with whoever uses the gradient up.
+    pub sum: Rc<Cell<Sum>>,
+    /// f32, where the optimizer does not move `value` itself: what it moves, and `value` is its rounding.
     pub master: Option<Buf>,
+}
+
+/// What a gradient's buffer holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sum {
+    /// What is no gradient any more, and counts as zeros.
+    Nothing,
+    Begun,
+}
+
+/// How the weights of a model that is trained as a whole are held, as far as they are matrices; everything else has its gradient
+/// and its master in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Training {
+    pub gradients: DType,
+    pub masters: Masters,
+    pub room: Room,
+}
+
+/// What the optimizer moves of a weight in bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Masters {
+    F32,
+    /// The weight itself, rounded by chance.
+    None,
+}
+
+/// When gradients get their room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// With the weight.
+    Now,
+    /// When the optimizer is made, which knows where they shall be.
+    Later,
+}
+
+impl Default for Training {
+    fn default() -> Training {
+        Training { gradients: DType::F32, masters: Masters::F32, room: Room::Now }
+    }
+}
+
+impl Train {
+    /// The gradient, to be added to.
+    pub fn sum(&mut self, b: &dyn Backend) -> Result<&mut Buf> {
+        if self.sum.replace(Sum::Begun) == Sum::Nothing {
+            b.fill(&mut self.grad, 0.0)?;
+        }
+        Ok(&mut self.grad)
+    }
 }
 
 /// A weight as matrices.
@@ -107,20 +161,34 @@ impl Param {
 
     /// Gives it a gradient and, in 16 bits, an f32 master that starts at its value.
     pub fn unfreeze(&mut self, b: &dyn Backend) -> Result<()> {
+        self.unfreeze_as(b, Training::default())
+    }
+
+    /// The same in another way.
+    pub fn unfreeze_as(&mut self, b: &dyn Backend, training: Training) -> Result<()> {
         if self.train.is_some() {
             return Ok(());
         }
         let len = self.value.len();
+        let (gradients, masters) =
+            if self.is_matrix() { (training.gradients, training.masters) } else { (DType::F32, Masters::F32) };
         let mut master = None;
-        if self.value.dtype() != DType::F32 {
+        if self.value.dtype() != DType::F32 && masters == Masters::F32 {
             let _charge = Charge::to(b, Use::Master);
             let mut m = b.alloc(len, DType::F32)?;
             b.cast(&mut m, &self.value)?;
             master = Some(m);
         }
         let _charge = Charge::to(b, Use::Gradients);
-        self.train = Some(Train { grad: b.alloc(len, DType::F32)?, master });
+        let grad = b.alloc(if training.room == Room::Now { len } else { 0 }, gradients)?;
+        self.train = Some(Train { grad, sum: Rc::new(Cell::new(Sum::Begun)), master });
         Ok(())
+    }
+
+    /// It multiplies, and is no norm of heads and no bias of experts.
+    pub fn is_matrix(&self) -> bool {
+        let norm = |part: &str| part == "norm" || part.ends_with("_norm") || part.ends_with("layernorm");
+        self.shape.len() > 1 && !self.name.ends_with("_bias") && !self.name.split('.').any(norm)
     }
 
     /// Sets the weight from values in the file's layout; a master keeps what 16 bits cannot.
@@ -170,11 +238,11 @@ impl Param {
         self.train.as_ref().and_then(|t| t.master.as_ref()).unwrap_or(&self.value)
     }
 
-    /// The gradient in the file's layout; zeros if frozen.
+    /// The gradient in the file's layout; zeros if frozen, or where there is none.
     pub fn grad(&self, b: &dyn Backend) -> Result<Vec<f32>> {
         match &self.train {
-            Some(train) => Ok(self.unpad(&b.download_f32(&train.grad)?)),
-            None => Ok(vec![0.0; self.elements()]),
+            Some(train) if train.sum.get() == Sum::Begun => Ok(self.unpad(&b.download_f32(&train.grad)?)),
+            _ => Ok(vec![0.0; self.elements()]),
         }
     }
 

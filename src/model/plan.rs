@@ -59,6 +59,14 @@ impl Plan {
 }
 
 impl Plan {
+    /// Nothing is computed again.
+    pub fn keeps_all(&self) -> bool {
+        match self {
+            Plan::Keep => true,
+            Plan::Inference | Plan::Recompute => false,
+            Plan::Layers(each) | Plan::Tiled(each, _) => each.iter().all(|keep| *keep == Keep::All),
+        }
+    }
     /// Tokens that an MLP runs at a time, of N; `None`: all.
     pub(super) fn tile(&self, N: usize) -> Option<usize> {
         match self {

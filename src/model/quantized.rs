@@ -10,6 +10,8 @@
 //! ```
 //! Nothing is quantized again: codes and scales go to the device as they are.
 use super::config::Keys;
+use super::gguf::mxfp4 as ggml;
+use super::layout::Layout;
 use super::linear::{GgufWeight, Int8Weight, Mxfp4Weight, Nf4Scales, Nf4Weight};
 use crate::backend::{Backend, Buf};
 use crate::dtype::DType;
@@ -138,34 +140,46 @@ pub struct StoredGguf<'a> {
     pub format: Packed,
     pub P: usize,
     pub bytes: Cow<'a, [u8]>,
+    /// The blocks' rows are the device's; a folder has another order.
+    pub turned: Option<Turned>,
+}
+
+/// The order of a folder's values, where its GGUF file has that of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turned {
+    /// Its rows and columns, so ordered.
+    Rows(Layout, [usize; 2]),
+    /// Experts [E, C, O], which are [E, O, C] in blocks.
+    Experts { C: usize, O: usize },
 }
 
 pub struct StoredNf4<'a> {
     P: usize,
-    codes: &'a [u8],
+    pub codes: &'a [u8],
     /// f32, or the codes of `nested`.
-    absmax: &'a [u8],
-    nested: Option<Nested<'a>>,
+    pub absmax: &'a [u8],
+    pub nested: Option<Nested<'a>>,
 }
 
-struct Nested<'a> {
-    absmax: Tensor<'a>,
-    map: Tensor<'a>,
-    offset: f32,
+/// The scales of the scales, their levels and their mean.
+pub struct Nested<'a> {
+    pub absmax: Tensor<'a>,
+    pub map: Tensor<'a>,
+    pub offset: f32,
 }
 
 pub struct StoredInt8<'a> {
     O: usize,
     C: usize,
-    codes: &'a [u8],
-    scb: &'a [u8],
+    pub codes: &'a [u8],
+    pub scb: &'a [u8],
 }
 
 pub struct StoredMxfp4<'a> {
     /// E, O, C.
-    shape: [usize; 3],
-    codes: &'a [u8],
-    scales: &'a [u8],
+    pub shape: [usize; 3],
+    pub codes: Cow<'a, [u8]>,
+    pub scales: Cow<'a, [u8]>,
 }
 
 /// `quant_state.bitsandbytes__nf4`.
@@ -281,7 +295,7 @@ fn find_mxfp4<'a>(tensors: &'a Tensors, name: &str, [E, O, C]: [usize; 3]) -> Re
     };
     let [blocks, scales] = MXFP4_PARTS;
     let codes = part(blocks, &[E, O, groups, mxfp4::BLOCK / 2])?;
-    Ok(StoredMxfp4 { shape: [E, O, C], codes, scales: part(scales, &[E, O, groups])? })
+    Ok(StoredMxfp4 { shape: [E, O, C], codes: codes.into(), scales: part(scales, &[E, O, groups])?.into() })
 }
 
 impl Stored<'_> {
@@ -299,7 +313,7 @@ impl Stored<'_> {
     pub fn to_f32(&self) -> Vec<f32> {
         match self {
             Stored::Float(floats) => floats.to_f32(),
-            Stored::Gguf(q) => q.format.decode(&q.bytes, q.P),
+            Stored::Gguf(q) => q.to_f32(),
             Stored::Mxfp4(q) => q.to_f32(),
             Stored::Int8(q) => {
                 let mut out = vec![0.0; q.O * q.C];
@@ -356,6 +370,15 @@ impl StoredInt8<'_> {
 }
 
 impl StoredGguf<'_> {
+    /// In the order of a folder.
+    fn to_f32(&self) -> Vec<f32> {
+        let values = self.format.decode(&self.bytes, self.P);
+        match self.turned {
+            None => values,
+            Some(Turned::Rows(layout, shape)) => layout.to_file(&values, shape, 1),
+            Some(Turned::Experts { C, O }) => columns(&values, C, O),
+        }
+    }
     pub fn upload(&self, b: &dyn Backend) -> Result<GgufWeight> {
         Ok(GgufWeight { format: self.format, blocks: upload(b, &self.bytes, DType::U8)? })
     }
@@ -367,9 +390,19 @@ impl StoredMxfp4<'_> {
         let [E, O, C] = self.shape;
         let mut rows = vec![0.0; E * O * C];
         let p = mxfp4::Mxfp4 { P: rows.len() as u32 };
-        mxfp4::mxfp4_dequantize(&mut rows, self.codes, self.scales, &p);
-        let at = |i: usize| rows[i / (C * O) * (C * O) + i % O * C + i / O % C];
-        (0..rows.len()).map(at).collect()
+        mxfp4::mxfp4_dequantize(&mut rows, &self.codes, &self.scales, &p);
+        columns(&rows, C, O)
+    }
+
+    /// Every `step`th output from `first` on of each expert, in ggml's blocks.
+    pub fn rows(&self, first: usize, step: usize) -> Vec<u8> {
+        let [E, O, C] = self.shape;
+        let blocks = C / mxfp4::BLOCK;
+        let row = |i: usize| {
+            let (codes, scales) = (i * blocks * (mxfp4::BLOCK / 2), i * blocks);
+            ggml::join(&self.codes[codes..][..blocks * (mxfp4::BLOCK / 2)], &self.scales[scales..][..blocks])
+        };
+        (0..E).flat_map(|e| (first..O).step_by(step).map(move |o| e * O + o)).flat_map(row).collect()
     }
 
     /// As [E, O, C].
@@ -379,11 +412,17 @@ impl StoredMxfp4<'_> {
         let word = 4 / gcd(4, O * C / mxfp4::BLOCK);
         let experts = (UNPACKED / (O * C) / word * word).clamp(word, E.next_multiple_of(word)).max(1);
         Ok(Mxfp4Weight {
-            codes: upload(b, self.codes, DType::U8)?,
-            scales: upload(b, self.scales, DType::U8)?,
+            codes: upload(b, &self.codes, DType::U8)?,
+            scales: upload(b, &self.scales, DType::U8)?,
             at_once: experts * O * C,
         })
     }
+}
+
+/// [E, C, O] of [E, O, C].
+fn columns(rows: &[f32], C: usize, O: usize) -> Vec<f32> {
+    let at = |i: usize| rows[i / (C * O) * (C * O) + i % O * C + i / O % C];
+    (0..rows.len()).map(at).collect()
 }
 
 fn gcd(a: usize, b: usize) -> usize {

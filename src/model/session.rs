@@ -1,29 +1,34 @@
 //! A model at work on a fixed number of tokens: all buffers are made once, before the first step.
 use super::Model;
+use super::attention::Grads;
 use super::balance::Balance;
 use super::batch::{Inputs, Tokens, rope_tables};
-use super::block::BlockScratch;
+use super::block::{BlockScratch, same};
 use super::head::{HeadScratch, Weights};
 use super::kept::Kept;
 use super::linear::{LinearScratch, Observer};
+use super::mlp;
 use super::neftune::Neftune;
 use super::norm::Norm;
-use super::paged::{Cache, Layout, Part, Pool, Step, Tables};
+use super::paged::{Cache, Fixed, Layout, Part, Pool, Step, Tables};
 use super::param::Param;
 use super::plan::{Keep, Plan};
-use super::spec::Spec;
+use super::spec::{ResidualKind, Spec};
 use super::table::{EmbedScratch, Table, embed};
 use super::token_rows::EmbedGrad;
-use crate::backend::dry::{Dry, Rules};
-use crate::backend::{Backend, Buf, Charge, Scope, Use};
+use super::watch::{Part as Passed, Watch};
+use crate::backend::{Backend, Buf, Charge, Recording, Scope, Use};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::embedding::Embedding;
 use crate::ops::residual::Residual;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 pub struct Session<'b> {
     b: &'b dyn Backend,
+    /// Paged steps, by the adapter on the model and what settles the step's calls. Before the buffers, which they use.
+    steps: HashMap<(u64, Fixed), Recording>,
     /// Owns every buffer here.
     scope: Scope<'b>,
     /// Owns what other sessions could share, where no other does.
@@ -32,18 +37,20 @@ pub struct Session<'b> {
     inputs: Inputs,
     kept: Kept<'b>,
     scratch: BlockScratch,
-    /// final norm's output [N, C] and statistics; for training also the gradient of both
+    /// The final norm's output [N, C], in the blocks' scratch, and its statistics.
     h: Buf,
     stats: Buf,
-    dh: Option<(Buf, Buf)>,
+    /// For training: the gradient of the residual stream, and that of h, in the blocks' scratch.
+    dx: Option<(Buf, Buf)>,
     embed: Option<EmbedScratch>,
     /// Only where a run asks for it.
     neftune: Option<Neftune>,
     embed_rows: Option<EmbedGrad>,
-    /// Of the last forward, where `embed_rows` asks for them.
-    ids: Vec<u32>,
     head: HeadScratch,
 }
+
+/// So many recorded steps are kept at a time.
+const RECORDED: usize = 16;
 
 /// What sessions of one model may have in common: RoPE tables for `positions`, and where weights are unpacked.
 pub struct Common<'b> {
@@ -60,12 +67,43 @@ impl<'b> Common<'b> {
         let _charge = Charge::to(b, Use::Scratch);
         let scope = Scope::new(b);
         let experts = model.experts().map(|e| &e.stack);
+        let tables = rope_tables(&scope, &model.spec, positions, N)?;
+        let _charge = Charge::to(b, Use::Unpacked);
         let unpacked = [
             LinearScratch::unpacked(&scope, model.linears(), model.dtype)?,
             LinearScratch::unpacked(&scope, experts, model.dtype)?,
         ];
-        let tables = rope_tables(&scope, &model.spec, positions, N)?;
         Ok(Common { positions, tables, unpacked, scope })
+    }
+}
+
+/// What is wanted only for a time: by the head, by a block's MLP, by its attention in the backward. Each leaves nothing to the next.
+struct Turns {
+    head: Vec<Buf>,
+    mlp: mlp::Room,
+    grads: Option<Grads>,
+}
+
+impl Turns {
+    fn new(scope: &Scope, model: &Model, (N, labels): (usize, usize), plan: &Plan) -> Result<Turns> {
+        let (s, dtype) = (&model.spec, model.dtype);
+        let each = plan.layers(s.layers);
+        let again = each.as_ref().is_none_or(|each| each.iter().any(|keep| *keep != Keep::All));
+        let head = HeadScratch::sizes(&*scope.backend().rules(), model, labels, each.is_some());
+        let mut mlp = mlp::Room::sizes(s, N, dtype, plan.tile(N), again);
+        let mut grads = each.map_or(Vec::new(), |_| Grads::sizes(s, N, dtype).to_vec());
+        let own = mlp.len();
+        // parallel branches are at work at the same time
+        if s.residual != ResidualKind::Sequential {
+            mlp.append(&mut grads);
+        }
+        let _charge = Charge::to(scope.backend(), Use::Turns);
+        let mut all = scope.by_turns(&[head, mlp, grads])?.into_iter();
+        let mut next = || all.next().ok_or_else(|| Error::Bug("a phase without its buffers".into()));
+        let (head, mut mlp, mut grads) = (next()?, next()?, next()?);
+        grads.extend(mlp.drain(own..));
+        let grads = <[Buf; 5]>::try_from(grads).ok().map(Grads::of);
+        Ok(Turns { head, mlp: mlp::Room::of(mlp.into_iter()), grads })
     }
 }
 
@@ -85,28 +123,29 @@ impl<'b> Session<'b> {
         let train = plan != Plan::Inference;
         let _charge = Charge::to(b, Use::Scratch);
         let scope = Scope::new(b);
-        let stream = || scope.alloc(N * s.C, dtype);
+        let Turns { head, mlp, grads } = Turns::new(&scope, model, (N, labels), &plan)?;
         let [unpacked, unpacked_experts] = &common.unpacked;
         let linear = LinearScratch::with(&scope, model.linears(), N, dtype, unpacked)?;
         let M = N * s.moe.as_ref().map_or(0, |moe| moe.S);
         let experts = LinearScratch::with(&scope, model.experts().map(|e| &e.stack), M, dtype, unpacked_experts)?;
+        let scratch = BlockScratch::new(&scope, s, (linear, experts), N, dtype, &mlp, grads)?;
         Ok(Session {
             b,
+            steps: HashMap::new(),
             N,
             inputs: Inputs::new(&scope, s, N, &common.tables, common.positions)?,
-            kept: Kept::new(&scope, s, N, dtype, &plan)?,
-            scratch: BlockScratch::new(&scope, s, (linear, experts), N, dtype, train, plan.tile(N))?,
-            h: stream()?,
+            kept: Kept::new(&scope, s, N, dtype, &plan, &mlp)?,
+            h: same(&scratch.n),
             stats: scope.alloc(Norm::rows(s, N).stats(), DType::F32)?,
-            dh: if train { Some((stream()?, stream()?)) } else { None },
+            dx: if train { Some((scope.alloc(N * s.C, dtype)?, same(&scratch.c))) } else { None },
+            scratch,
             embed: EmbedScratch::new(&scope, &model.embed, s.V, N)?,
             neftune: None,
             embed_rows: match &model.embed_rows {
                 Some(_) if train => Some(EmbedGrad::new(&scope, N, s.C, dtype)?),
                 _ => None,
             },
-            ids: Vec::new(),
-            head: HeadScratch::new(&scope, model, labels, train)?,
+            head: HeadScratch::new(&scope, model, labels, train, head)?,
             _common: None,
             scope,
         })
@@ -155,32 +194,54 @@ impl<'b> Session<'b> {
 
     /// Embedding, blocks, final norm.
     pub fn forward(&mut self, model: &Model, tokens: &Tokens) -> Result<()> {
+        self.forward_watched(model, tokens, &mut ())
+    }
+
+    /// The same, and tells what it passes.
+    pub fn forward_watched(&mut self, model: &Model, tokens: &Tokens, watch: &mut dyn Watch) -> Result<()> {
         self.inputs.set(self.b, &model.spec, tokens)?;
         if let Some(neftune) = &mut self.neftune {
             neftune.set(self.b, tokens, model.spec.C)?;
         }
         self.inputs.tell(self.b, &model.spec, tokens);
-        if self.embed_rows.is_some() {
-            self.ids.clone_from(&tokens.ids);
-        }
-        self.run(model, None)
+        model.put_token_rows(self.b)?;
+        self.run(model, None, watch)
     }
 
-    /// The same for tokens that follow those in the pages of their sequences, up to N in all; those of `parts` with few tokens
-    /// come first. Their own keys and values go to their pages.
-    pub fn forward_paged(&mut self, model: &Model, parts: &[Part], pool: &Pool, tables: &mut Tables) -> Result<()> {
-        let layout = Layout::new(parts, self.N);
+    /// The same as [`Session::forward`] for tokens that follow those in the pages of their sequences, up to N in all; those of `parts` with few tokens
+    /// come first. Their own keys and values go to their pages. `adapter` tells what is on the model from what else may be.
+    pub fn forward_paged(
+        &mut self,
+        model: &Model,
+        adapter: u64,
+        parts: &[Part],
+        pool: &Pool,
+        tables: &mut Tables,
+    ) -> Result<()> {
+        let layout = Layout::new(parts, self.N, model.spec.K);
         self.inputs.set_paged(self.b, &model.spec, &layout)?;
         let step = tables.set(self.b, &model.spec, &layout)?;
-        self.run(model, Some((pool, &step)))
+        model.put_token_rows(self.b)?;
+        // weights that come from the host come when they are wanted
+        let stays = model.streamed.is_none() && !matches!(model.embed, Table::Host(_));
+        let Some(fixed) = step.fixed().filter(|_| stays) else { return self.run(model, Some((pool, &step)), &mut ()) };
+        // made for tables that are no more
+        self.steps.retain(|(_, other), _| other.tables == fixed.tables);
+        if self.steps.len() >= RECORDED && !self.steps.contains_key(&(adapter, fixed)) {
+            self.steps.clear();
+        }
+        let mut recording = self.steps.remove(&(adapter, fixed)).unwrap_or_default();
+        let b = self.b;
+        b.record(&mut recording, &mut || self.run(model, Some((pool, &step)), &mut ()))?;
+        self.steps.insert((adapter, fixed), recording);
+        Ok(())
     }
 
-    fn run(&mut self, model: &Model, pool: Option<(&Pool, &Step)>) -> Result<()> {
+    fn run(&mut self, model: &Model, pool: Option<(&Pool, &Step)>, watch: &mut dyn Watch) -> Result<()> {
         let (b, s, N) = (self.b, &model.spec, self.N);
-        model.put_token_rows(b)?;
         let embedding = embedding_params(s, N, model.dtype);
         let (out, values) = (&mut self.kept.x[0], &mut self.h);
-        embed(b, &model.embed, &mut self.embed, (out, values), &self.inputs.ids, &embedding)?;
+        embed(b, &model.embed, &mut self.embed, (out, values), (&self.inputs.ids, &self.inputs.host_ids), &embedding)?;
         if let Some(neftune) = &self.neftune {
             neftune.add(b, &mut self.kept.x[0], s.C)?;
         }
@@ -193,6 +254,7 @@ impl<'b> Session<'b> {
                 streamed.want(b, l)?;
                 streamed.want(b, l + 1)?;
             }
+            watch.forward(l)?;
             let Kept { x, saved, .. } = &mut self.kept;
             let [x, out] = x.get_disjoint_mut([l, l + 1]).expect("an input and an output");
             let cache = pool.map(|(pool, step)| {
@@ -224,6 +286,17 @@ impl<'b> Session<'b> {
 
     /// After a forward: adds ∂(Σ coef·logp)/∂weight to the gradient of every trained weight.
     pub fn backward(&mut self, model: &mut Model, labels: &[u32], coef: &[f32]) -> Result<()> {
+        self.backward_watched(model, labels, coef, &mut ())
+    }
+
+    /// The same, and tells what it passes.
+    pub fn backward_watched(
+        &mut self,
+        model: &mut Model,
+        labels: &[u32],
+        coef: &[f32],
+        watch: &mut dyn Watch,
+    ) -> Result<()> {
         let (b, N) = (self.b, self.N);
         let Model {
             spec: s,
@@ -239,11 +312,13 @@ impl<'b> Session<'b> {
             streamed,
             ..
         } = model;
-        let (dx, dh) = self.dh.as_mut().expect("a session for training");
+        let (dx, dh) = self.dx.as_mut().expect("a session for training");
         // a tied head's rows are the embedding's
         let rows = if head.is_some() { head_rows.as_mut() } else { embed_rows.as_mut() };
         let table = head.as_mut().unwrap_or(embed);
+        watch.before(Passed::Head)?;
         self.head.backward(b, (table, head_bias.as_mut(), rows), dh, &self.h, labels, coef)?;
+        watch.after(Passed::Head)?;
         b.fill(dx, 0.0)?;
         Norm::rows(s, N).backward(b, final_norm, dx, dh, &self.kept.x[blocks.len()], &self.stats)?;
         for (l, block) in blocks.iter_mut().enumerate().rev() {
@@ -251,6 +326,7 @@ impl<'b> Session<'b> {
                 streamed.want(b, l)?;
                 l.checked_sub(1).map_or(Ok(()), |next| streamed.want(b, next))?;
             }
+            watch.before(Passed::Layer(l))?;
             let keep = self.kept.keep(l);
             let (x, saved, t) = (&self.kept.x[l], &mut self.kept.saved[l], &mut self.scratch);
             match keep {
@@ -258,35 +334,28 @@ impl<'b> Session<'b> {
                 Keep::Input => block.forward_saved(b, s, saved, t, x, &self.inputs, None)?,
                 Keep::Attention | Keep::Host => block.forward_again(b, s, saved, t, x, &self.inputs)?,
             }
-            block.backward(b, s, saved, t, dx, x, &self.inputs)?;
+            block.backward(b, s, saved, t, dx, x, &self.inputs, keep)?;
             self.kept.fetch(b, l)?;
+            watch.after(Passed::Layer(l))?;
         }
+        watch.before(Passed::Embedding)?;
         if let Table::Dense(Param { train: Some(train), .. }) = embed {
             let p = embedding_params(s, N, *dtype);
-            b.embedding_backward(&mut train.grad, dx, &self.inputs.ids, &self.inputs.order, &p)?;
+            b.embedding_backward(train.sum(b)?, dx, &self.inputs.ids, &self.inputs.order, &p)?;
         }
         if let (Some(grad), Some(rows)) = (&mut self.embed_rows, embed_rows) {
-            grad.backward(b, rows, &self.ids, dx, dtype.round(s.embed_scale))?;
+            grad.backward(b, rows, &self.inputs.host_ids, dx, dtype.round(s.embed_scale))?;
         }
         if let (Some(Param { train: Some(train), .. }), Some(own)) = (positions, &self.inputs.positions) {
-            b.embedding_backward(&mut train.grad, dx, &own.rows, &own.order, &positions_params(s, N))?;
+            b.embedding_backward(train.sum(b)?, dx, &own.rows, &own.order, &positions_params(s, N))?;
         }
-        Ok(())
+        watch.after(Passed::Embedding)
     }
 
     /// The log-probabilities that the last backward saw. Waits for the device.
     pub fn backward_logprobs(&self) -> Result<Vec<f32>> {
         self.head.logp(self.b)
     }
-}
-
-/// Bytes on the device and on the host that a session of N tokens keeps for its backward, on a backend of these rules.
-pub fn kept_bytes(rules: &Rc<dyn Rules>, s: &Spec, N: usize, dtype: DType, plan: &Plan) -> Result<(u64, u64)> {
-    let dry = Dry::new(rules.clone(), None);
-    let scope = Scope::new(&dry);
-    let _kept = Kept::new(&scope, s, N, dtype, plan)?;
-    let memory = dry.memory();
-    Ok((memory.by_use[Use::Activations as usize], memory.host))
 }
 
 pub(super) fn head_of(model: &Model) -> Weights<'_> {

@@ -4,6 +4,7 @@
 //! Layers whose weights lie alike share two places on the device by turns. While one layer computes, the next one's weights come
 //! into the other place; in the backward the same the other way round. Whoever runs a layer asks for it, and for its neighbour.
 use super::block::Block;
+use super::fp8::Fp8Weight;
 use super::linear::{GgufWeight, Int8Weight, Mxfp4Weight, Nf4Scales, Nf4Weight, Weight};
 use super::param::Param;
 use crate::backend::{Backend, Buf, HostBuf};
@@ -11,13 +12,20 @@ use crate::dtype::DType;
 use crate::error::Result;
 use std::cell::Cell;
 
-/// Where the frozen weights of the blocks are.
+/// Where frozen weights are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Place {
     #[default]
     Device,
-    /// In host memory, with room for two layers on the device.
+    /// In host memory. Of blocks, there is room for two layers on the device; of the embedding, for the rows of a step.
     Host,
+}
+
+/// Of the model's parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    pub blocks: Place,
+    pub embed: Place,
 }
 
 /// Places of layers whose weights lie alike.
@@ -88,6 +96,11 @@ impl Streamed {
         Ok(())
     }
 
+    /// In host memory.
+    pub fn bytes(&self) -> u64 {
+        self.layers.iter().flat_map(|away| &away.hosts).map(|host| (host.len() * host.dtype().size()) as u64).sum()
+    }
+
     /// Whether a buffer is one of the shared places.
     pub fn holds(&self, buf: &Buf) -> bool {
         self.slots.iter().flat_map(|slot| &slot.bufs).any(|place| place == buf)
@@ -106,6 +119,7 @@ impl Weight {
             Weight::Dense(Param { train: None, value, .. }) => vec![value],
             Weight::Dense(_) => vec![],
             Weight::Int8(Int8Weight { codes, scb }) => vec![codes, scb],
+            Weight::Fp8(Fp8Weight { codes, scales }) => vec![codes, scales],
             Weight::Gguf(GgufWeight { blocks, .. }) => vec![blocks],
             Weight::Mxfp4(Mxfp4Weight { codes, scales, .. }) => vec![codes, scales],
             Weight::Nf4(Nf4Weight { codes, scales }) => match scales {

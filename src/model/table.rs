@@ -1,10 +1,11 @@
 //! The [V, C] weight of the embedding or of the head: floats, or in blocks that stay packed.
 //!
-//! An embedding takes the packed rows of its tokens and dequantizes those; a head dequantizes a slice of rows at a time into
+//! An embedding takes the packed rows of its tokens and dequantizes those, or has them brought from the host; a head dequantizes a slice of rows at a time into
 //! a scratch of bounded size.
 use super::linear::GgufWeight;
 use super::param::Param;
-use crate::backend::{Backend, Buf, Scope};
+use crate::backend::dry::Rules;
+use crate::backend::{Backend, Buf, HostBuf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::embedding::Embedding;
@@ -18,6 +19,8 @@ const SLICE_ROWS: usize = 64;
 pub enum Table {
     Dense(Param),
     Packed(GgufWeight),
+    /// An embedding of floats that waits in host memory, of which the rows of a step come.
+    Host(HostBuf),
 }
 
 impl Table {
@@ -33,35 +36,44 @@ impl Table {
     }
 }
 
-/// What an embedding needs to look into a packed table.
+/// What an embedding needs to look into a table that is no [V, C] on the device.
 pub(super) struct EmbedScratch {
     /// 0, 1 .. N − 1
     ids: Buf,
-    /// Packed rows.
-    rows: Buf,
+    /// Packed rows, where they are packed.
+    rows: Option<Buf>,
 }
 
 impl EmbedScratch {
     /// For `N` tokens; `None`: the table needs none.
     pub fn new(scope: &Scope, table: &Table, V: usize, N: usize) -> Result<Option<EmbedScratch>> {
-        let Table::Packed(weight) = table else { return Ok(None) };
+        let rows = match table {
+            Table::Dense(_) => return Ok(None),
+            Table::Packed(weight) => Some(scope.alloc(N * (weight.blocks.len() / V), DType::U8)?),
+            Table::Host(_) => None,
+        };
         let mut ids = scope.alloc(N, DType::U32)?;
         scope.backend().upload_u32(&mut ids, &(0..N as u32).collect::<Vec<_>>())?;
-        Ok(Some(EmbedScratch { ids, rows: scope.alloc(N * (weight.blocks.len() / V), DType::U8)? }))
+        Ok(Some(EmbedScratch { ids, rows }))
     }
 }
 
-/// out [N, C] = scale·table[ids]; `values` [N, C] is scratch.
+/// out [N, C] = scale·table[ids]; `values` [N, C] is scratch. The ids are on the device, and on the host.
 pub(super) fn embed(
     b: &dyn Backend,
     table: &Table,
     scratch: &mut Option<EmbedScratch>,
     (out, values): (&mut Buf, &mut Buf),
-    ids: &Buf,
+    (ids, host_ids): (&Buf, &[u32]),
     p: &Embedding,
 ) -> Result<()> {
     match (table, scratch) {
-        (Table::Packed(weight), Some(EmbedScratch { ids: all, rows })) => {
+        (Table::Host(weight), Some(_)) if p.scale == 1.0 => b.rows_from_host(out, weight, host_ids),
+        (Table::Host(weight), Some(EmbedScratch { ids: all, .. })) => {
+            b.rows_from_host(values, weight, host_ids)?;
+            b.embedding_forward(out, all, values, &Embedding { V: p.N, ..*p })
+        }
+        (Table::Packed(weight), Some(EmbedScratch { ids: all, rows: Some(rows) })) => {
             let bytes = rows.len() as u32 / p.N;
             b.rows_gather(rows, ids, &weight.blocks, &Rows { N: p.N, V: p.V, C: bytes })?;
             weight.format.dequantize(b, values, rows)?;
@@ -87,23 +99,25 @@ pub(super) struct Slices {
 impl Slices {
     /// Of at most `bytes`; of floats, what a call of the backend sees at once.
     pub fn new(scope: &Scope, table: &Table, [V, C]: [usize; 2], dtype: DType, bytes: usize) -> Result<Slices> {
-        let rows = |bytes: usize, size: usize| (bytes / (C * size) / SLICE_ROWS * SLICE_ROWS).max(SLICE_ROWS).min(V);
-        if let Some(param) = table.param() {
+        let rows = Self::rows(&*scope.backend().rules(), table, [V, C], dtype, bytes);
+        let values = table.packed().map(|_| scope.alloc(rows * C, dtype)).transpose()?;
+        Ok(Slices { V, C, rows, values })
+    }
+    /// Rows of a slice.
+    pub fn rows(rules: &dyn Rules, table: &Table, [V, C]: [usize; 2], dtype: DType, bytes: usize) -> usize {
+        let (bytes, size) = match table {
+            Table::Packed(_) => (bytes, dtype.size()),
             // gradients are f32
-            let size = if param.train.is_some() { DType::F32.size() } else { dtype.size() };
-            return Ok(Slices { V, C, rows: rows(scope.backend().rules().room(), size), values: None });
-        }
-        let rows = rows(bytes, dtype.size());
-        Ok(Slices { V, C, rows, values: Some(scope.alloc(rows * C, dtype)?) })
+            Table::Dense(Param { train: Some(_), .. }) => (rules.room(), DType::F32.size()),
+            Table::Dense(_) | Table::Host(_) => (rules.room(), dtype.size()),
+        };
+        (bytes / (C * size) / SLICE_ROWS * SLICE_ROWS).max(SLICE_ROWS).min(V)
     }
 
     /// First row and number of rows of each slice.
     pub fn each(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         let (V, rows) = (self.V, self.rows);
         (0..V).step_by(rows).map(move |first| (first, rows.min(V - first)))
-    }
-    pub fn is_one(&self) -> bool {
-        self.rows == self.V
     }
 
     /// Rows `first..first + count` as floats; the last call's are gone.

@@ -1,17 +1,25 @@
 //! Few tokens times a packed weight: decoding. The weight is not unpacked to memory, of which it would fill as much as it saves.
-use super::linear::{Int8Weight, Linear, Nf4Scales, Nf4Weight, Weight};
+use super::linear::{GgufWeight, Int8Weight, Linear, Nf4Scales, Nf4Weight, Weight};
 use crate::backend::{Backend, Buf};
 use crate::error::Result;
+use crate::ops::gguf::ThinGguf;
 use crate::ops::thin::{Thin, ThinDouble};
 
 /// Tokens up to which it is faster so.
-const FEW: usize = 64;
+pub(super) const FEW: usize = 64;
+/// The same of ggml's formats, which are unpacked anew for each 8 tokens.
+const FEW_BLOCKS: usize = 16;
 
 impl Linear {
     /// Whether a product with N tokens reads the weight packed. DoRA measures the whole weight.
     pub(super) fn is_thin(&self, N: usize) -> bool {
         let measured = self.lora.as_ref().is_some_and(|lora| lora.dora.is_some());
-        N <= FEW && !measured && matches!(self.weight, Weight::Nf4(_) | Weight::Int8(_))
+        let few = match self.weight {
+            Weight::Nf4(_) | Weight::Int8(_) => FEW,
+            Weight::Gguf(_) => FEW_BLOCKS,
+            Weight::Dense(_) | Weight::Mxfp4(_) | Weight::Fp8(_) => 0,
+        };
+        N <= few && !measured
     }
 
     /// out [N, O] = inp [N, C] times rows first..first + O.
@@ -34,6 +42,10 @@ impl Linear {
                 b.thin_nf4_double(out, inp, codes, qabsmax, nested, map, &p)
             }
             Weight::Int8(Int8Weight { codes, scb }) => b.thin_int8(out, inp, codes, scb, &p),
+            Weight::Gguf(GgufWeight { format, blocks }) => {
+                let p = ThinGguf { N: n, O: o, C: c, P: blocks.len() as u32, first: p.first, format: format.place() };
+                b.thin_gguf(out, inp, blocks, &p)
+            }
             _ => unreachable!("`is_thin` said so"),
         }
     }

@@ -5,7 +5,7 @@
 //! head       z = softcap(scale·h·rowsᵀ + bias) [n, tokens],  dz = coef·(1[label] − exp(z − lse))·softcap′,  drows += scale·dzᵀ·h
 //! The head's lse is that of all logits, so a few columns are computed a second time, and dz of the others is not looked at.
 use super::lora::{LoraConfig, TokenIndices};
-use super::param::{Param, Train};
+use super::param::Param;
 use super::spec::{Head, Spec};
 use super::table::Table;
 use crate::backend::{Backend, Buf, Scope};
@@ -151,7 +151,7 @@ impl EmbedGrad {
         let found = (0..).zip(ids).filter_map(|(n, id)| Some((n, *place.get(id)?)));
         let (places, rows): (Vec<u32>, Vec<u32>) = found.unzip();
         let (M, count) = (places.len(), tokens.ids.len());
-        let Some(Train { grad, .. }) = tokens.rows.train.as_mut().filter(|_| M > 0) else { return Ok(()) };
+        let Some(train) = tokens.rows.train.as_mut().filter(|_| M > 0) else { return Ok(()) };
         b.upload_u32(&mut self.places.view(0, M), &places)?;
         b.upload_u32(&mut self.rows.view(0, M), &rows)?;
         b.upload_u32(&mut self.order.view(0, M), &embedding::order(&rows))?;
@@ -159,7 +159,7 @@ impl EmbedGrad {
         let p = Embedding { N: M as u32, V: ids.len() as u32, C: C as u32, scale: 1.0 };
         b.embedding_forward(&mut gathered, &self.places.view(0, M), dout, &p)?;
         let p = Embedding { V: count as u32, scale, ..p };
-        b.embedding_backward(grad, &gathered, &self.rows.view(0, M), &self.order.view(0, M), &p)
+        b.embedding_backward(train.sum(b)?, &gathered, &self.rows.view(0, M), &self.order.view(0, M), &p)
     }
 }
 
@@ -215,7 +215,7 @@ impl HeadGrad {
     pub fn backward(&mut self, b: &dyn Backend, tokens: &mut TokenRows, chunk: &Chunk) -> Result<()> {
         let (n, V, C) = (chunk.n, tokens.ids.len() as u32, tokens.rows.shape[1] as u32);
         let (place, ld) = (tokens.places(), self.ld as u32);
-        let Some(Train { grad, .. }) = &mut tokens.rows.train else { return Ok(()) };
+        let Some(train) = &mut tokens.rows.train else { return Ok(()) };
         // a label that has no row here is past all of them
         let label = |label: &u32| if *label == IGNORE { IGNORE } else { place.get(label).copied().unwrap_or(ld) };
         let mut labels = self.labels.view(0, n);
@@ -229,7 +229,7 @@ impl HeadGrad {
         let p = LogProb { N: n as u32, V, ld_logits: ld, ld_dlogits: ld, softcap: chunk.softcap };
         b.logprob_backward(&mut dz, chunk.coef, chunk.lse, &z, &labels, &p)?;
         let p = MatMul { I: V, J: C, Q: n as u32, ld_out: C, ld_a: ld, ld_b: C, alpha: chunk.scale };
-        b.matmul_tn_add(grad, &dz, chunk.h, &p)
+        b.matmul_tn_add(train.sum(b)?, &dz, chunk.h, &p)
     }
 }
 

@@ -7,12 +7,17 @@
 //! 8-bit: both moments live as codes of the dynamic maps in blocks of 256 (`dyn8`); the step uses them before they are
 //! rounded again, a first moment never changes its sign by rounding, and a block with no finite gradient norm is the
 //! caller's to stop. bitsandbytes' order: update, then decay.
+//! By chance: a weight that is stored in bf16 and nowhere else is rounded up or down, so that its mean is what it would be: many
+//! small steps add up, where the nearest value would stay the same for ever. Which way is a hash of seed, stream and the weight's
+//! place: the same in every language. Gupta et al. 2015, arXiv:1502.02551.
 use super::dyn8::{BLOCK, nearest, nearest_signed};
-use super::params;
-use crate::dtype::Real;
+use super::{dropout, params};
+use crate::dtype::{Real, bf16_by_chance};
 
 params! {
-    AdamW { P: u32, lr: f32, beta1: f32, beta2: f32, rest1: f32, rest2: f32, eps: f32, decay: f32, correct1: f32, correct2: f32 }
+    AdamW { P: u32, lr: f32, beta1: f32, beta2: f32, rest1: f32, rest2: f32, eps: f32, decay: f32, correct1: f32, correct2: f32,
+        /** 1: weights are rounded by chance */ chance: u32, seed: u32, stream: u32, /** Place of the first weight */ first: u32 }
+    wants |p| p.chance <= 1 && p.first % 2 == 0, "chance must be 0 or 1, and first even";
 }
 
 impl AdamW {
@@ -30,9 +35,47 @@ impl AdamW {
             decay: decay as f32,
             correct1: correct(beta1),
             correct2: correct(beta2),
+            chance: 0,
+            seed: 0,
+            stream: 0,
+            first: 0,
         }
     }
+    /// With weights rounded by chance.
+    pub fn by_chance(self, Chance { seed, stream, first }: Chance) -> AdamW {
+        AdamW { chance: 1, seed, stream, first, ..self }
+    }
 }
+
+/// What decides which way weights are rounded.
+#[derive(Clone, Copy, Debug)]
+pub struct Chance {
+    pub seed: u32,
+    pub stream: u32,
+    /// Place of the first weight, which is even.
+    pub first: u32,
+}
+
+impl Chance {
+    /// The `i`th weight, to be stored.
+    pub(super) fn round<R: Real>(self, x: R, i: usize) -> R {
+        let place = self.first.wrapping_add(i as u32);
+        // two weights share a word
+        let word = dropout::random(place / 2, self.seed, self.stream) << (16 * (place % 2));
+        R::from(bf16_by_chance(x.to_f32(), word))
+    }
+}
+
+/// What stores the `i`th weight: as it is, or by chance.
+macro_rules! stored {
+    ($p:ident, $i:expr, $x:expr) => {
+        match $p.chance {
+            0 => $x,
+            _ => crate::ops::adamw::Chance { seed: $p.seed, stream: $p.stream, first: $p.first }.round($x, $i),
+        }
+    };
+}
+pub(super) use stored;
 
 /// The moments after this gradient, and the weight after this step.
 fn step<R: Real>(weight: R, m: R, v: R, g: R, p: &AdamW, decay_first: bool) -> (R, R, R) {
@@ -46,7 +89,8 @@ fn step<R: Real>(weight: R, m: R, v: R, g: R, p: &AdamW, decay_first: bool) -> (
 
 pub fn adamw_step<R: Real>(weight: &mut [R], m: &mut [R], v: &mut [R], grad: &[R], scale: &[R], p: &AdamW) {
     for i in 0..p.P as usize {
-        (weight[i], m[i], v[i]) = step(weight[i], m[i], v[i], grad[i] * scale[0], p, true);
+        let (w, m1, v1) = step(weight[i], m[i], v[i], grad[i] * scale[0], p, true);
+        (weight[i], m[i], v[i]) = (stored!(p, i, w), m1, v1);
     }
 }
 
@@ -71,7 +115,7 @@ pub fn adamw_step_8bit<R: Real>(
         for (i, moment) in block.clone().zip(&mut moments) {
             let (m, v) = (map1[m[i] as usize] * absmax1[b], map2[v[i] as usize] * absmax2[b]);
             let (w, m, v) = step(weight[i], m, v, grad[i] * scale[0], p, false);
-            weight[i] = w;
+            weight[i] = stored!(p, i, w);
             *moment = (m, v);
             (max1, max2) = (if m.abs() > max1 { m.abs() } else { max1 }, if v > max2 { v } else { max2 });
         }

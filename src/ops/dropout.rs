@@ -20,7 +20,7 @@ impl Dropout {
     }
 }
 
-pub(super) fn random(i: u32, seed: u32, stream: u32) -> u32 {
+pub(crate) fn random(i: u32, seed: u32, stream: u32) -> u32 {
     let [mut x, mut y, mut z] = [i, seed, stream].map(|v| v.wrapping_mul(1664525).wrapping_add(1013904223));
     let stir = |x: &mut u32, y: &mut u32, z: &mut u32| {
         *x = x.wrapping_add(y.wrapping_mul(*z));

@@ -28,6 +28,26 @@ params! {
     wants |p| p.P.is_multiple_of(256), "P must be whole blocks of 256";
 }
 
+params! {
+    /// O rows of C values, from row `first` on, of a weight of P bytes in a format by its place in [`Packed::ALL`].
+    ThinGguf { N: u32, O: u32, C: u32, P: u32, first: u32, format: u32 }
+    wants |p| (p.format as usize) < Packed::ALL.len(), "the format is one of those that have an op";
+    wants |p| p.packed().is_some_and(|format| p.C > 0 && (p.C as usize).is_multiple_of(format.block().0)), "rows are whole blocks";
+    wants |p| p.row().is_some_and(|row| (p.P as u64).is_multiple_of(row) && (p.first as u64 + p.O as u64) * row <= p.P as u64),
+        "the rows from `first` on lie within the weight";
+}
+
+impl ThinGguf {
+    fn packed(&self) -> Option<Packed> {
+        Packed::ALL.get(self.format as usize).map(|(packed, _)| *packed)
+    }
+    /// Bytes of a row.
+    fn row(&self) -> Option<u64> {
+        let (len, bytes) = self.packed()?.block();
+        Some(self.C as u64 / len as u64 * bytes as u64)
+    }
+}
+
 fn half<R: Real>(bytes: &[u8], at: usize) -> R {
     R::from(half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32())
 }
@@ -150,6 +170,19 @@ pub fn q6_k_dequantize<R: Real>(out: &mut [R], blocks: &[u8], p: &Blocks256) {
     });
 }
 
+/// out[n,o] = Σ_c inp[n,c]·W[first + o,c], W dequantized a row at a time.
+pub fn thin_gguf<R: Real>(out: &mut [R], inp: &[R], blocks: &[u8], p: &ThinGguf) {
+    let [N, O, C] = [p.N, p.O, p.C].map(|x| x as usize);
+    let (Some(format), Some(bytes)) = (p.packed(), p.row()) else { return };
+    let (mut row, bytes) = (vec![R::from(0.0); C], bytes as usize);
+    for o in 0..O {
+        format.values(&mut row, &blocks[(p.first as usize + o) * bytes..][..bytes]);
+        for n in 0..N {
+            out[n * O + o] = inp[n * C..][..C].iter().zip(&row).map(|(x, w)| *x * *w).sum();
+        }
+    }
+}
+
 /// The formats that have an op.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packed {
@@ -193,11 +226,35 @@ impl Packed {
         }
     }
 
+    /// In [`Packed::ALL`].
+    pub fn place(self) -> u32 {
+        Packed::ALL.iter().position(|(packed, _)| *packed == self).expect("all are there") as u32
+    }
+
+    /// Values of a block, and its bytes.
+    pub fn block(self) -> (usize, usize) {
+        match self {
+            Packed::Q4_0 => (32, 18),
+            Packed::Q4_1 => (32, 20),
+            Packed::Q5_0 => (32, 22),
+            Packed::Q5_1 => (32, 24),
+            Packed::Q8_0 => (32, 34),
+            Packed::Q4K => (256, 144),
+            Packed::Q5K => (256, 176),
+            Packed::Q6K => (256, 210),
+        }
+    }
+
+    fn values<R: Real>(self, out: &mut [R], blocks: &[u8]) {
+        // the params of all formats are alike
+        let p = Blocks32 { P: out.len() as u32 };
+        self.op().reference([Slice::FloatMut(out), Slice::U8(blocks)], bytemuck::bytes_of(&p));
+    }
+
     /// The values of whole blocks, on the host.
     pub fn decode(self, blocks: &[u8], P: usize) -> Vec<f32> {
         let mut out = vec![0.0; P];
-        let p = Blocks32 { P: P as u32 };
-        self.op().reference::<f32>([Slice::FloatMut(&mut out), Slice::U8(blocks)], bytemuck::bytes_of(&p));
+        self.values::<f32>(&mut out, blocks);
         out
     }
 }

@@ -21,6 +21,8 @@ pub mod embedding;
 pub mod expert_bias;
 pub mod expert_count;
 pub mod fill;
+pub mod fp8;
+pub mod fp8_matmul;
 pub mod gguf;
 pub mod gradnorm;
 pub mod group_router;
@@ -71,6 +73,7 @@ pub const DIMS: &[(&str, &str)] = &[
     ("I", "rows of a product"),
     ("J", "columns of a product"),
     ("Q", "inner length of a product"),
+    ("Z", "parts that a query's keys are cut into"),
 ];
 
 /// For shapes: how many blocks of `block` hold `n`.

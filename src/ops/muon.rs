@@ -5,7 +5,9 @@
 //!                 square[n] = Σ out[n,:]²
 //! muon_normalize  x[e,n,:] /= max(√Σ_n square[e,n], eps): of E matrices, each by its own Frobenius norm
 //! muon_step       weight = weight·keep − lr·update,  keep = 1 − rate·decay
+//!                 Weights may be rounded by chance, as AdamW's are.
 //! Between the last two, x goes through a few steps of Newton–Schulz, which are products (`train/optim/muon.rs`).
+use super::adamw::{Chance, stored};
 use super::{params, sum};
 use crate::dtype::Real;
 
@@ -17,7 +19,20 @@ params! {
     MuonNormalize { E: u32, N: u32, C: u32, eps: f32 }
     wants |p| p.eps > 0.0, "eps must be more than 0";
 }
-params! { MuonStep { P: u32, keep: f32, lr: f32 } }
+params! {
+    MuonStep { P: u32, keep: f32, lr: f32, chance: u32, seed: u32, stream: u32, first: u32 }
+    wants |p| p.chance <= 1 && p.first % 2 == 0, "chance must be 0 or 1, and first even";
+}
+
+impl MuonStep {
+    pub fn new(P: usize, keep: f32, lr: f32) -> MuonStep {
+        MuonStep { P: P as u32, keep, lr, chance: 0, seed: 0, stream: 0, first: 0 }
+    }
+    /// With weights rounded by chance.
+    pub fn by_chance(self, Chance { seed, stream, first }: Chance) -> MuonStep {
+        MuonStep { chance: 1, seed, stream, first, ..self }
+    }
+}
 
 pub fn muon_momentum<R: Real>(m: &mut [R], out: &mut [R], square: &mut [R], grad: &[R], scale: &[R], p: &MuonMomentum) {
     let (momentum, C) = (R::from(p.momentum), p.C as usize);
@@ -43,6 +58,6 @@ pub fn muon_normalize<R: Real>(x: &mut [R], square: &[R], p: &MuonNormalize) {
 
 pub fn muon_step<R: Real>(weight: &mut [R], update: &[R], p: &MuonStep) {
     for i in 0..p.P as usize {
-        weight[i] = weight[i] * R::from(p.keep) - R::from(p.lr) * update[i];
+        weight[i] = stored!(p, i, weight[i] * R::from(p.keep) - R::from(p.lr) * update[i]);
     }
 }

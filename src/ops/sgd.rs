@@ -3,13 +3,15 @@
 //! g = grad·scale[0] + decay·weight
 //! without momentum  weight −= lr·g
 //! with it           m = momentum·m + rest·g,  weight −= lr·(g + momentum·m where nesterov, else m)
-//! rest = 1 − dampening, but 1 at the first step, when m is zero.
+//! rest = 1 − dampening, but 1 at the first step, when m is zero. Weights may be rounded by chance, as AdamW's are.
+use super::adamw::{Chance, stored};
 use super::params;
 use crate::dtype::Real;
 
 params! {
-    Sgd { P: u32, lr: f32, decay: f32, momentum: f32, rest: f32, nesterov: u32 }
+    Sgd { P: u32, lr: f32, decay: f32, momentum: f32, rest: f32, nesterov: u32, chance: u32, seed: u32, stream: u32, first: u32 }
     wants |p| p.nesterov <= 1, "nesterov must be 0 or 1";
+    wants |p| p.chance <= 1 && p.first % 2 == 0, "chance must be 0 or 1, and first even";
 }
 
 impl Sgd {
@@ -22,14 +24,22 @@ impl Sgd {
             momentum: momentum as f32,
             rest: if t == 1 { 1.0 } else { (1.0 - dampening) as f32 },
             nesterov: nesterov as u32,
+            chance: 0,
+            seed: 0,
+            stream: 0,
+            first: 0,
         }
+    }
+    /// With weights rounded by chance.
+    pub fn by_chance(self, Chance { seed, stream, first }: Chance) -> Sgd {
+        Sgd { chance: 1, seed, stream, first, ..self }
     }
 }
 
 pub fn sgd_step<R: Real>(weight: &mut [R], grad: &[R], scale: &[R], p: &Sgd) {
     for i in 0..p.P as usize {
         let g = grad[i] * scale[0] + R::from(p.decay) * weight[i];
-        weight[i] = weight[i] - R::from(p.lr) * g;
+        weight[i] = stored!(p, i, weight[i] - R::from(p.lr) * g);
     }
 }
 
@@ -39,6 +49,6 @@ pub fn sgd_step_momentum<R: Real>(weight: &mut [R], m: &mut [R], grad: &[R], sca
         let g = grad[i] * scale[0] + R::from(p.decay) * weight[i];
         m[i] = momentum * m[i] + rest * g;
         let update = if p.nesterov == 1 { g + momentum * m[i] } else { m[i] };
-        weight[i] = weight[i] - R::from(p.lr) * update;
+        weight[i] = stored!(p, i, weight[i] - R::from(p.lr) * update);
     }
 }

@@ -81,9 +81,13 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
 
     /// pool[slots[n],:] = inp[n,:]; the other slots stay.
     pages::pages_write{N, T, C}(pool: update [T, C], inp: read [N, C], slots: read u32 [N]; Pages);
-    /// As attention_forward, with key j of query n in slot pages[starts[n] + j/page]·page + j%page of the pools k and v.
-    paged_attention::paged_attention_forward{N, T, H, K, D, P}(out: write [N, H*D], lse: write f32 [N, H], q: read [N, H*D], k: read [T, K*D],
-        v: read [T, K*D], span: read u32 [N, 2], starts: read u32 [N], pages: read u32 [P]; PagedAttention);
+    /// As attention_forward of N·Z queries, row n of q being that of n·Z..n·Z+Z, with key j of all Z in slot pages[starts[n] + j/page]·page + j%page
+    /// of the pools k and v.
+    paged_attention::paged_attention_forward{N, Z, T, H, K, D, P}(out: write [N*Z, H*D], lse: write f32 [N*Z, H], q: read [N, H*D], k: read [T, K*D],
+        v: read [T, K*D], span: read u32 [N*Z, 2], starts: read u32 [N], pages: read u32 [P]; PagedAttention);
+    /// out and lse over all keys of a query from those over each of Z parts of them: the mean of the parts by exp(part_lse).
+    paged_attention::paged_attention_join{N, Z, H, D}(out: write [N, H*D], lse: write f32 [N, H], parts: read f32 [N*Z, H*D], part_lse: read f32 [N*Z, H];
+        PagedAttentionJoin);
 
     /// q[n,h,:] = the A last channels of inp[n,h,:], its U others, zeros: what turns comes first.
     latent::latent_query_forward{N, H, D, A, U}(q: write [N, H*D], inp: read [N, H*(U+A)]; Latent);
@@ -202,6 +206,17 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// out[o,c] = codes[o,c]·scb[o]/127.
     int8::int8_dequantize{O, C}(out: write [O, C], codes: read u8 [O, C], scb: read f32 [O]; Int8);
 
+    /// Rows in e4m3: scales[n] = max |inp[n,:]·by|/448, codes[n,c] = inp[n,c]·by[c]/scales[n] rounded.
+    fp8::fp8_quantize{N, C}(codes: write u8 [N, C], scales: write f32 [N], inp: read [N, C], by: opt read f32 [C]; Fp8Quantize);
+    /// out[n,c] = codes[n,c]·scales[n].
+    fp8::fp8_dequantize{N, C}(out: write [N, C], codes: read u8 [N, C], scales: read f32 [N]; Fp8);
+    /// out[c,n] = inp[n,c], in bytes.
+    fp8::fp8_transpose{N, C}(out: write u8 [C, N], inp: read u8 [N, C]; Fp8);
+    /// out = (a·a_scales)·(b·b_scales)ᵀ of rows in e4m3, a scale a row.
+    fp8_matmul::fp8_matmul{I, J, Q}(out: write [I, J], a: read u8 [I, Q], a_scales: read f32 [I], b: read u8 [J, Q], b_scales: read f32 [J]; Fp8MatMul);
+    /// out += the same.
+    fp8_matmul::fp8_matmul_add{I, J, Q}(out: add [I, J], a: read u8 [I, Q], a_scales: read f32 [I], b: read u8 [J, Q], b_scales: read f32 [J]; Fp8MatMul);
+
     /// out[n,o] = Σ_c inp[n,c]·W[first + o,c] of a weight of P values that stays packed as nf4_dequantize reads it.
     thin::thin_nf4{N, O, C, P}(out: write [N, O], inp: read [N, C], codes: read u8 [ceil(P, 2)], absmax: read f32 [ceil(P, 64)]; Thin);
     /// The same as nf4_dequantize_double reads it.
@@ -235,27 +250,31 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// Blocks of 256 in 16 parts, each with an 8-bit scale; 6.5625 bits a value in all.
     gguf::q6_k_dequantize{P}(out: write [P], blocks: read u8 [P/256*210]; Blocks256);
 
+    /// out[n,o] = Σ_c inp[n,c]·W[first + o,c] of a weight of P bytes that stays packed, in any of these formats.
+    gguf::thin_gguf{N, O, C, P}(out: write [N, O], inp: read [N, C], blocks: read u8 [P]; ThinGguf);
+
     /// One step of AdamW on one tensor: weight and both moments move. grad is multiplied by scale[0] first (clipping).
-    adamw::adamw_step{P}(weight: update f32 [P], m: update f32 [P], v: update f32 [P], grad: read f32 [P], scale: read f32 [1]; AdamW);
+    /// Where `chance` is 1, the weights of this and of every other step are rounded to bf16 by chance (`ops/adamw.rs`).
+    adamw::adamw_step{P}(weight: update [P], m: update f32 [P], v: update f32 [P], grad: read [P], scale: read f32 [1]; AdamW);
     /// The same with both moments in 8 bits, in blocks of 256: codes into map1 (signed) and map2 (unsigned) in units of absmax1, absmax2.
-    adamw::adamw_step_8bit{P}(weight: update f32 [P], m: update u8 [P], v: update u8 [P], absmax1: update f32 [ceil(P, 256)],
-        absmax2: update f32 [ceil(P, 256)], grad: read f32 [P], scale: read f32 [1], map1: read f32 [256], map2: read f32 [256]; AdamW);
+    adamw::adamw_step_8bit{P}(weight: update [P], m: update u8 [P], v: update u8 [P], absmax1: update f32 [ceil(P, 256)],
+        absmax2: update f32 [ceil(P, 256)], grad: read [P], scale: read f32 [1], map1: read f32 [256], map2: read f32 [256]; AdamW);
 
     /// One step of gradient descent on one tensor: weight −= lr·(grad·scale[0] + decay·weight).
-    sgd::sgd_step{P}(weight: update f32 [P], grad: read f32 [P], scale: read f32 [1]; Sgd);
+    sgd::sgd_step{P}(weight: update [P], grad: read [P], scale: read f32 [1]; Sgd);
     /// The same along a momentum m of those gradients.
-    sgd::sgd_step_momentum{P}(weight: update f32 [P], m: update f32 [P], grad: read f32 [P], scale: read f32 [1]; Sgd);
+    sgd::sgd_step_momentum{P}(weight: update [P], m: update f32 [P], grad: read [P], scale: read f32 [1]; Sgd);
     /// One step of Lion on one tensor: weight moves by lr against the sign of a mean of m and grad·scale[0], then m moves.
-    lion::lion_step{P}(weight: update f32 [P], m: update f32 [P], grad: read f32 [P], scale: read f32 [1]; Lion);
+    lion::lion_step{P}(weight: update [P], m: update f32 [P], grad: read [P], scale: read f32 [1]; Lion);
     /// The same with m in 8 bits, in blocks of 256: codes into the signed map in units of absmax.
-    lion::lion_step_8bit{P}(weight: update f32 [P], m: update u8 [P], absmax: update f32 [ceil(P, 256)], grad: read f32 [P], scale: read f32 [1],
+    lion::lion_step_8bit{P}(weight: update [P], m: update u8 [P], absmax: update f32 [ceil(P, 256)], grad: read [P], scale: read f32 [1],
         map: read f32 [256]; Lion);
     /// m += (1 − momentum)·(grad·scale[0] − m); out = m, or what lies `momentum` of the way from the gradient to m; square[n] = Σ out[n,:]².
-    muon::muon_momentum{N, C}(m: update f32 [N, C], out: write [N, C], square: write f32 [N], grad: read f32 [N, C], scale: read f32 [1]; MuonMomentum);
+    muon::muon_momentum{N, C}(m: update f32 [N, C], out: write [N, C], square: write f32 [N], grad: read [N, C], scale: read f32 [1]; MuonMomentum);
     /// E matrices, each divided by its Frobenius norm: x[e,n,:] /= max(√Σ_n square[e,n], eps).
     muon::muon_normalize{E, N, C}(x: update [E*N, C], square: read f32 [E, N]; MuonNormalize);
     /// weight = keep·weight − lr·update.
-    muon::muon_step{P}(weight: update f32 [P], update: read [P]; MuonStep);
+    muon::muon_step{P}(weight: update [P], update: read [P]; MuonStep);
 
     /// partial[b] = Σ inp² over block b of 4096 values; a tensor's share of the gradient norm.
     gradnorm::gradnorm_partial{P}(partial: write f32 [ceil(P, 4096)], inp: read [P]; GradNorm);

@@ -5,6 +5,7 @@ use super::worker::{Command, Sent};
 use crate::infer::text::Text;
 use crate::infer::{Event, Finish, RequestId};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use tokio::sync::mpsc;
@@ -31,14 +32,20 @@ struct Choice<'t> {
 
 /// A token as logprobs tell of it.
 struct Log {
-    token: String,
+    /// As bytes: a token may be a part of a character.
+    token: Vec<u8>,
     logprob: f32,
-    top: Vec<(String, f32)>,
+    top: Vec<(Vec<u8>, f32)>,
+}
+
+/// U+FFFD for what is no text.
+fn shown(token: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(token)
 }
 
 impl Log {
     fn chat(&self) -> Value {
-        let one = |token: &str, logprob: f32| json!({ "token": token, "logprob": logprob, "bytes": token.as_bytes() });
+        let one = |token: &[u8], logprob: f32| json!({ "token": shown(token), "logprob": logprob, "bytes": token });
         let mut value = one(&self.token, self.logprob);
         value["top_logprobs"] = self.top.iter().map(|(token, logprob)| one(token, *logprob)).collect();
         value
@@ -78,9 +85,9 @@ impl Context {
             choice.tokens += 1;
             delta.text += &choice.text.push(token.id).map_err(Refusal::of)?;
             if self.job.logprobs.is_some() {
-                let name = |id: u32| self.voice.tokenizer.decode(&[id], false).unwrap_or_default();
-                let top = token.top.iter().map(|(id, logprob)| (name(*id), *logprob)).collect();
-                delta.logs.push(Log { token: name(token.id), logprob: token.logprob, top });
+                let bytes = |id: u32| self.voice.tokenizer.bytes(id);
+                let top = token.top.iter().map(|(id, logprob)| (bytes(*id), *logprob)).collect();
+                delta.logs.push(Log { token: bytes(token.id), logprob: token.logprob, top });
             }
         }
         if choice.text.ended() {
@@ -119,10 +126,11 @@ impl Context {
         if self.job.endpoint == Endpoint::Chat {
             return json!({ "content": logs.iter().map(Log::chat).collect::<Vec<_>>() });
         }
-        let starts = logs.iter().scan(offset, |at, log| Some(std::mem::replace(at, *at + log.token.chars().count())));
-        let top = |log: &Log| Value::Object(log.top.iter().map(|(t, p)| (t.clone(), json!(p))).collect());
+        let starts =
+            logs.iter().scan(offset, |at, log| Some(std::mem::replace(at, *at + shown(&log.token).chars().count())));
+        let top = |log: &Log| Value::Object(log.top.iter().map(|(t, p)| (shown(t).into_owned(), json!(p))).collect());
         json!({
-            "tokens": logs.iter().map(|log| &log.token).collect::<Vec<_>>(),
+            "tokens": logs.iter().map(|log| shown(&log.token)).collect::<Vec<_>>(),
             "token_logprobs": logs.iter().map(|log| log.logprob).collect::<Vec<_>>(),
             "top_logprobs": logs.iter().map(top).collect::<Vec<_>>(),
             "text_offset": starts.collect::<Vec<_>>(),

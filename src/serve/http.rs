@@ -2,6 +2,7 @@
 use super::answer::Context;
 use super::api::{Body, Endpoint, Limits, Manner, Refusal};
 use super::metrics::Metrics;
+use super::patience::{self, Busy, Patience, Presence};
 use super::voice::Voice;
 use super::worker::{self, Command, Sent};
 use crate::error::{Error, Result};
@@ -9,7 +10,7 @@ use crate::export::peft;
 use crate::infer::{AdapterId, Engine};
 use axum::Router;
 use axum::body::{self, Body as Content, Bytes};
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::response::Response;
 use futures_core::Stream;
@@ -43,6 +44,8 @@ pub struct Config {
     pub max_body: usize,
     /// How long answers on their way may go on after a stop was asked for.
     pub grace: Duration,
+    /// How long clients may take.
+    pub patience: Patience,
 }
 
 impl Config {
@@ -56,6 +59,7 @@ impl Config {
             max_n: 16,
             max_body: 8 << 20,
             grace: Duration::from_secs(30),
+            patience: Patience::default(),
         }
     }
 }
@@ -130,7 +134,7 @@ pub fn run(
         }
     }
     let (commands, work) = channel();
-    let (metrics, grace) = (Arc::new(Metrics::default()), config.grace);
+    let (metrics, grace, patience) = (Arc::new(Metrics::default()), config.grace, config.patience);
     let app = App {
         config,
         commands,
@@ -146,8 +150,9 @@ pub fn run(
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(failed)?;
     let connections = std::thread::spawn(move || {
         runtime.block_on(async move {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let listener = patience::Listener::new(tokio::net::TcpListener::from_std(listener)?, patience);
             let router = Router::new().fallback(handle).with_state(Arc::new(app));
+            let router = router.into_make_service_with_connect_info::<Presence>();
             let asked = |mut stop: tokio::sync::watch::Receiver<bool>| async move {
                 let _ = stop.wait_for(|stop| *stop).await;
             };
@@ -168,8 +173,14 @@ pub fn run(
     }
 }
 
-async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
-    let response = route(&app, request).await.unwrap_or_else(|refusal| json_response(refusal.status, &refusal.body()));
+async fn handle(
+    State(app): State<Arc<App>>,
+    ConnectInfo(presence): ConnectInfo<Presence>,
+    request: Request,
+) -> Response {
+    let busy = Arc::new(presence.begin());
+    let response =
+        route(&app, request, &busy).await.unwrap_or_else(|refusal| json_response(refusal.status, &refusal.body()));
     app.metrics.response(response.status().as_u16());
     response
 }
@@ -185,7 +196,7 @@ fn content(status: u16, kind: &'static str, body: Content) -> Response {
     response
 }
 
-async fn route(app: &Arc<App>, request: Request) -> Result<Response, Refusal> {
+async fn route(app: &Arc<App>, request: Request, busy: &Arc<Busy>) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().trim_end_matches('/').to_string();
     if path == "/health" {
@@ -199,8 +210,8 @@ async fn route(app: &Arc<App>, request: Request) -> Result<Response, Refusal> {
             let name = path.trim_start_matches("/v1/models/");
             Ok(json_response(200, &app.card(name, &app.named(name)?)))
         }
-        (Method::POST, "/v1/chat/completions") => complete(app, Endpoint::Chat, body).await,
-        (Method::POST, "/v1/completions") => complete(app, Endpoint::Completions, body).await,
+        (Method::POST, "/v1/chat/completions") => complete(app, Endpoint::Chat, body, busy).await,
+        (Method::POST, "/v1/completions") => complete(app, Endpoint::Completions, body, busy).await,
         (Method::POST, "/v1/load_lora_adapter") => load(app, body).await,
         (Method::POST, "/v1/unload_lora_adapter") => unload(app, body).await,
         (
@@ -228,8 +239,7 @@ fn authorize(app: &App, headers: &header::HeaderMap) -> Result<(), Refusal> {
 }
 
 async fn read(app: &App, content: Content) -> Result<Bytes, Refusal> {
-    const PATIENCE: Duration = Duration::from_secs(30);
-    match tokio::time::timeout(PATIENCE, body::to_bytes(content, app.config.max_body)).await {
+    match tokio::time::timeout(app.config.patience.body, body::to_bytes(content, app.config.max_body)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(_)) => Err(Refusal::new(
             413,
@@ -276,7 +286,7 @@ impl App {
     }
 }
 
-async fn complete(app: &Arc<App>, endpoint: Endpoint, content: Content) -> Result<Response, Refusal> {
+async fn complete(app: &Arc<App>, endpoint: Endpoint, content: Content, busy: &Arc<Busy>) -> Result<Response, Refusal> {
     let started = Instant::now();
     let body = Body::parse(&read(app, content).await?)?;
     let (model, named) = (body.model.clone(), app.named(&body.model)?);
@@ -311,19 +321,24 @@ async fn complete(app: &Arc<App>, endpoint: Endpoint, content: Content) -> Resul
         let _ticket = ticket;
         context.stream(events, to, first).await;
     });
-    let mut response = self::content(200, "text/event-stream", Content::from_stream(Chunks(chunks)));
+    let mut response =
+        self::content(200, "text/event-stream", Content::from_stream(Chunks { chunks, _busy: busy.clone() }));
     response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-cache"));
     Ok(response)
 }
 
 /// Chunks as they come.
-struct Chunks(mpsc::Receiver<String>);
+struct Chunks {
+    chunks: mpsc::Receiver<String>,
+    /// The request is being answered until the last of them.
+    _busy: Arc<Busy>,
+}
 
 impl Stream for Chunks {
     type Item = Result<String, std::convert::Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, wakers: &mut Wakers<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(wakers).map(|chunk| chunk.map(Ok))
+        self.chunks.poll_recv(wakers).map(|chunk| chunk.map(Ok))
     }
 }
 

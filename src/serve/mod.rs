@@ -10,9 +10,13 @@ mod api;
 mod http;
 #[cfg(feature = "serve")]
 mod metrics;
+#[cfg(feature = "serve")]
+mod patience;
 pub mod voice;
 #[cfg(feature = "serve")]
 mod worker;
 #[cfg(feature = "serve")]
 pub use http::{Adapter, Config, RuntimeAdapters, run};
+#[cfg(feature = "serve")]
+pub use patience::Patience;
 pub use voice::Voice;

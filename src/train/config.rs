@@ -15,6 +15,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::export::peft;
 use crate::io::hub;
+use crate::model::Compute;
 use crate::model::lora::{self, Init, Patterns, Targets, TokenIndices};
 use serde::Serialize;
 use source::{Key, Source};
@@ -168,13 +169,35 @@ keys! {
         load_in_4bit: bool = false;
         /// The same in 8 bits with one scale a row, as bitsandbytes stores them; computed as the weights they stand for.
         load_in_8bit: bool = false;
+        /// What products with the frozen weights of linear layers are computed in: `"dtype"`, or `"fp8"`: weights are held and inputs and
+        /// gradients taken in 8-bit floats (e4m3) with a scale a row; wants a `[lora]` table. Any base goes into it while it loads. Faster
+        /// than bfloat16 on tensor cores that take it (NVIDIA Hopper); elsewhere it saves memory, and takes longer. Adapters, experts,
+        /// attention and the head stay in `dtype`, and so do layers whose sizes are no multiples of 16.
+        compute: Compute = Compute::Dtype;
         /// Recompute the blocks' activations in the backward: saves memory, costs up to a forward. `"auto"`: layer by layer, only
         /// as far as memory asks for it. `"offload"`, or Unsloth's name for it, `"unsloth"`: what recomputing starts from waits in
         /// the host's memory. TRL's default is `true`.
         gradient_checkpointing: Checkpointing = Checkpointing::Auto;
+        /// What the gradients of matrices are stored and summed in where every weight is trained: `"float32"`, or `"bfloat16"`, which takes
+        /// half the memory; with `dtype = "bfloat16"`. Each product is summed in float32 either way.
+        gradient_accumulation_dtype | "grad_accum_dtype": DType = DType::F32, if |d| matches!(d, DType::F32 | DType::Bf16), "\"float32\" or \"bfloat16\"";
+        /// Full fine-tuning in bfloat16 without float32 masters of matrices: the optimizer's step is rounded up or down by chance, so that it
+        /// is right on average. Saves 4 bytes a parameter. torchao's name.
+        bf16_stochastic_round: bool = false;
+        /// Full fine-tuning moves each layer's matrices as soon as their gradients are whole, so that those of one layer are alive at a time.
+        /// Without clipping (`max_grad_norm = 0`), in steps of one micro-batch, and not in float16; the results are the same. Where not
+        /// given, wherever that can be. A gradient that is not finite is found after some weights have moved: the checkpoints are from before.
+        /// torchtune's name.
+        optimizer_in_bwd: Option<bool> = None;
+        /// Full fine-tuning keeps the gradients of layers on the host until the step; two layers' stay on the device. Where not given, for as
+        /// many layers as memory asks for.
+        offload_gradients: Option<bool> = None;
         /// The base's frozen blocks wait in the host's memory and come to the device layer by layer; wants a `[lora]` table. Where not
         /// given, only if the run does not fit otherwise.
         offload_weights: Option<bool> = None;
+        /// Unsloth's key: the base's embedding waits in the host's memory, from where the rows of a step's tokens come. It must be frozen
+        /// and not tied to the head. Where not given: with `gradient_checkpointing = "offload"`, and where memory is short.
+        offload_embedding: Option<bool> = None;
         /// Memory of the device that the run may take, as in `"8GiB"` or `"8GB"`; what is free when it starts where not given.
         memory_limit: Option<Bytes> = None;
         /// Where to run: `"cuda"`, `"wgpu"` (Vulkan, Metal, DX12), `"cpu"`, or `"auto"`, the first of them that works.
@@ -344,6 +367,15 @@ const ALL_KEYS: &[&[Key]] =
 
 /// Reads a TOML or YAML config and puts `key=value` overrides over it. Of what it names, only an adapter's config is opened.
 pub fn load(path: &Path, overrides: &[String]) -> Result<TrainConfig> {
+    read(Some(path), overrides)
+}
+
+/// A config of `key=value` alone.
+pub fn of(keys: &[String]) -> Result<TrainConfig> {
+    read(None, keys)
+}
+
+fn read(path: Option<&Path>, overrides: &[String]) -> Result<TrainConfig> {
     let source = Source::read(path, overrides, ALL_KEYS, TABLES)?;
     let mut config = TrainConfig::take(&source)?;
     if let Some(folder) = &mut config.adapter {

@@ -5,7 +5,7 @@ use super::config::{EvalStrategy, Resume, SaveStrategy, TrainConfig};
 use super::cursor::Cursor;
 use super::loss_scale::LossScale;
 use super::metrics::Reporter;
-use super::optim::{Optimizer, Share};
+use super::optim::{Hyper, Optimizer, Share};
 use super::plan::{Budget, Rehearsal, gib};
 use super::record::{Record, info::RunInfo};
 use super::report::words::grouped;
@@ -87,7 +87,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     if !layout.fits() {
         return Err(layout.error(b.name()));
     }
-    let mut model = Model::load(b, &base, &setup::load_options(config, lora, vocab, layout.place))?;
+    let mut model = Model::load(b, &base, &setup::load_options(config, lora, vocab, layout.places))?;
     if let Some(own) = &own {
         // also before a checkpoint, which holds what is trained: an adapter may have saved what is not
         peft::load(b, &mut model, own.folder)?;
@@ -95,7 +95,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
             own.notes.iter().for_each(|note| reporter.message(note));
         }
     }
-    let mut optimizer = Optimizer::new(b, &mut model, setup::hyper(config))?;
+    let mut optimizer = Optimizer::new(b, &mut model, Hyper { stay: layout.stay, ..setup::hyper(config) })?;
     let mut state = State { start: state::start(&model), ..fresh };
     let from = resume.as_ref().map(|(folder, _)| folder.display().to_string());
     if let Some((folder, found)) = resume {
@@ -123,6 +123,7 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
     let record = Record::open(config, info, state.global_step, from)?;
     disk::publish(&config.output_dir.join("config.toml"), |file| disk::write(file, config.to_toml()?.as_bytes()))?;
     report_parameters(&model, reporter);
+    report_compute(b, &model, reporter);
     report_rates(&optimizer, reporter);
     let (plan, peak) = (&layout.plan, gib(layout.memory.peak));
     let host = if layout.memory.host_peak > 0 {
@@ -131,7 +132,8 @@ pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter)
         String::new()
     };
     reporter.message(&format!("activations: {plan}; {peak} of memory{host}; {total} steps of {N} tokens"));
-    if layout.place == Place::Host {
+    layout.gradients().iter().for_each(|what| reporter.message(what));
+    if layout.places.blocks == Place::Host {
         let what = "the frozen weights wait on the host and come layer by layer: for every token that the model would say, so it is not asked";
         reporter.message(what);
     }
@@ -213,6 +215,16 @@ fn report_parameters(model: &Model, reporter: &mut dyn Reporter) {
     reporter.message(&format!("trainable params: {count} || all params: {total} || trainable%: {percent:.4}"));
     let parts = model.trainable_parts().into_iter().map(|(part, count)| format!("{part} {}", grouped(count as u64)));
     reporter.message(&format!("of these: {}", parts.collect::<Vec<_>>().join(", ")));
+}
+
+/// Where products are in e4m3: how many, and whether that is fast here.
+fn report_compute(b: &dyn Backend, model: &Model, reporter: &mut dyn Reporter) {
+    let (all, fp8) = (model.linears().count(), model.linears().filter(|linear| linear.fp8().is_some()).count());
+    if fp8 > 0 {
+        let slow =
+            if b.has_fp8() { "" } else { "; this device has no units for it: it saves memory, and takes longer" };
+        reporter.message(&format!("compute: fp8 in {fp8} of {all} linear layers{slow}"));
+    }
 }
 
 /// Where there is more than one: each learning rate, and for how many parameters.
@@ -325,6 +337,7 @@ impl Run<'_> {
         if saved != self.state.global_step {
             self.save(reporter)?;
         }
+        self.optimizer.finish(self.b)?;
         self.take_best(reporter)?;
         state::publish(self.b, &self.model, self.config, &self.base, &self.state, self.run_dir.path())?;
         reporter.saved(self.run_dir.path());
@@ -360,6 +373,7 @@ impl Run<'_> {
     fn save(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
         let started = Instant::now();
         self.record.sync()?;
+        self.optimizer.finish(self.b)?;
         let folder =
             state::save(self.b, &self.run_dir, &self.model, &self.optimizer, self.config, &self.base, &self.state)?;
         reporter.saved(&folder);

@@ -1,12 +1,13 @@
 //! From a config to what a run works with: data, model, buffers.
 use super::config::{AdjustLr, LoraConfig as LoraKeys, Method, Optim, SpecialTokens, TrainConfig};
-use super::optim::{Decay, Home, Hyper, Precision, Rates, Rule};
+use super::optim::{Decay, Home, Hyper, Precision, Rates, Rule, Stay};
 use crate::data::{self, BatchOptions, DataOptions, NewTokens, Packing, Source, Tokenizer};
 use crate::error::{Error, Result};
 use crate::export::peft;
 use crate::model::lora::{LoraConfig, TokenIndices};
+use crate::model::param::{Masters, Room, Training};
 use crate::model::spec::{Head, Spec};
-use crate::model::{LoadOptions, Place};
+use crate::model::{LoadOptions, Places};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -121,18 +122,38 @@ pub(super) fn lora(keys: &LoraKeys) -> LoraConfig {
 }
 
 /// `lora`: the adapter's config; `vocab`: tokens at least.
-pub(super) fn load_options(config: &TrainConfig, lora: Option<LoraConfig>, vocab: usize, place: Place) -> LoadOptions {
+pub(super) fn load_options(
+    config: &TrainConfig,
+    lora: Option<LoraConfig>,
+    vocab: usize,
+    places: Places,
+) -> LoadOptions {
     let seed = config.lora.as_ref().and_then(|lora| lora.seed).unwrap_or(config.seed);
     LoadOptions {
         dtype: config.dtype,
         load_in_4bit: config.load_in_4bit,
         load_in_8bit: config.load_in_8bit,
+        compute: config.compute,
         lora,
         train: true,
         freeze_router: config.freeze_router,
         seed,
         vocab,
-        place,
+        places,
+        training: Training {
+            gradients: config.gradient_accumulation_dtype,
+            masters: if config.bf16_stochastic_round { Masters::None } else { Masters::F32 },
+            room: Room::Later,
+        },
+    }
+}
+
+/// Where gradients wait, where those of so many layers may go to the host.
+pub(super) fn stay(config: &TrainConfig, layers: usize) -> Stay {
+    match layers {
+        _ if config.steps_in_backward() => Stay::Fused,
+        0 => Stay::Device,
+        _ => Stay::Host { layers, micro_batches: config.gradient_accumulation_steps },
     }
 }
 
@@ -166,6 +187,8 @@ pub fn hyper(config: &TrainConfig) -> Hyper {
         max_grad_norm: config.max_grad_norm,
         decay: Decay::Weights,
         rates: rates(config),
+        stay: Stay::Device,
+        seed: config.seed,
     }
 }
 

@@ -26,7 +26,8 @@ pub(super) fn checkpoint_bytes(config: &TrainConfig, model: &Model) -> u64 {
         // AdamW; more than Muon's
         _ => trained * 8,
     };
-    result + trained * 4 + moments
+    let exact = if config.bf16_stochastic_round { 2 } else { 4 };
+    result + trained * exact + moments
 }
 
 /// An error where not one checkpoint fits; a warning where `save_total_limit` of them, and the next beside them, do not.

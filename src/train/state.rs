@@ -79,6 +79,9 @@ pub(super) fn course(config: &TrainConfig) -> Result<String> {
         "gradient_checkpointing",
         "memory_limit",
         "offload_weights",
+        "optimizer_in_bwd",
+        "offload_gradients",
+        "offload_embedding",
         // may be changed on the way, after a loss that ran off for one
         "learning_rate",
         "embedding_learning_rate",

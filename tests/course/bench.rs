@@ -198,6 +198,9 @@ impl Backend for Faulty<'_> {
     fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
         self.inner.from_host(to, from)
     }
+    fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
+        self.inner.rows_from_host(to, from, ids)
+    }
     fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
         self.inner.host_upload(to, bytes)
     }

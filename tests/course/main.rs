@@ -4,6 +4,7 @@ mod bad;
 mod bench;
 mod evaluation;
 mod float16;
+mod full;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the golden tests use the rest")]
 mod support;

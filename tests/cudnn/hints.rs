@@ -113,6 +113,9 @@ impl Backend for Listener {
     fn from_host(&self, to: &mut Buf, from: &HostBuf) -> luthier::Result<()> {
         self.cpu.from_host(to, from)
     }
+    fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> luthier::Result<()> {
+        self.cpu.rows_from_host(to, from, ids)
+    }
     fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> luthier::Result<()> {
         self.cpu.host_upload(to, bytes)
     }

@@ -43,6 +43,14 @@ impl Case {
         self.buffers[at].1 = self.buffers[at].0.encode(&values);
         self
     }
+    /// Codes in e4m3 up to 4, none of NaN.
+    fn numbers(mut self, names: &[&str]) -> Case {
+        for name in names {
+            let at = self.at(name);
+            self.buffers[at].1.iter_mut().for_each(|code| *code = (*code & 0x80) | (*code & 0x7f) % 0x48);
+        }
+        self
+    }
     fn positive(self, names: &[&str]) -> Case {
         names.iter().fold(self, |case, name| {
             let at = case.at(name);
@@ -132,7 +140,7 @@ fn thin(out: &mut Vec<(String, Case)>, float: DType) {
     for (N, O, C, all, first) in sizes {
         let mut variants = vec![None];
         if float != DType::F32 && C % 128 == 0 {
-            variants.push(Some(THIN));
+            variants.extend(THIN.into_iter().filter(|few| N <= few.rows).map(|few| Some(few.variant)));
         }
         for variant in variants {
             let p = thin::Thin { N, O, C, P: all * C, first };
@@ -167,22 +175,25 @@ fn decoding(out: &mut Vec<(String, Case)>, float: DType) {
     ] {
         let spans = [[0, 1], [0, 77], [40, 101], [0, 0], [3, 130u32]];
         let each: Vec<u32> = spans.iter().map(|s| s[1].div_ceil(page).max(1)).collect();
-        let starts = each.iter().scan(0, |at, count| Some(std::mem::replace(at, *at + count))).collect();
+        let starts: Vec<u32> = each.iter().scan(0, |at, count| Some(std::mem::replace(at, *at + count))).collect();
         let P: u32 = each.iter().sum();
-        let p = paged_attention::PagedAttention {
-            N: 5,
-            T: (P + 1) * page,
-            H,
-            K,
-            D,
-            P,
-            page,
-            scale: (D as f32).powf(-0.5),
-            softcap,
-        };
-        let case = case(Op::paged_attention_forward, &p, float, None);
-        let case = case.u32s("span", spans.concat()).u32s("starts", starts);
-        add(Op::paged_attention_forward, &p, case.u32s("pages", (0..P).map(|i| P - i).collect()));
+        // five queries of a sequence each, or one whose keys are cut into five parts
+        for (N, Z) in [(5, 1), (1, 5)] {
+            let (T, scale) = ((P + 1) * page, (D as f32).powf(-0.5));
+            let p = paged_attention::PagedAttention { N, Z, T, H, K, D, P, page, scale, softcap };
+            let starts: Vec<u32> = starts.iter().take(N as usize).copied().collect();
+            let case = case(Op::paged_attention_forward, &p, float, None);
+            let case = case.u32s("span", spans.concat()).u32s("starts", starts);
+            add(Op::paged_attention_forward, &p, case.u32s("pages", (0..P).map(|i| P - i).collect()));
+        }
+    }
+    for (N, Z, H, D) in [(1, 1, 2, 4), (3, 5, 2, 64), (2, 32, 1, 256)] {
+        let p = paged_attention::PagedAttentionJoin { N, Z, H, D };
+        // of the last query every part sees nothing, of the others some
+        let seen =
+            |i: u32| if i / (Z * H) == N - 1 && N > 1 || i % 7 == 3 { f32::NEG_INFINITY } else { i as f32 % 5.0 - 2.0 };
+        let join = case(Op::paged_attention_join, &p, float, None);
+        add(Op::paged_attention_join, &p, join.floats("part_lse", (0..N * Z * H).map(seen)));
     }
     if float != DType::F32 {
         return; // logits are f32
@@ -201,6 +212,17 @@ fn decoding(out: &mut Vec<(String, Case)>, float: DType) {
     }
 }
 
+/// Few rows times weights of their own type.
+fn dense(out: &mut Vec<(String, Case)>, float: DType) {
+    for (I, J, Q, pad) in [(1, 16, 1152, 0), (8, 33, 256, 8), (13, 8, 128, 0), (32, 20, 640, 16), (64, 16, 384, 0)] {
+        for few in DENSE_NARROW.into_iter().chain([DENSE_WIDE]).filter(|few| I <= few.rows) {
+            let p = matmul::MatMul { I, J, Q, ld_out: J + pad, ld_a: Q + pad, ld_b: Q + 2 * pad, alpha: 0.5 };
+            let name = format!("matmul_nt {p:?} {float:?} {}", few.variant.name);
+            out.push((name, case(Op::matmul_nt, &p, float, Some(few.variant))));
+        }
+    }
+}
+
 /// Offsets of E groups of M rows, the second of them empty.
 fn offsets(M: u32, E: u32) -> Vec<u32> {
     (0..=E).map(|e| if e == 2 { M / E } else { M * e / E }).collect()
@@ -211,6 +233,28 @@ fn grouped(out: &mut Vec<(String, Case)>, [M, E, J, Q]: [u32; 4], float: DType, 
     for op in Op::ALL.iter().copied().filter(|op| op.spec().file == "grouped") {
         let case = case(op, &p, float, variant).u32s("offsets", offsets(M, E));
         out.push((format!("{} {p:?} {float:?} {:?}", op.spec().name, variant.map(|v| v.name)), case));
+    }
+}
+
+/// Norms of long rows, at each of the kernel's sizes.
+fn long_rows(out: &mut Vec<(String, Case)>, float: DType) {
+    for ((_, variant), C) in LONG_ROWS.iter().zip([1032, 4096, 4104, 16384]) {
+        let p = rmsnorm::RmsNorm { N: 5, C, eps: 0.1, shift: 1.0 };
+        for op in [Op::rmsnorm_forward, Op::rmsnorm_backward] {
+            let case = case(op, &p, float, Some(*variant));
+            out.push((format!("{} {p:?} {float:?} {}", op.spec().name, variant.name), case));
+        }
+    }
+}
+
+/// Rows in e4m3 on tensor cores.
+fn fp8(out: &mut Vec<(String, Case)>, float: DType) {
+    for (I, J, Q) in [(1, 2, 16), (70, 34, 80), (130, 200, 128), (64, 128, 272)] {
+        let p = fp8_matmul::Fp8MatMul { I, J, Q };
+        for op in [Op::fp8_matmul, Op::fp8_matmul_add] {
+            let case = case(op, &p, float, Some(FP8)).numbers(&["a", "b"]).positive(&["a_scales", "b_scales"]);
+            out.push((format!("{} {p:?} {float:?} e4m3", op.spec().name), case));
+        }
     }
 }
 
@@ -304,6 +348,7 @@ fn mixtures(out: &mut Vec<(String, Case)>, float: DType) {
 pub fn all() -> Vec<(String, Case)> {
     let mut out: Vec<(String, Case)> = Vec::new();
     for float in [DType::F32, DType::Bf16, DType::F16] {
+        fp8(&mut out, float);
         macro_rules! add {
             ($op:ident, $p:expr $(, $change:expr)?) => {{
                 let p = $p;
@@ -329,6 +374,14 @@ pub fn all() -> Vec<(String, Case)> {
             let (O, C) = (1 + P % 3, 2 * (P % 1100) + 2);
             add!(int8_quantize, int8::Int8 { O, C });
             add!(int8_dequantize, int8::Int8 { O, C }, |c: Case| c.positive(&["scb"]));
+            for by in [0, 1] {
+                add!(fp8_quantize, fp8::Fp8Quantize { N: O, C, by });
+            }
+            add!(fp8_transpose, fp8::Fp8 { N: O * 37, C: C / O });
+            add!(fp8_dequantize, fp8::Fp8 { N: O, C }, |c: Case| c.numbers(&["codes"]));
+            let p = fp8_matmul::Fp8MatMul { I: 1 + P % 70, J: 2 * (P % 40) + 2, Q: 1 + P % 131 };
+            add!(fp8_matmul, p, |c: Case| c.numbers(&["a", "b"]).positive(&["a_scales", "b_scales"]));
+            add!(fp8_matmul_add, p, |c: Case| c.numbers(&["a", "b"]).positive(&["a_scales", "b_scales"]));
             let signed = |c: Case| c.floats("map", dyn8::dynamic_map(true));
             add!(dyn8_quantize, dyn8::Dyn8 { P }, signed);
             add!(dyn8_dequantize, dyn8::Dyn8 { P }, signed);
@@ -343,6 +396,7 @@ pub fn all() -> Vec<(String, Case)> {
                 decay: 0.1,
                 correct1: 1.3,
                 correct2: 1.7,
+                ..adamw::AdamW::new(P as usize, 1, 0.0, (0.9, 0.99), 0.0, 0.0)
             };
             add!(adamw_step, p, |c: Case| c.positive(&["v"]));
             add!(adamw_step_8bit, p, |c: Case| c
@@ -353,11 +407,11 @@ pub fn all() -> Vec<(String, Case)> {
             add!(lion_step, p);
             add!(lion_step_8bit, p, |c: Case| c.floats("map", dyn8::dynamic_map(true)).positive(&["absmax"]));
             for nesterov in [0, 1] {
-                let p = sgd::Sgd { P, lr: 1e-2, decay: 0.1, momentum: 0.9, rest: 0.8, nesterov };
+                let p = sgd::Sgd { rest: 0.8, nesterov, ..sgd::Sgd::new(P as usize, 1, 1e-2, (0.9, 0.2), false, 0.1) };
                 add!(sgd_step, p);
                 add!(sgd_step_momentum, p);
             }
-            add!(muon_step, muon::MuonStep { P, keep: 0.99, lr: 0.02 });
+            add!(muon_step, muon::MuonStep::new(P as usize, 0.99, 0.02));
             add!(gradnorm_partial, gradnorm::GradNorm { P });
             add!(gradnorm_finish, gradnorm::GradNormFinish { P, max_norm: 0.5, unscale: 0.25 }, |c: Case| c
                 .positive(&["partial"]));
@@ -491,7 +545,13 @@ pub fn all() -> Vec<(String, Case)> {
         }
         decoding(&mut out, float);
         thin(&mut out, float);
+        if float != DType::F32 {
+            dense(&mut out, float);
+        }
         mixtures(&mut out, float);
+        if float != DType::F32 {
+            long_rows(&mut out, float);
+        }
         attention(&mut out, &[1], 9, [2, 1, 4], 0, 0.0, float, None);
         attention(&mut out, &[5, 33, 12], 99, [4, 2, 20], 2, 1.5, float, None);
         attention(&mut out, &[40], 7, [2, 2, 256], 0, 0.0, float, None);

@@ -79,6 +79,12 @@ static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline float __fdiv_rn(float a, float b) { return a / b; }
 static inline int __float2int_rn(float x) { return (int)nearbyintf(x); }
+static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned s) {
+    uint64_t both = (uint64_t)y << 32 | x;
+    unsigned out = 0;
+    for (int k = 0; k < 4; k++) out |= (unsigned)(both >> (s >> 4 * k & 7) * 8 & 255) << 8 * k;
+    return out;
+}
 static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline void __trap() { fprintf(stderr, "REQUIRE failed\n"); abort(); }
 template <typename A, typename B> static inline unsigned min(A a, B b) { return a < b ? a : b; }

@@ -1,6 +1,6 @@
 //! What the stamped methods promise, through `&dyn Backend`: every backend checks a call before it runs it.
 use super::*;
-use luthier::backend::{Backend, Buf, Launch, cpu::Cpu};
+use luthier::backend::{Backend, Buf, Launch, Scope, cpu::Cpu};
 use luthier::dtype::DType::{self, Bf16, F16, F32, U8, U32};
 use luthier::error::{Error, OpError};
 use luthier::ops::attention::Attention;
@@ -194,6 +194,63 @@ fn the_same_call_twice_gives_the_same_bits() {
     let trial = Trial::new(&case, &case.storages()[0]);
     let again = [on_every_device(&trial), on_every_device(&trial)];
     assert_eq!(again[0], again[1]);
+}
+
+#[test]
+fn rows_come_from_the_host() {
+    on_devices(|devices| {
+        for d in devices {
+            let b = &*d.backend;
+            let (V, C) = (50, 6);
+            let values: Vec<f32> = (0..V * C).map(|i| i as f32).collect();
+            for dtype in [F32, Bf16] {
+                let mut host = b.host_alloc(V * C, dtype).unwrap();
+                b.host_upload(&mut host, &dtype.encode(&values)).unwrap();
+                // neighbours, again and again, and within a larger buffer; earlier calls on it come first
+                let ids = [49, 3, 4, 5, 3, 3, 0];
+                let mut x = b.alloc((ids.len() + 4) * C, dtype).unwrap();
+                b.fill(&mut x, -1.0).unwrap();
+                b.rows_from_host(&mut x.view(2 * C, ids.len() * C), &host, &ids).unwrap();
+                let row =
+                    |id: &u32| values[*id as usize * C..][..C].iter().map(|v| dtype.round(*v)).collect::<Vec<_>>();
+                let ends = vec![-1.0; 2 * C];
+                let want = [ends.clone(), ids.iter().flat_map(row).collect(), ends].concat();
+                assert_eq!(b.download_f32(&x).unwrap(), want, "{} {dtype:?}", d.name);
+                let e = text(b.rows_from_host(&mut x.view(0, 2 * C), &host, &[0, 50]));
+                assert!(e.contains("there is no row 50"), "{}: {e}", d.name);
+                assert!(b.rows_from_host(&mut x.view(0, 2 * C), &host, &[0, 1, 2, 3, 4]).is_err(), "{}", d.name);
+                b.free(x);
+                b.host_free(host);
+            }
+        }
+    });
+}
+
+#[test]
+fn phases_take_turns_in_the_same_memory() {
+    on_devices(|devices| {
+        for d in devices {
+            let b = &*d.backend;
+            let before = b.memory();
+            let scope = Scope::new(b);
+            let phases = [vec![(70, Bf16), (4000, F32)], vec![(3000, F32), (3000, F32), (50, F32)], vec![]];
+            let all = scope.by_turns(&phases).unwrap();
+            let sizes = |bufs: &[Buf]| bufs.iter().map(|buf| (buf.len(), buf.dtype())).collect::<Vec<_>>();
+            assert_eq!(all.iter().map(|bufs| sizes(bufs)).collect::<Vec<_>>(), phases, "{}", d.name);
+            let most: u64 =
+                [(4000, F32), (3000, F32), (50, F32)].map(|(len, dtype)| b.rules().bytes(len, dtype)).iter().sum();
+            assert_eq!(b.memory().by_use.iter().sum::<u64>() - before.by_use.iter().sum::<u64>(), most, "{}", d.name);
+            for bufs in &all {
+                for (i, buf) in bufs.iter().enumerate() {
+                    b.fill(&mut buf.view(0, buf.len()), i as f32 + 1.0).unwrap();
+                }
+                for (i, buf) in bufs.iter().enumerate() {
+                    let want = vec![i as f32 + 1.0; buf.len()];
+                    assert_eq!(b.download_f32(buf).unwrap(), want, "{} {i}", d.name);
+                }
+            }
+        }
+    });
 }
 
 #[test]

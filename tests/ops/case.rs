@@ -15,6 +15,8 @@ pub struct Case {
     mixed: Vec<(DType, Vec<(&'static str, DType)>)>,
     odd_rows: bool,
     only_f32: bool,
+    /// The limit of every output, instead of the table's.
+    pub within: Option<f64>,
 }
 
 impl Case {
@@ -27,6 +29,7 @@ impl Case {
             mixed: Vec::new(),
             odd_rows: false,
             only_f32: false,
+            within: None,
         }
     }
     /// One more storage: `base` for every float argument except those named.
@@ -43,6 +46,16 @@ impl Case {
     /// Also 16-bit types with rows of odd length, at even strides: a vocabulary may be odd.
     pub fn odd_rows(mut self) -> Case {
         self.odd_rows = true;
+        self
+    }
+    /// Of a step: also a weight or a gradient in 16 bits, and the other in f32.
+    pub fn held_apart(self) -> Case {
+        self.mixed(DType::F32, &[("weight", DType::Bf16)]).mixed(DType::F32, &[("grad", DType::Bf16)])
+    }
+    /// Of a step that rounds by chance: which way is known, but for a weight in a thousand whose sum is another in its last bit. What
+    /// is rounded to nearest is fifty times as far away.
+    pub fn rounded_by_chance(mut self) -> Case {
+        self.within = Some(1e-7);
         self
     }
     pub fn only_f32(mut self) -> Case {

@@ -3,8 +3,9 @@
 //! A quantizer q is monotone, so that is `q(x − slack) <= code <= q(x + slack)`.
 use crate::values::Values;
 use luthier::ops::adamw::{AdamW, adamw_step};
+use luthier::ops::fp8::Fp8Quantize;
 use luthier::ops::lion::{Lion, lion_step};
-use luthier::ops::{Op, dyn8, nf4};
+use luthier::ops::{Op, dyn8, fp8, nf4};
 
 /// 4 units in the last place, relative: the quotient by absmax is rounded once or twice.
 const SLACK: f64 = 4.0 / (1u64 << 23) as f64;
@@ -24,6 +25,13 @@ pub fn compare(op: Op, arg: &str, got: &[u8], inputs: &Values, params: &[u8]) ->
             // as unsigned numbers in the order of the signed ones
             let got: Vec<u8> = got.iter().map(|code| code ^ 128).collect();
             check(&got, scaled, |x| (x.round_ties_even() + 128.0) as u8)
+        }
+        (Op::fp8_quantize, "codes") => compare_fp8(got, inputs, bytemuck::pod_read_unaligned(params)),
+        (Op::fp8_transpose, "out") => {
+            let dims = Op::fp8_transpose.extents(params).0;
+            let (N, C, inp) = (dims[0], dims[1], inputs["inp"].bytes());
+            let wrong = got.iter().enumerate().position(|(i, code)| inp[i % N * C + i / N] != *code);
+            wrong.map_or(Ok(0.0), |i| Err(format!("[{i}] is not that of its row and column")))
         }
         (Op::rows_gather, "out") => {
             let C = Op::rows_gather.extents(params).0[2];
@@ -66,6 +74,19 @@ fn compare_nf4(packed: &[u8], x: &[f64]) -> Result<f64, String> {
     let scaled =
         scaled(x, nf4::BLOCK).enumerate().map(|(i, x)| (if zeros[i / nf4::BLOCK] { -1.0 } else { x }, x.abs() * SLACK));
     check(&got, scaled, q)
+}
+
+/// In the order of their values: a code of a negative number counts down, and both zeros are one.
+fn compare_fp8(got: &[u8], inputs: &Values, p: Fp8Quantize) -> Result<f64, String> {
+    let C = p.C as usize;
+    let order = |code: u8| if code & 0x80 == 0 { 128 + code } else { 128 - (code & 0x7f) };
+    let by = (p.by == 1).then(|| inputs["by"].floats());
+    let inp = inputs["inp"].floats().iter().enumerate();
+    let x: Vec<f64> = inp.map(|(i, x)| x * by.map_or(1.0, |by| by[i % C])).collect();
+    // of the quotient by the greatest: the product with `by`, the scale, its inverse and the product with it are rounded
+    let scaled = scaled(&x, C).map(|x| (x * f64::from(fp8::MOST), x.abs() * f64::from(fp8::MOST) * 2.0 * SLACK));
+    let got: Vec<u8> = got.iter().map(|code| order(*code)).collect();
+    check(&got, scaled, |x| order(fp8::encode(x as f32)))
 }
 
 fn nearest(map: &[f64], x: f64) -> u8 {

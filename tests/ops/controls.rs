@@ -132,6 +132,9 @@ impl Backend for Broken {
     fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
         self.cpu.from_host(to, from)
     }
+    fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
+        self.cpu.rows_from_host(to, from, ids)
+    }
     fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
         self.cpu.host_upload(to, bytes)
     }

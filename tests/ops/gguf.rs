@@ -1,7 +1,7 @@
 use super::*;
 use luthier::dtype::DType;
 use luthier::io::safetensors::Tensors;
-use luthier::ops::gguf::{Blocks32, Blocks256};
+use luthier::ops::gguf::{Blocks32, Blocks256, ThinGguf};
 use luthier::ops::{Params, Slice};
 use values::{Data, Values};
 
@@ -45,6 +45,13 @@ pub fn cases() -> Vec<Case> {
             cases.push(case.with("scales", scales(bytes, places)));
         }
     }
+    for (format, (_, len, bytes, places)) in FORMATS.into_iter().enumerate() {
+        // rows of inp, outputs, blocks of a row, rows of the weight in all, the first of them
+        for (N, O, blocks, all, first) in [(1, 1, 1, 1, 0), (3, 18, 2, 21, 3), (9, 34, 3, 40, 6), (2, 5, 9, 5, 0), (1, 33, 17, 34, 1)] {
+            let p = ThinGguf { N, O, C: blocks * len, P: all * blocks * bytes as u32, first, format: format as u32 };
+            cases.push(Case::new(Op::thin_gguf, p).with("scales", scales(bytes, places)));
+        }
+    }
     cases
 }
 
@@ -74,5 +81,10 @@ fn blocks_are_ggmls() {
 #[test]
 fn parts_of_blocks_are_refused() {
     assert!(Blocks32 { P: 33 }.check().unwrap_err().contains("whole blocks of 32"));
+    let thin = ThinGguf { N: 1, O: 2, C: 64, P: 4 * 36, first: 2, format: 0 };
+    assert_eq!(thin.check(), Ok(()));
+    assert!(ThinGguf { first: 3, ..thin }.check().unwrap_err().contains("within the weight"));
+    assert!(ThinGguf { C: 48, ..thin }.check().unwrap_err().contains("whole blocks"));
+    assert!(ThinGguf { format: 8, ..thin }.check().unwrap_err().contains("format"));
     assert!(Blocks256 { P: 32 }.check().unwrap_err().contains("whole blocks of 256"));
 }

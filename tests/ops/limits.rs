@@ -35,7 +35,8 @@ fn class(op: Op) -> Class {
         Op::pages_write | Op::route_index | Op::route_gather_forward | Op::mxfp4_dequantize => Class::Exact,
         Op::latent_query_forward | Op::latent_kv_forward | Op::latent_output_forward => Class::Exact,
         Op::latent_query_backward | Op::latent_output_backward => Class::Exact,
-        _ if ["grouped", "thin"].contains(&op.spec().file) => Class::Product,
+        Op::thin_gguf => Class::Product,
+        _ if ["grouped", "thin", "fp8_matmul"].contains(&op.spec().file) => Class::Product,
         Op::router_forward | Op::router_backward => Class::Softmax,
         Op::balance_forward | Op::balance_backward => Class::Softmax,
         Op::group_router_forward | Op::group_router_backward => Class::Softmax,
@@ -54,7 +55,13 @@ fn class(op: Op) -> Class {
 }
 
 /// (op, output, its type, limit, why): where the table does not fit.
-const OVERRIDES: &[(Op, &str, DType, f64, &str)] = &[];
+const OVERRIDES: &[(Op, &str, DType, f64, &str)] = &[
+    (Op::fp8_matmul, "out", DType::F32, 1e-5, FEW_BITS),
+    (Op::fp8_matmul, "out", DType::F16, 1e-5, FEW_BITS),
+    (Op::fp8_matmul_add, "out", DType::F32, 1e-5, FEW_BITS),
+    (Op::fp8_matmul_add, "out", DType::F16, 1e-5, FEW_BITS),
+];
+const FEW_BITS: &str = "Hopper's tensor cores add products in e4m3 in fewer bits than f32 has";
 
 /// The limit for the output `arg` stored as `out`. `coarsest` is the coarsest type among the op's floats (attention rounds its
 /// probabilities to that), `inner` the length of a product's sums.

@@ -1,12 +1,16 @@
 use super::*;
+use luthier::ops::adamw::Chance;
 use luthier::ops::lion::{Lion, lion_step};
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for P in [1, 2, 255, 256, 257, 1021, 4100, 70_001] {
         let p = Lion::new(P, 1e-3, (0.9, 0.99), 0.1);
-        cases.push(Case::new(Op::lion_step, p));
-        cases.push(Case::new(Op::lion_step_8bit, p));
+        for op in [Op::lion_step, Op::lion_step_8bit] {
+            cases.push(Case::new(op, p).held_apart());
+            let p = p.by_chance(Chance { seed: 7, stream: 1, first: 8192 });
+            cases.push(Case::new(op, p).rounded_by_chance());
+        }
         cases.push(Case::new(Op::lion_step_8bit, Lion { decay: 0.0, ..p }).with("from zero", |values| {
             let len = values["m"].bytes().len();
             values.insert("m", values::Data::U8(vec![0; len]));

@@ -1,4 +1,6 @@
 use super::*;
+use luthier::dtype::DType;
+use luthier::ops::adamw::Chance;
 use luthier::ops::muon::{MuonMomentum, MuonNormalize, MuonStep, muon_normalize};
 
 pub fn cases() -> Vec<Case> {
@@ -14,7 +16,10 @@ pub fn cases() -> Vec<Case> {
         }));
     }
     for P in [1, 2, 255, 513, 4100, 70_001] {
-        cases.push(Case::new(Op::muon_step, MuonStep { P, keep: 0.99, lr: 0.02 }));
+        let p = MuonStep::new(P, 0.99, 0.02);
+        cases.push(Case::new(Op::muon_step, p).mixed(DType::Bf16, &[("weight", DType::F32)]));
+        let p = p.by_chance(Chance { seed: 7, stream: 1, first: 8192 });
+        cases.push(Case::new(Op::muon_step, p).rounded_by_chance());
     }
     cases
 }

@@ -1,11 +1,17 @@
 use super::*;
 use luthier::dtype::DType::{Bf16, F32};
-use luthier::ops::paged_attention::PagedAttention;
+use luthier::ops::paged_attention::{PagedAttention, PagedAttentionJoin};
 use values::Data;
 
 /// Queries with these spans, each of a sequence of its own, whose pages lie scattered; the first two share theirs.
-fn scattered(name: &str, spans: &[[u32; 2]], [H, K, D]: [u32; 3], page: u32, softcap: f32) -> Case {
-    let pages_of: Vec<u32> = spans.iter().map(|s| s[1].div_ceil(page).max(1)).collect();
+fn scattered(name: &str, spans: &[[u32; 2]], heads: [u32; 3], page: u32, softcap: f32) -> Case {
+    parted(name, spans, 1, heads, page, softcap)
+}
+
+/// The same with Z spans for each query.
+fn parted(name: &str, spans: &[[u32; 2]], Z: u32, [H, K, D]: [u32; 3], page: u32, softcap: f32) -> Case {
+    let longest = spans.chunks(Z as usize).map(|spans| spans.iter().map(|s| s[1]).max().unwrap());
+    let pages_of: Vec<u32> = longest.map(|end| end.div_ceil(page).max(1)).collect();
     let total: u32 = pages_of.iter().sum::<u32>() + 1;
     // 7 and the prime beyond every size here have no common factor: all pages, in another order
     let order: Vec<u32> = (0..total).map(|i| (i * 7 + 3) % total).collect();
@@ -15,8 +21,8 @@ fn scattered(name: &str, spans: &[[u32; 2]], [H, K, D]: [u32; 3], page: u32, sof
     if starts.len() > 1 && pages_of[0] >= pages_of[1] {
         starts[1] = starts[0];
     }
-    let (N, P, T) = (spans.len() as u32, pages.len() as u32, total * page);
-    let p = PagedAttention { N, T, H, K, D, P, page, scale: 1.0 / (D as f32).sqrt(), softcap };
+    let (N, P, T) = (starts.len() as u32, pages.len() as u32, total * page);
+    let p = PagedAttention { N, Z, T, H, K, D, P, page, scale: 1.0 / (D as f32).sqrt(), softcap };
     let span: Vec<u32> = spans.iter().flatten().copied().collect();
     Case::new(Op::paged_attention_forward, p)
         .with(name, move |values| {
@@ -37,6 +43,17 @@ pub fn cases() -> Vec<Case> {
     cases.push(scattered("long", &[[0, 1029]], [4, 1, 128], 16, 0.0));
     cases.push(scattered("long", &[[0, 515], [100, 700]], [8, 2, 64], 32, 0.0));
     cases.push(scattered("odd page", &[[0, 23], [2, 9]], [2, 1, 16], 5, 0.0));
+    cases.push(parted("parts", &[[0, 40], [40, 80], [80, 101], [16, 20], [20, 24], [0, 0]], 3, [4, 2, 64], 16, 0.0));
+    cases.push(parted("parts", &[[0, 513], [513, 1029]], 2, [8, 2, 128], 16, 30.0));
+    for (N, Z, H, D) in [(1, 1, 1, 1), (3, 2, 2, 6), (1, 32, 4, 128), (2, 7, 3, 256), (65, 3, 14, 64)] {
+        // some parts see nothing, and of the last query's none does
+        cases.push(Case::new(Op::paged_attention_join, PagedAttentionJoin { N, Z, H, D }).with("gaps", move |values| {
+            let Some(Data::Float(lse)) = values.get_mut("part_lse") else { panic!("part_lse is f32") };
+            let last = lse.len() - (Z * H) as usize;
+            let gap = |i: usize| i % 5 == 3 || N > 1 && i >= last;
+            lse.iter_mut().enumerate().for_each(|(i, x)| *x = if gap(i) { f32::NEG_INFINITY.into() } else { *x * 9.0 });
+        }));
+    }
     cases
 }
 

@@ -5,7 +5,7 @@ use luthier::ops::rmsnorm::RmsNorm;
 pub fn cases() -> Vec<Case> {
     let shapes = [
         (1, 1), (1, 2), (5, 23), (7, 64), (3, 257), (64, 255), (65, 126), (127, 128), (2, 4099), (3, 4098), (513, 66), (300, 2),
-        (17, 8192),
+        (17, 8192), (5, 1288), (9, 4096), (2, 16384),
     ];
     let mut cases = Vec::new();
     for (N, C) in shapes {

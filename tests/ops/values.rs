@@ -132,9 +132,10 @@ fn plain(arg: &Arg, extent: &Extent, noise: &mut Noise, dim: &dyn Fn(&str) -> us
         ("map" | "map1", _) => Data::Float(dyn8::dynamic_map(true).map(f64::from).to_vec()),
         ("map2", _) => Data::Float(dyn8::dynamic_map(false).map(f64::from).to_vec()),
         // scales, variances and sums of squares are positive
-        ("absmax" | "absmax1" | "absmax2" | "nested" | "scale" | "partial" | "rstd" | "square" | "v", Elem::F32) => {
-            Data::Float(noise.vec(len).into_iter().map(|x| x.abs() + 0.01).collect())
-        }
+        (
+            "absmax" | "absmax1" | "absmax2" | "nested" | "scale" | "partial" | "rstd" | "scales" | "square" | "v",
+            Elem::F32,
+        ) => Data::Float(noise.vec(len).into_iter().map(|x| x.abs() + 0.01).collect()),
         _ => Data::Float(noise.vec(len)),
     }
 }

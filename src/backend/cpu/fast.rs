@@ -17,6 +17,10 @@ pub(super) fn run<'a>(op: Op, args: impl Iterator<Item = Slice<'a, f32>>, params
         super::thin::run(op, args, params);
         return true;
     }
+    if op.spec().file == "fp8_matmul" {
+        super::fp8::run(op, args, &bytemuck::pod_read_unaligned(params));
+        return true;
+    }
     if op.spec().file == "gguf" {
         let Ok([Slice::FloatMut(out), Slice::U8(blocks)]) = <[_; 2]>::try_from(args) else { return false };
         dequantize(op, out, blocks);

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use std::cell::{RefCell, UnsafeCell};
 
 mod fast;
+mod fp8;
 mod grouped;
 mod thin;
 
@@ -125,6 +126,7 @@ fn by_rows(op: Op) -> bool {
             | Op::layernorm_backward
             | Op::attention_sink_forward
             | Op::paged_attention_forward
+            | Op::paged_attention_join
             | Op::bias_forward
             | Op::rope_forward
             | Op::rope_backward
@@ -279,6 +281,12 @@ impl Backend for Cpu {
     fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
         host::check(to, &from.0)?;
         self.copy(to, &from.0)
+    }
+
+    fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
+        let row = host::check_rows(to, &from.0, ids)?;
+        let at = |buf: &Buf, n: usize| Buf { start: buf.start + n * row * buf.width, len: row, ..*buf };
+        ids.iter().enumerate().try_for_each(|(n, id)| self.copy(&mut at(to, n), &at(&from.0, *id as usize)))
     }
 
     fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {

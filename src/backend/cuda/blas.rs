@@ -9,7 +9,7 @@
 //! tn   b [Q, J] is a J×Q                 a [Q, I] is an I×Q, transposed
 //! ```
 use super::driver::{Device, failed};
-use super::{libs, memory, tune};
+use super::{libs, memory, scaled, tune};
 use crate::backend::CudaRules;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -47,12 +47,27 @@ struct Key {
     alignments: [u32; 3],
 }
 
+impl Key {
+    fn new(op: Op, dtypes: [DType; 3], pointers: [u64; 3], p: &MatMul) -> Key {
+        let alignments = pointers.map(|p| 1 << p.trailing_zeros().min(8));
+        Key { op, dtypes, sizes: [p.I, p.J, p.Q, p.ld_out, p.ld_a, p.ld_b], alignments }
+    }
+}
+
 /// A product that is ready to run.
 struct Plan {
     desc: sys::cublasLtMatmulDesc_t,
     /// Of our b, a and out.
     layouts: [sys::cublasLtMatrixLayout_t; 3],
     algo: sys::cublasLtMatmulAlgo_t,
+    /// Bytes of workspace that it uses.
+    workspace: usize,
+}
+
+/// An algorithm that cuBLASLt proposes, and the bytes of workspace that it uses.
+struct Proposal {
+    algo: sys::cublasLtMatmulAlgo_t,
+    workspace: usize,
 }
 
 pub(super) struct Blas {
@@ -85,20 +100,36 @@ impl Blas {
         // SAFETY: created in `new`; its plans are gone.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
-    /// Queues the product; `false` if cuBLASLt has no algorithm for it. `pointers` and `dtypes`: out, a, b.
-    pub fn run(&mut self, device: &Device, op: Op, dtypes: [DType; 3], pointers: [u64; 3], p: &MatMul) -> Result<bool> {
+    /// Queues the product; `false` if cuBLASLt has no algorithm for it. `pointers` and `dtypes`: out, a, b; `scales` of rows in
+    /// e4m3, which are u8 here.
+    pub fn run(
+        &mut self,
+        device: &Device,
+        op: Op,
+        dtypes: [DType; 3],
+        pointers: [u64; 3],
+        scales: Option<scaled::Scales>,
+        p: &MatMul,
+    ) -> Result<bool> {
         if !supported(dtypes) || p.I == 0 || p.J == 0 || p.Q == 0 {
             return Ok(false);
         }
-        let alignments = pointers.map(|p| 1 << p.trailing_zeros().min(8));
-        let key = Key { op, dtypes, sizes: [p.I, p.J, p.Q, p.ld_out, p.ld_a, p.ld_b], alignments };
+        let key = Key::new(op, dtypes, pointers, p);
         if !self.plans.contains_key(&key) {
-            let plan = self.planned(device, &key, pointers, p.alpha)?;
+            let plan = self.planned(device, &key, pointers, scales, p.alpha)?;
             self.plans.insert(key, plan);
         }
         let Some(Some(plan)) = self.plans.get(&key) else { return Ok(false) };
+        if let Some(scales) = scales {
+            scaled::point(plan.desc, scales).map_err(refused("scales"))?;
+        }
         self.queue(device, op, plan, &plan.algo, pointers, pointers[0], p.alpha)?;
         Ok(true)
+    }
+    /// Whether this product uses the workspace, as far as that is known.
+    pub fn uses_workspace(&self, op: Op, dtypes: [DType; 3], pointers: [u64; 3], p: &MatMul) -> bool {
+        let plan = self.plans.get(&Key::new(op, dtypes, pointers, p));
+        plan.is_none_or(|plan| plan.as_ref().is_some_and(|plan| plan.workspace > 0))
     }
     /// From now on the first algorithm that is proposed, or the fastest: trying takes longer than a single run, so only those who
     /// repeat their products want it.
@@ -108,10 +139,17 @@ impl Blas {
         }
         self.choice = choice;
     }
-    fn planned(&self, device: &Device, key: &Key, pointers: [u64; 3], alpha: f32) -> Result<Option<Plan>> {
+    fn planned(
+        &self,
+        device: &Device,
+        key: &Key,
+        pointers: [u64; 3],
+        scales: Option<scaled::Scales>,
+        alpha: f32,
+    ) -> Result<Option<Plan>> {
         let tuned =
             self.choice == Choice::Fastest && key.sizes[..3].iter().map(|x| *x as u64).product::<u64>() >= LARGE;
-        let Some((mut plan, algos)) = plan(self.handle, key, if tuned { PROPOSALS } else { 1 })? else {
+        let Some((mut plan, proposals)) = plan(self.handle, key, scales, if tuned { PROPOSALS } else { 1 })? else {
             return Ok(None);
         };
         if tuned {
@@ -119,9 +157,12 @@ impl Blas {
             let version = unsafe { sys::cublasLtGetVersion() };
             let kept = tune::kept(&format!("{key:?}"), device, version as usize);
             let adds = adds(key.op);
+            let algos: Vec<_> = proposals.iter().map(|proposal| proposal.algo).collect();
             plan.algo = tune::choose(device, &algos, kept, self.out_bytes(key), adds, |algo, to| {
                 self.queue(device, key.op, &plan, algo, pointers, to.unwrap_or(pointers[0]), alpha)
             })?;
+            let chosen = proposals.iter().find(|proposal| proposal.algo.data == plan.algo.data);
+            plan.workspace = chosen.map_or(WORKSPACE, |chosen| chosen.workspace);
         }
         Ok(Some(plan))
     }
@@ -167,19 +208,20 @@ impl Blas {
     }
 }
 
-/// a and b of one type; out of that type or f32.
+/// a and b of one type; out of that type or f32, or of any float where they are in e4m3.
 fn supported([out, a, b]: [DType; 3]) -> bool {
-    a == b && (out == a || out == DType::F32)
+    a == b && (out == a || out == DType::F32 || a == DType::U8)
 }
 
 fn adds(op: Op) -> bool {
-    matches!(op, Op::matmul_nt_add | Op::matmul_nn_add | Op::matmul_tn_add)
+    matches!(op, Op::matmul_nt_add | Op::matmul_nn_add | Op::matmul_tn_add | Op::fp8_matmul_add)
 }
 
 fn data_type(dtype: DType) -> sys::cudaDataType {
     match dtype {
         DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
         DType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        DType::U8 => sys::cudaDataType_t::CUDA_R_8F_E4M3,
         _ => sys::cudaDataType_t::CUDA_R_32F,
     }
 }
@@ -200,13 +242,14 @@ impl Drop for Plan {
 fn plan(
     handle: sys::cublasLtHandle_t,
     key: &Key,
+    scales: Option<scaled::Scales>,
     most: usize,
-) -> Result<Option<(Plan, Vec<sys::cublasLtMatmulAlgo_t>)>> {
+) -> Result<Option<(Plan, Vec<Proposal>)>> {
     use sys::cublasLtMatmulDescAttributes_t as Attribute;
     let [i, j, q, ld_out, ld_a, ld_b] = key.sizes;
     let [out, a, b] = key.dtypes;
     let (b_rows, b_cols, transpose_b) = match key.op {
-        Op::matmul_nt | Op::matmul_nt_add => (q, j, true),
+        Op::matmul_nt | Op::matmul_nt_add | Op::fp8_matmul | Op::fp8_matmul_add => (q, j, true),
         _ => (j, q, false),
     };
     let (a_rows, a_cols, transpose_a) = match key.op {
@@ -226,21 +269,19 @@ fn plan(
         unsafe { result::set_matmul_desc_attribute(desc, attribute, &value as *const i32 as *const c_void, 4) }
             .map_err(refused("a product"))?;
     }
+    if let Some(scales) = scales {
+        scaled::describe(desc, scales).map_err(refused("a product of scaled rows"))?;
+    }
     let layouts = [layout(b, b_rows, b_cols, ld_b)?, layout(a, a_rows, a_cols, ld_a)?, layout(out, j, i, ld_out)?];
-    let mut plan = Plan { desc, layouts, algo: sys::cublasLtMatmulAlgo_t { data: [0; 8] } };
-    let algos = heuristic(handle, &plan, key.alignments, most)?;
-    let Some(first) = algos.first() else { return Ok(None) };
-    plan.algo = *first;
-    Ok(Some((plan, algos)))
+    let mut plan = Plan { desc, layouts, algo: sys::cublasLtMatmulAlgo_t { data: [0; 8] }, workspace: 0 };
+    let proposals = heuristic(handle, &plan, key.alignments, most)?;
+    let Some(first) = proposals.first() else { return Ok(None) };
+    (plan.algo, plan.workspace) = (first.algo, first.workspace);
+    Ok(Some((plan, proposals)))
 }
 
 /// cuBLASLt's first proposals that fit the workspace and sum split parts in f32 and in a fixed order.
-fn heuristic(
-    handle: sys::cublasLtHandle_t,
-    plan: &Plan,
-    [out, a, b]: [u32; 3],
-    most: usize,
-) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
+fn heuristic(handle: sys::cublasLtHandle_t, plan: &Plan, [out, a, b]: [u32; 3], most: usize) -> Result<Vec<Proposal>> {
     use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
     let preference = Preference(result::create_matmul_pref().map_err(refused("a preference"))?);
     let in_workspace = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
@@ -274,7 +315,8 @@ fn heuristic(
         }
         status.result().map_err(refused("choosing algorithms"))?;
         let found = found.into_iter().take(count.max(0) as usize).map(|f| f.assume_init());
-        Ok(found.filter(|f| f.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS).map(|f| f.algo).collect())
+        let fine = found.filter(|f| f.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
+        Ok(fine.map(|f| Proposal { algo: f.algo, workspace: f.workspaceSize }).collect())
     }
 }
 

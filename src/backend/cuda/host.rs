@@ -5,6 +5,7 @@
 //! other work    waits for the copies that write what it touches, and for those that read what it writes
 //! ```
 use super::driver::{Device, failed};
+use super::pinned::Pinned;
 use crate::backend::{Buf, copy_bytes};
 use crate::error::Result;
 use cudarc::driver::{result, sys};
@@ -23,24 +24,19 @@ pub(super) enum Touch {
     Writes,
 }
 
-struct Pinned {
-    base: *mut u8,
-    bytes: usize,
-}
-
 /// Bytes of a slab, or of a pinned allocation.
 #[derive(Clone, Copy)]
-struct Stretch {
-    slab: u32,
-    start: usize,
-    end: usize,
+pub(super) struct Stretch {
+    pub slab: u32,
+    pub start: usize,
+    pub end: usize,
 }
 
 impl Stretch {
-    fn of(buf: &Buf) -> Stretch {
+    pub fn of(buf: &Buf) -> Stretch {
         Stretch { slab: buf.slab, start: buf.start, end: buf.start + buf.bytes() }
     }
-    fn overlaps(&self, other: &Stretch) -> bool {
+    pub fn overlaps(&self, other: &Stretch) -> bool {
         self.slab == other.slab && self.start < other.end && other.start < self.end
     }
 }
@@ -98,14 +94,7 @@ impl Host {
 
     /// Zeros; the number of the allocation, and its bytes.
     pub fn alloc(&mut self, bytes: usize) -> Result<(u32, u64)> {
-        // Not write-combined, for the host reads it. SAFETY: freed in `free` or `drop`; the bytes are written at once.
-        let base = unsafe {
-            let base = result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE)
-                .map_err(failed(&format!("{} MiB of pinned host memory", bytes >> 20)))?;
-            std::ptr::write_bytes(base as *mut u8, 0, bytes);
-            base as *mut u8
-        };
-        self.pinned.push(Some(Pinned { base, bytes }));
+        self.pinned.push(Some(Pinned::new(bytes)?));
         Ok((self.pinned.len() as u32 - 1, bytes as u64))
     }
 
@@ -114,8 +103,7 @@ impl Host {
         let Some(pinned) = self.pinned[buf.slab as usize].take() else { return Ok(0) };
         let whole = Stretch { slab: buf.slab, start: 0, end: pinned.bytes };
         let waited = self.finish(&whole, |_| true);
-        // SAFETY: an allocation of `alloc`, which nobody can name any more.
-        unsafe { result::free_host(pinned.base as *mut _) }.map_err(failed("giving back pinned memory"))?;
+        // nobody can name it any more
         waited.map(|()| pinned.bytes as u64)
     }
 
@@ -128,7 +116,7 @@ impl Host {
         let pinned = self.pinned[buf.slab as usize].as_ref().expect("the host buffer was freed");
         assert!(buf.start + buf.bytes() <= pinned.bytes, "a host buffer of another backend");
         // SAFETY: within the allocation.
-        unsafe { std::slice::from_raw_parts_mut(pinned.base.add(buf.start), buf.bytes()) }
+        unsafe { std::slice::from_raw_parts_mut(pinned.base().add(buf.start), buf.bytes()) }
     }
 
     pub fn upload(&mut self, to: &Buf, bytes: &[u8]) -> Result<()> {
@@ -139,6 +127,12 @@ impl Host {
     pub fn download(&mut self, from: &Buf) -> Result<Vec<u8>> {
         self.finish(&Stretch::of(from), |way| way == Way::ToHost)?;
         Ok(self.bytes(from).to_vec())
+    }
+
+    /// The bytes of a buffer, as what was queued to write them leaves them.
+    pub fn written(&self, buf: &Buf) -> Result<&[u8]> {
+        self.finish(&Stretch::of(buf), |way| way == Way::ToHost)?;
+        Ok(self.bytes(buf))
     }
 
     /// Waits for the copies that touch this part of the host, as far as they go such a way.
@@ -206,6 +200,14 @@ impl Host {
         }
         self.before_stretch(on, &Stretch::of(buf), touch)
     }
+    /// The same for what touches nobody knows what.
+    pub fn before_all(&mut self, on: &Device) -> Result<()> {
+        for copy in self.copies.iter_mut().filter(|copy| !copy.awaited) {
+            wait(on.raw_stream(), copy.done)?;
+            copy.awaited = true;
+        }
+        Ok(())
+    }
     /// The same for a whole slab that goes.
     pub fn before_free(&mut self, on: &Device, slab: u32) -> Result<()> {
         self.before_stretch(on, &Stretch { slab, start: 0, end: usize::MAX }, Touch::Writes)
@@ -235,11 +237,9 @@ impl Drop for Host {
     fn drop(&mut self) {
         // A lost device cannot be tidied, and nobody is left to tell.
         let _ = self.sync();
+        self.pinned.clear();
         // SAFETY: no copy runs any more; nobody else has these.
         unsafe {
-            for pinned in self.pinned.drain(..).flatten() {
-                let _ = result::free_host(pinned.base as *mut _);
-            }
             for event in self.spare.drain(..).chain(self.copies.drain(..).map(|copy| copy.done)).chain([self.mark]) {
                 let _ = result::event::destroy(event);
             }

@@ -3,7 +3,7 @@ use super::driver::{Device, failed};
 use super::nvrtc;
 use super::source::{Kernel, Variant};
 use crate::backend::Launch;
-use crate::backend::kernel_text::{Names, Section, eval, names};
+use crate::backend::kernel_text::{Names, Section, eval, grid};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Op;
@@ -52,7 +52,7 @@ impl Kernels {
     /// Queues every stage of the launch's op. `pointers` in the row's order, 0 for an absent argument.
     pub fn run(&mut self, device: &Device, launch: &Launch, variant: Option<Variant>, pointers: &[u64]) -> Result<()> {
         let loaded = self.get(device, launch, variant)?;
-        let names = names(launch.op().spec().fields, launch.params());
+        let names = Kernel { op: launch.op(), dtypes: &[], variant }.names(launch.params());
         let mut params: Vec<*mut c_void> = pointers.iter().map(|p| p as *const u64 as *mut c_void).collect();
         params.push(launch.params().as_ptr() as *mut c_void);
         loaded.stages.iter().try_for_each(|stage| stage.run(device, &names, &mut params))
@@ -94,10 +94,7 @@ impl Stage {
         let name = self.section.name;
         let value =
             |expr: &str| eval(expr, names).map_err(|e| Error::Bug(format!("the heading of kernel {name}: {e}")));
-        let mut grid = [1; 3];
-        for (size, expr) in grid.iter_mut().zip(&self.section.grid) {
-            *size = value(expr)?;
-        }
+        let grid = grid(&self.section, names).map_err(Error::Bug)?;
         if grid.contains(&0) {
             return Ok(());
         }

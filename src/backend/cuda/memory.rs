@@ -3,6 +3,7 @@ use super::driver::{Device, failed};
 use crate::backend::{Buf, Ledger, Use, copy_bytes};
 use crate::error::{Error, Result};
 use cudarc::driver::{result, sys};
+use rayon::prelude::*;
 use std::collections::VecDeque;
 
 struct Slab {
@@ -115,26 +116,51 @@ impl Ring {
     /// Queues the copy of `bytes` to `to`; the caller may drop them at once.
     pub fn upload(&mut self, device: &Device, to: sys::CUdeviceptr, bytes: &[u8]) -> Result<()> {
         for (i, part) in bytes.chunks(PIECE).enumerate() {
-            let start = self.reserve(part.len())?;
-            let (to, stream) = (to + (i * PIECE) as u64, device.raw_stream());
-            // SAFETY: `reserve` waited until no copy reads these bytes of the ring.
-            let host = unsafe { std::slice::from_raw_parts_mut(self.base.add(start), part.len()) };
             // one thread copies out of a mapped file at a fraction of what the bus takes: each page of it is a fault
-            copy_bytes(host, part);
-            let done =
-                result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed("an event"))?;
-            // From here on the piece is in the queue, so that an error does not lose its event.
-            self.pieces.push_back(Piece { start, end: start + part.len(), done });
-            // SAFETY: the caller checked the device's range; the host's stays until `done`.
-            unsafe {
-                result::memcpy_htod_async(to, host, stream).map_err(failed("upload"))?;
-                result::event::record(done, stream).map_err(failed("upload"))?;
-            }
+            self.piece(device, to + (i * PIECE) as u64, part.len(), |host| copy_bytes(host, part))?;
         }
         Ok(())
     }
+    /// The same of the rows `ids` of a table whose rows take so many bytes.
+    pub fn upload_rows(
+        &mut self,
+        device: &Device,
+        to: sys::CUdeviceptr,
+        table: &[u8],
+        row: usize,
+        ids: &[u32],
+    ) -> Result<()> {
+        if row == 0 {
+            return Ok(());
+        }
+        let count = (PIECE / row).max(1);
+        for (i, ids) in ids.chunks(count).enumerate() {
+            let gather = |host: &mut [u8]| {
+                let rows = host.par_chunks_mut(row).zip(ids).with_min_len(16);
+                rows.for_each(|(to, id)| to.copy_from_slice(&table[*id as usize * row..][..row]));
+            };
+            self.piece(device, to + (i * count * row) as u64, ids.len() * row, gather)?;
+        }
+        Ok(())
+    }
+    /// Queues the copy to `to` of `len` bytes that `fill` writes.
+    fn piece(&mut self, device: &Device, to: sys::CUdeviceptr, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<()> {
+        let (start, stream) = (self.reserve(len)?, device.raw_stream());
+        // SAFETY: `reserve` waited until no copy reads these bytes of the ring.
+        let host = unsafe { std::slice::from_raw_parts_mut(self.base.add(start), len) };
+        fill(host);
+        let done = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed("an event"))?;
+        // From here on the piece is in the queue, so that an error does not lose its event.
+        self.pieces.push_back(Piece { start, end: start + len, done });
+        // SAFETY: the caller checked the device's range; the host's stays until `done`.
+        unsafe {
+            result::memcpy_htod_async(to, host, stream).map_err(failed("upload"))?;
+            result::event::record(done, stream).map_err(failed("upload"))
+        }
+    }
     /// Where `len` bytes are free.
     fn reserve(&mut self, len: usize) -> Result<usize> {
+        assert!(len <= RING, "a piece of {len} bytes");
         if self.head + len > RING {
             // what lies between here and the end must be gone before pieces at the start can be the oldest
             while self.pieces.front().is_some_and(|p| p.start >= self.head) {

@@ -5,28 +5,33 @@
 //! `Error::Device` that says how to get it. Everything runs on one stream, in order, but for copies from and to the host's
 //! memory (`host.rs`).
 use super::dry::Rules;
-use super::{Backend, Buf, CudaRules, HostBuf, Launch, Mark, Memory, Use, same_bytes};
+use super::{Backend, Buf, CudaRules, HostBuf, Launch, Mark, Memory, Recording, Use, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use cudarc::driver::result;
-use host::{Touch, Way};
-use std::cell::RefCell;
+use host::{Stretch, Touch, Way};
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 mod blas;
 mod cudnn;
 mod driver;
 pub mod fast;
+mod graph;
 mod host;
 mod kernels;
 pub mod libs;
 mod marks;
 mod memory;
 pub mod nvrtc;
+mod order;
+mod pinned;
 mod report;
-pub mod source;
+mod scaled;
+pub use super::cuda_text as source;
 mod tune;
 pub use cudnn::AttentionPath;
+pub use graph::Graphs;
 pub use report::{CudaDevice, CudaReport, report};
 
 const RULES: CudaRules = CudaRules::FULL;
@@ -39,12 +44,18 @@ pub struct Cuda {
     /// `None`: only plain kernels, for tests of the fast paths.
     blas: RefCell<Option<blas::Blas>>,
     cudnn: RefCell<cudnn::Cudnn>,
+    graphs: Cell<Graphs>,
+    /// While calls are captured.
+    recorder: RefCell<Option<graph::Recorder>>,
+    /// Counts changes of what decides how a call runs.
+    epoch: Cell<u64>,
     /// Last, so that what lives on it goes first.
     device: driver::Device,
 }
 
 impl Cuda {
-    /// `LUTHIER_CUDA_ATTENTION` chooses what runs attention ([`AttentionPath`]).
+    /// `LUTHIER_CUDA_ATTENTION` chooses what runs attention ([`AttentionPath`]), `LUTHIER_CUDA_GRAPHS` what becomes of recorded
+    /// calls ([`Graphs`]).
     pub fn new(ordinal: usize) -> Result<Cuda> {
         Cuda::with_attention(ordinal, AttentionPath::from_env()?)
     }
@@ -53,6 +64,7 @@ impl Cuda {
         *cuda.blas.borrow_mut() = Some(blas::Blas::new(&cuda.device)?);
         cuda.slabs.borrow_mut().ledger.take_for(Use::Workspace, RULES.workspace());
         *cuda.cudnn.borrow_mut() = cudnn::Cudnn::new(path)?;
+        cuda.graphs.set(Graphs::from_env()?);
         Ok(cuda)
     }
     /// Without fast paths: every op is the plain kernel of its name.
@@ -71,11 +83,46 @@ impl Cuda {
             host,
             blas: RefCell::new(None),
             cudnn,
+            graphs: Cell::new(Graphs::Off),
+            recorder: RefCell::default(),
+            epoch: Cell::new(0),
             device,
         })
     }
+    /// From now on recorded calls run so.
+    pub fn set_graphs(&self, graphs: Graphs) {
+        self.graphs.set(graphs);
+        self.epoch.set(self.epoch.get() + 1);
+    }
+    /// A graph has launches and copies on the device, and nothing else.
+    fn not_recording(&self, what: &str) -> Result<()> {
+        match self.recorder.borrow().is_some() {
+            true => Err(Error::Bug(format!("{what} among recorded calls"))),
+            false => Ok(()),
+        }
+    }
+    /// Queues what touches these, in the order that a recording wants.
+    fn queue(
+        &self,
+        touched: impl FnOnce(&mut graph::Recorder) -> Vec<order::Touched>,
+        call: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let recorded = match self.recorder.borrow_mut().as_mut() {
+            Some(recorder) => {
+                let touched = touched(recorder);
+                Some(recorder.before(&self.device, touched)?)
+            }
+            None => None,
+        };
+        call()?;
+        match (recorded, self.recorder.borrow_mut().as_mut()) {
+            (Some(call), Some(recorder)) => recorder.after(&self.device, call),
+            _ => Ok(()),
+        }
+    }
     /// For all but the copies to and from the host.
     fn wait(&self) -> Result<()> {
+        self.not_recording("waiting")?;
         self.device.bind()?;
         self.device.stream.synchronize().map_err(driver::failed("waiting for the device"))
     }
@@ -121,6 +168,7 @@ impl Backend for Cuda {
         report::driver_version().ok().map(|(major, minor)| format!("CUDA {major}.{minor}"))
     }
     fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
+        self.not_recording("an allocation")?;
         self.device.bind()?;
         let slab = self.slabs.borrow_mut().alloc(&self.device, RULES.bytes(len, dtype) as usize)?;
         Ok(Buf { slab, start: 0, len, dtype, width: dtype.size() })
@@ -135,6 +183,7 @@ impl Backend for Cuda {
     }
     fn upload(&self, to: &mut Buf, bytes: &[u8]) -> Result<()> {
         same_bytes("upload", to.bytes(), bytes.len())?;
+        self.not_recording("an upload")?;
         self.device.bind()?;
         self.cudnn.borrow_mut().forget(to);
         let to = self.reach(to, Touch::Writes)?;
@@ -160,10 +209,13 @@ impl Backend for Cuda {
         if to.is_empty() {
             return Ok(());
         }
-        let (place, from) = (self.reach(to, Touch::Writes)?, self.reach(from, Touch::Reads)?);
-        // SAFETY: `ptr` checked both ranges, and they do not overlap.
-        unsafe { result::memcpy_dtod_async(place, from, to.bytes(), self.device.raw_stream()) }
-            .map_err(driver::failed("copy"))
+        let (place, source) = (self.reach(to, Touch::Writes)?, self.reach(from, Touch::Reads)?);
+        let touched = |_: &mut _| vec![(Stretch::of(to), Touch::Writes), (Stretch::of(from), Touch::Reads)];
+        self.queue(touched, || {
+            // SAFETY: `ptr` checked both ranges, and they do not overlap.
+            unsafe { result::memcpy_dtod_async(place, source, to.bytes(), self.device.raw_stream()) }
+                .map_err(driver::failed("copy"))
+        })
     }
     fn launch(&self, launch: &Launch) -> Result<()> {
         self.device.bind()?;
@@ -175,15 +227,25 @@ impl Backend for Cuda {
         let pointers: Vec<u64> = args.map(reach).collect::<Result<_>>()?;
         self.cudnn.borrow_mut().forget_written(launch);
         let plain = self.blas.borrow().is_none();
-        if plain || !fast::run(self, launch, &pointers)? {
-            self.run_kernel(launch, None, &pointers)?;
-        }
-        Ok(())
+        self.queue(
+            |recorder| recorder.launch(self, launch, &pointers),
+            || match !plain && fast::run(self, launch, &pointers)? {
+                true => Ok(()),
+                false => self.run_kernel(launch, None, &pointers),
+            },
+        )
+    }
+    fn record(&self, recording: &mut Recording, calls: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        graph::record(self, recording, calls)
+    }
+    fn has_fp8(&self) -> bool {
+        self.device.capability >= (8, 9) && self.blas.borrow().is_some()
     }
     fn sequences(&self, span: &Buf, cu_seqlens: &[u32], window: Option<u32>) {
         self.cudnn.borrow_mut().tell(span, cu_seqlens, window);
     }
     fn set_deterministic(&self, wanted: bool) {
+        self.epoch.set(self.epoch.get() + 1);
         self.cudnn.borrow_mut().bits = if wanted { cudnn::Bits::Same } else { cudnn::Bits::Any };
         let choice = if wanted { blas::Choice::First } else { blas::Choice::Fastest };
         self.blas.borrow_mut().iter_mut().for_each(|blas| blas.set_choice(choice));
@@ -229,14 +291,25 @@ impl Backend for Cuda {
     }
     fn to_host(&self, to: &mut HostBuf, from: &Buf) -> Result<()> {
         super::host::check(&to.0, from)?;
+        self.not_recording("a copy to the host")?;
         self.device.bind()?;
         self.host.borrow_mut().copy(&self.device, Way::ToHost, (from, self.ptr(from)), &to.0)
     }
     fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
         super::host::check(to, &from.0)?;
+        self.not_recording("a copy from the host")?;
         self.device.bind()?;
         self.cudnn.borrow_mut().forget(to);
         self.host.borrow_mut().copy(&self.device, Way::FromHost, (to, self.ptr(to)), &from.0)
+    }
+    fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
+        let row = super::host::check_rows(to, &from.0, ids)? * to.width;
+        self.not_recording("a copy from the host")?;
+        self.device.bind()?;
+        self.cudnn.borrow_mut().forget(to);
+        let to = self.reach(to, Touch::Writes)?;
+        let host = self.host.borrow();
+        self.ring.borrow_mut().upload_rows(&self.device, to, host.written(&from.0)?, row, ids)
     }
     fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
         same_bytes("host_upload", to.0.bytes(), bytes.len())?;

@@ -25,21 +25,26 @@ pub fn arch((major, minor): (i32, i32)) -> String {
 
 /// Compiles `text` for `arch` (`sm_90a`); `name` is what messages call it.
 pub fn compile(name: &str, text: &str, arch: &str, options: &[&str]) -> Result<Compiled> {
-    present()?;
     let all: Vec<String> = base_options(arch).into_iter().chain(options.iter().map(|o| o.to_string())).collect();
+    compile_by(name, text, &all)
+}
+
+/// Compiles `text` by these options and no others, which name the architecture.
+pub fn compile_by(name: &str, text: &str, options: &[String]) -> Result<Compiled> {
+    present()?;
     let c = |s: &str| CString::new(s).map_err(|_| Error::Bug(format!("kernel of {name}: a zero byte in its text")));
-    let fail = |what: &str, e: result::NvrtcError| {
-        Error::device("cuda", format!("compiling {name} for {arch}: {what}: {e:?}"))
-    };
+    let by = options.join(" ");
+    let fail =
+        |what: &str, e: result::NvrtcError| Error::device("cuda", format!("compiling {name} ({by}): {what}: {e:?}"));
     let program = result::create_program(&c(text)?, Some(&c(&format!("{name}.cu"))?))
         .map_err(|e| fail("nvrtcCreateProgram", e))?;
     let program = Program(program);
     // SAFETY: the program lives until the end of this function.
-    let done = unsafe { result::compile_program(program.0, &all) };
+    let done = unsafe { result::compile_program(program.0, options) };
     // SAFETY: as above; the log is a C string.
     let log = unsafe { result::get_program_log(program.0) }.map_err(|e| fail("nvrtcGetProgramLog", e))?;
     let log = text_of(&log);
-    done.map_err(|e| Error::device("cuda", format!("compiling {name} for {arch}: {e:?}\n{log}")))?;
+    done.map_err(|e| Error::device("cuda", format!("compiling {name} ({by}): {e:?}\n{log}")))?;
     Ok(Compiled { cubin: cubin(&program).map_err(|e| fail("nvrtcGetCUBIN", e))?, log })
 }
 

@@ -55,9 +55,17 @@ pub type Faults = Arc<Mutex<Vec<String>>>;
 /// An opened adapter.
 pub struct Opened {
     pub report: AdapterReport,
+    pub shared: Shared,
+    pub faults: Faults,
+}
+
+/// What another user of the same device wants of it; all of it is handles.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    pub instance: Instance,
+    pub adapter: Adapter,
     pub device: Device,
     pub queue: Queue,
-    pub faults: Faults,
 }
 
 fn instance() -> Instance {
@@ -69,8 +77,8 @@ fn instance() -> Instance {
 }
 
 /// Every adapter, best first: discrete, integrated, other, software.
-fn found() -> Vec<Adapter> {
-    let mut adapters = pollster::block_on(instance().enumerate_adapters(Backends::PRIMARY));
+fn found(instance: &Instance) -> Vec<Adapter> {
+    let mut adapters = pollster::block_on(instance.enumerate_adapters(Backends::PRIMARY));
     adapters.sort_by_key(|a| match a.get_info().device_type {
         DeviceType::DiscreteGpu => 0,
         DeviceType::IntegratedGpu => 1,
@@ -83,7 +91,7 @@ fn found() -> Vec<Adapter> {
 
 /// Every adapter of this machine, in the order in which they are preferred.
 pub fn adapters() -> Vec<AdapterReport> {
-    found().iter().map(report).collect()
+    found(&instance()).iter().map(report).collect()
 }
 
 fn report(adapter: &Adapter) -> AdapterReport {
@@ -149,7 +157,8 @@ fn memory(_: &Adapter) -> Option<u64> {
 
 /// Opens the adapter that `select` names: its place in the list, or a part of its name in any case; the best without one.
 pub fn open(select: Option<&str>) -> Result<Opened> {
-    let adapters = found();
+    let instance = instance();
+    let adapters = found(&instance);
     let reports: Vec<AdapterReport> = adapters.iter().map(report).collect();
     let list = || {
         reports.iter().enumerate().map(|(i, r)| format!("{i} {} ({})", r.name, r.api)).collect::<Vec<_>>().join(", ")
@@ -168,7 +177,8 @@ pub fn open(select: Option<&str>) -> Result<Opened> {
     let (device, queue) = request(&adapters[place])?;
     let faults = Faults::default();
     watch(&device, &faults);
-    Ok(Opened { report: reports[place].clone(), device, queue, faults })
+    let shared = Shared { instance, adapter: adapters[place].clone(), device, queue };
+    Ok(Opened { report: reports[place].clone(), shared, faults })
 }
 
 fn none() -> Error {

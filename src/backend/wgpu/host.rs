@@ -85,6 +85,22 @@ impl Wgpu {
         })
     }
 
+    /// A copy for each row, or for neighbours together.
+    pub(super) fn copy_rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
+        let row = host::check_rows(to, &from.0, ids)? * to.width;
+        if !row.is_multiple_of(4) {
+            return Err(Error::Bug(format!("rows of {row} bytes, which are no whole words")));
+        }
+        let State { heap, recorder, .. } = &mut *self.state.borrow_mut();
+        let (host, place, mut n) = (heap.host(from), heap.buffer(to.slab), 0);
+        for run in ids.chunk_by(|a, b| a.checked_add(1) == Some(*b)).filter(|_| row > 0) {
+            let (first, bytes) = (from.0.start + run[0] as usize * row, (run.len() * row) as u64);
+            recorder.encoder().copy_buffer_to_buffer(host, first as u64, place, (to.start + n * row) as u64, bytes);
+            n += run.len();
+        }
+        Ok(())
+    }
+
     pub(super) fn write_host(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
         same_bytes("host_upload", to.0.bytes(), bytes.len())?;
         let State { heap, recorder, .. } = &mut *self.state.borrow_mut();

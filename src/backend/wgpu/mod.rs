@@ -20,6 +20,7 @@ pub mod coop;
 pub mod expand;
 pub mod exponents;
 mod host;
+mod launch;
 mod marks;
 mod memory;
 mod pipeline;
@@ -30,7 +31,7 @@ pub mod text;
 pub mod tune;
 mod windows;
 
-pub use adapter::{AdapterReport, MatrixUnit, adapters};
+pub use adapter::{AdapterReport, MatrixUnit, Shared, adapters};
 pub use coop::Products;
 use exponents::Exponents;
 use memory::Heap;
@@ -49,8 +50,16 @@ pub struct Wgpu {
     report: AdapterReport,
     faults: adapter::Faults,
     device: wgpu::Device,
+    shared: Shared,
     rules: Rc<Rules>,
     state: RefCell<State>,
+}
+
+/// Where a buffer lies in one of wgpu's.
+pub struct Lent {
+    pub buffer: wgpu::Buffer,
+    pub start: u64,
+    pub bytes: u64,
 }
 
 struct State {
@@ -93,12 +102,12 @@ impl Wgpu {
     }
 
     fn with(opened: adapter::Opened, tiles: Tiles) -> Result<Wgpu> {
-        let (device, limits) = (opened.device, opened.report.clone());
+        let (device, limits) = (opened.shared.device.clone(), opened.report.clone());
         let checked = std::env::var("LUTHIER_WGPU_CHECKED").is_ok_and(|v| v == "1");
         let immediates = device.features().contains(Features::IMMEDIATES) && device.limits().max_immediate_size >= 128;
         let params_in = if immediates && !checked { ParamsIn::Immediates } else { ParamsIn::Uniform };
         let pipelines = Pipelines::new(&device, &opened.report, params_in, checked);
-        let recorder = Recorder::new(&device, &opened.queue, pipelines.uniform());
+        let recorder = Recorder::new(&device, &opened.shared.queue, pipelines.uniform());
         let mut heap = Heap::new(limits.max_buffer, limits.memory);
         let exponent_values = match opened.report.matrix_unit {
             Some(_) => Some(heap.own_use(&device, exponents::SLOTS as usize, DType::F32)?),
@@ -113,12 +122,12 @@ impl Wgpu {
             Err(_) if checked => Products::Plain,
             Err(_) => Products::Auto,
         };
-        let (report, faults) = (opened.report, opened.faults);
+        let (report, faults, shared) = (opened.report, opened.faults, opened.shared);
         let (matrix_unit, memory, products) = (report.matrix_unit, report.memory, Cell::new(products));
         let discrete = report.kind == "DiscreteGpu";
         let tiles = Cell::new(tiles);
         let rules = Rc::new(Rules { matrix_unit, limits, memory, products, tiles, discrete });
-        Ok(Wgpu { report, faults, device, rules, state: RefCell::new(state) })
+        Ok(Wgpu { report, faults, device, shared, rules, state: RefCell::new(state) })
     }
 
     /// What multiplies matrices from now on.
@@ -138,6 +147,20 @@ impl Wgpu {
         let limit = &mut rules.limits.max_storage_buffer_binding_size;
         *limit = bytes.min(*limit);
         Ok(wgpu)
+    }
+
+    /// For another user of this device and its queue.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Submits what is recorded and shows where `buf` lies: what another user submits now comes behind it, and before what is
+    /// launched later.
+    pub fn lend(&self, buf: &Buf) -> Lent {
+        let state = &mut *self.state.borrow_mut();
+        state.recorder.flush();
+        let buffer = state.heap.buffer(buf.slab).clone();
+        Lent { buffer, start: buf.start as u64, bytes: buf.bytes() as u64 }
     }
 
     /// What the device allows.
@@ -211,16 +234,10 @@ impl Wgpu {
         Ok(())
     }
 
-    /// Workgroups in x, y, z; none when there is nothing to do. A wide one-dimensional grid is folded (see `flat`).
+    /// Workgroups in x, y, z; none when there is nothing to do.
     fn grid(&self, section: &Section, names: &Names) -> Result<Option<[u32; 3]>> {
         let most = (self.rules.limits.max_compute_workgroups_per_dimension as u64).min(65_535);
-        let mut grid = [1u64; 3];
-        for (side, expr) in grid.iter_mut().zip(&section.grid) {
-            *side = kernel_text::eval(expr, names).map_err(|e| Error::Bug(format!("shader {}: {e}", section.name)))?;
-        }
-        if section.grid.len() == 1 && grid[0] > 65_535 {
-            grid = [65_535, grid[0].div_ceil(65_535), 1];
-        }
+        let grid = kernel_text::folded_grid(section, names).map_err(Error::Bug)?;
         if grid.iter().any(|side| *side > most) {
             return Err(fail(format!("{}: {grid:?} workgroups, but the device allows {most} in a row", section.name)));
         }
@@ -291,63 +308,6 @@ impl Wgpu {
         }
     }
 
-    /// Runs a call whose arguments a shader sees as a whole, but for the tables of look-ups.
-    fn launch_whole(&self, launch: &Launch) -> Result<()> {
-        let (op, spec) = (launch.op(), launch.op().spec());
-        let names = kernel_text::names(spec.fields, launch.params());
-        check_heads(launch, &names)?;
-        let state = &mut *self.state.borrow_mut();
-        let mut plan = self.rules.plan(launch, &names);
-        let operand = |name: &str| {
-            let place = spec.args.iter().position(|arg| arg.name == name).expect("a plan names arguments of its row");
-            launch.args()[place].expect("operands are present")
-        };
-        state.exponents.settle(&mut plan, operand);
-        let parsed = Self::parsed(state, op, plan.fast)?;
-        let arg = |(arg, buf): (&crate::ops::Arg, &Option<&Buf>)| TextArg {
-            name: arg.name,
-            elem: arg.elem,
-            dtype: buf.map(|b| b.dtype),
-            wide: buf.is_some_and(|b| plan::is_wide(op, &names, arg.name, b.start, b.width)),
-        };
-        let mut args: Vec<TextArg> = spec.args.iter().zip(launch.args()).map(arg).collect();
-        let (mut scratch, mut packed) = (state.scratch.take(), state.packed.take());
-        let mut bufs = launch.args().to_vec();
-        let made = self
-            .grown(state, &mut scratch, plan.scratch, DType::F32)
-            .and_then(|()| self.grown(state, &mut packed, plan.packed, DType::F16));
-        if let (true, Some(scratch)) = (plan.scratch > 0, &scratch) {
-            args.push(TextArg { name: "scratch", elem: Elem::F32, dtype: Some(DType::F32), wide: false });
-            bufs.push(Some(scratch));
-        }
-        if let (true, Some(packed)) = (plan.packed > 0, &packed) {
-            args.push(TextArg { name: "packed", elem: Elem::Float, dtype: Some(DType::F16), wide: true });
-            bufs.push(Some(packed));
-        }
-        let exponent_values = state.exponent_values.take();
-        if let (false, Some(values)) = (plan.scaled.is_empty(), &exponent_values) {
-            args.push(TextArg { name: "exponents", elem: Elem::F32, dtype: Some(DType::F32), wide: false });
-            bufs.push(Some(values));
-        }
-        let entry = plan.fast.map_or(spec.name, |f| f.name);
-        let call = Call { fields: spec.fields, params: launch.params(), args: &args, bufs: &bufs, plan: &plan };
-        let ran = match self.table_windows(op, launch) {
-            windows if windows.is_empty() => made.and_then(|()| self.stages(state, &parsed, &call, entry)),
-            windows => windows.into_iter().try_for_each(|window| {
-                let (mut bufs, plan) = (call.bufs.to_vec(), plan::windowed(window.rows));
-                bufs[window.place] = Some(&window.table);
-                self.stages(state, &parsed, &Call { bufs: &bufs, plan: &plan, ..call }, entry)
-            }),
-        };
-        (state.scratch, state.packed, state.exponent_values) = (scratch, packed, exponent_values);
-        let written = spec.args.iter().zip(launch.args()).filter(|(arg, _)| arg.access.writes());
-        written.filter_map(|(_, buf)| *buf).for_each(|buf| state.exponents.forget(buf));
-        if ran.is_err() {
-            state.exponents.clear();
-        }
-        ran
-    }
-
     /// Words of `from` into `to`; of the last word only `tail` bytes.
     fn copy_words(&self, state: &mut State, to: &Buf, from: &Buf, words: usize, tail: usize) -> Result<()> {
         let (_, sections) = kernel_text::parse(COPY).map_err(Error::Bug)?;
@@ -363,15 +323,6 @@ impl Wgpu {
         };
         self.dispatch(state, "", &sections[0], &call)
     }
-}
-
-/// 16-bit values travel in pairs: attention's heads must not share a word.
-fn check_heads(launch: &Launch, names: &Names) -> Result<()> {
-    let packed = launch.args().iter().flatten().any(|b| b.dtype.is_float() && b.dtype.size() == 2);
-    if launch.op().spec().file == "attention" && packed && names["D"] % 2 == 1 {
-        return Err(fail(format!("{}: an odd head size ({}) needs float32", launch.op().spec().name, names["D"])));
-    }
-    Ok(())
 }
 
 impl Backend for Wgpu {
@@ -499,6 +450,10 @@ impl Backend for Wgpu {
 
     fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
         self.copy_from_host(to, from)
+    }
+
+    fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
+        self.copy_rows_from_host(to, from, ids)
     }
 
     fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {

@@ -75,7 +75,7 @@ impl dry::Rules for Rules {
     }
     /// Each chunk's products write the head's weight anew: fewer chunks where there is room.
     fn logits(&self) -> usize {
-        (self.memory.unwrap_or(0) / 256).clamp(dry::LOGITS as u64, 1 << 30) as usize
+        (self.memory.unwrap_or(0) / 256).min(1 << 30) as usize
     }
     fn room(&self) -> usize {
         let align = self.limits.min_storage_buffer_offset_alignment as u64;

@@ -42,6 +42,8 @@ pub enum ParamsIn {
     Immediates,
     /// A uniform buffer with a dynamic offset, in group 1.
     Uniform,
+    /// A uniform buffer behind the arguments, in their group; each argument begins where its binding does: see `foreign`.
+    Behind,
 }
 
 /// Everything a module is made from.
@@ -99,7 +101,7 @@ pub fn module(request: &Request) -> Result<Module, String> {
                 arg.name
             ));
         }
-        text += &accessors(&request.args[*i], binding, w, &code);
+        text += &accessors(&request.args[*i], binding, w, &code, request.params_in);
     }
     for arg in request.args {
         text += &format!("const has_{} = {};\n", arg.name, arg.dtype.is_some());
@@ -118,6 +120,7 @@ fn sumv(v: V) -> f32 { return v; }
 fn maxv(v: V) -> f32 { return v; }
 fn lane(v: V, k: u32) -> f32 { return v; }
 fn softcaps(v: V, cap: f32) -> V { return softcap(v, cap); }
+fn by_chances(v: V, chance: u32, i: u32, seed: u32, stream: u32) -> V { return by_chance(v, chance, i, seed, stream); }
 fn mask(v: V, rest: u32) -> V { return v; }
 fn one_hot(k: u32) -> V { return f32(k == 0u); }
 fn mask_with(v: V, other: f32, rest: u32) -> V { return v; }
@@ -128,6 +131,9 @@ fn sumv(v: V) -> f32 { return v.x + v.y; }
 fn maxv(v: V) -> f32 { return max(v.x, v.y); }
 fn lane(v: V, k: u32) -> f32 { return select(v.x, v.y, k == 1u); }
 fn softcaps(v: V, cap: f32) -> V { return vec2(softcap(v.x, cap), softcap(v.y, cap)); }
+fn by_chances(v: V, chance: u32, i: u32, seed: u32, stream: u32) -> V {
+  return vec2(by_chance(v.x, chance, i, seed, stream), by_chance(v.y, chance, i + 1u, seed, stream));
+}
 fn one_hot(k: u32) -> V { return vec2(f32(k == 0u), f32(k == 1u)); }
 fn mask(v: V, rest: u32) -> V { return mask_with(v, 0.0, rest); }
 fn mask_with(v: V, other: f32, rest: u32) -> V { return vec2(v.x, select(other, v.y, rest > 1u)); }
@@ -139,12 +145,13 @@ fn params(request: &Request, bound: &[usize]) -> String {
     for (name, ty) in request.fields {
         text += &format!("  {name}: {ty},\n");
     }
-    for i in bound {
+    for i in bound.iter().filter(|_| request.params_in != ParamsIn::Behind) {
         text += &format!("  base_{}: u32,\n", request.args[*i].name);
     }
-    text + match request.params_in {
-        ParamsIn::Immediates => "}\nvar<immediate> p: Params;\n",
-        ParamsIn::Uniform => "}\n@group(1) @binding(0) var<uniform> p: Params;\n",
+    text + &match request.params_in {
+        ParamsIn::Immediates => "}\nvar<immediate> p: Params;\n".to_string(),
+        ParamsIn::Uniform => "}\n@group(1) @binding(0) var<uniform> p: Params;\n".to_string(),
+        ParamsIn::Behind => format!("}}\n@group(0) @binding({}) var<uniform> p: Params;\n", bound.len()),
     }
 }
 
@@ -165,7 +172,7 @@ fn uses(code: &str, f: &str, arg: &str) -> bool {
 }
 
 /// The binding of an argument and those of its accessors that `code` calls.
-fn accessors(arg: &TextArg, binding: usize, w: u64, code: &str) -> String {
+fn accessors(arg: &TextArg, binding: usize, w: u64, code: &str, params_in: ParamsIn) -> String {
     let dtype = arg.dtype.expect("a bound argument is present");
     let native = NATIVE.iter().any(|f| uses(code, f, arg.name));
     let element = match (dtype == DType::F32, arg.wide) {
@@ -187,8 +194,9 @@ fn accessors(arg: &TextArg, binding: usize, w: u64, code: &str) -> String {
     let (unpack, pack) =
         if dtype == DType::F16 { ("unpack2x16float", "pack_f16") } else { ("unpack_bf16", "pack_bf16") };
     let mut text = format!("@group(0) @binding({binding}) var<storage, read_write> {}_: array<{element}>;\n", arg.name);
+    let base = if params_in == ParamsIn::Behind { "0u".to_string() } else { format!("p.base_{}", arg.name) };
     for (f, body) in wide.iter().chain(all).filter(|(f, _)| uses(code, f, arg.name)) {
-        let body = body.replace("BASE", &format!("p.base_{}", arg.name)).replace("MEM", &format!("{}_", arg.name));
+        let body = body.replace("BASE", &base).replace("MEM", &format!("{}_", arg.name));
         text += &format!("fn {f}_{}{}\n", arg.name, body.replace("UNPACK", unpack).replace("PACK", pack));
     }
     text

@@ -1,7 +1,7 @@
 //! `luthier bench ops`: each op at the sizes of a decoder, in GB/s and TFLOP/s. Bytes: each input read once, each output
 //! written once.
 use super::super::{dtype, out, say};
-use super::attention;
+use super::{attention, fp8};
 use clap::Args;
 use luthier::Result;
 use luthier::backend::{Backend, Buf, Scope, pick};
@@ -63,7 +63,7 @@ impl Ops {
         backend.set_deterministic(false);
         say!("{which}");
         out(&format!("{:<42} {:>10} {:>9} {:>9}\n", "op", "us", "GB/s", "TFLOP/s"))?;
-        let lines = [self.rows(), self.products(), attention::lines(&self)].into_iter().flatten();
+        let lines = [self.rows(), self.products(), fp8::lines(&self), attention::lines(&self)].into_iter().flatten();
         for line in lines.filter(|line| line.name.contains(&self.filter)) {
             let scope = Scope::new(&*backend);
             let time = median_time(&*backend, &mut (line.make)(&scope)?)?;

@@ -15,6 +15,13 @@ const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\
 /// Mistral's: Nemo and later.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// DeepSeek V3's: numbers first, then Chinese and Japanese, then the rest.
+const DEEPSEEK_V3: &[&str] = &[
+    r"\p{N}{1,3}",
+    "[一-龥\u{3040}-ゟ゠-ヿ]+",
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+];
+
 /// How text is split before it is merged.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Split {
@@ -23,6 +30,8 @@ enum Split {
     /// The same after each digit was taken apart.
     Digits,
     Regex(&'static str),
+    /// What one leaves whole the next may split.
+    Regexes(&'static [&'static str]),
 }
 
 /// What a name of `tokenizer.ggml.pre` stands for.
@@ -48,14 +57,15 @@ const PRES: &[Pre] = &[
         nfc: false,
     },
     Pre {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3"],
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "glm4"],
         split: Split::Regex(CL100K),
         whole_words: true,
         nfc: false,
     },
-    Pre { names: &["dbrx", "smaug-bpe"], split: Split::Regex(CL100K), whole_words: false, nfc: false },
+    Pre { names: &["dbrx", "smaug-bpe", "chatglm-bpe"], split: Split::Regex(CL100K), whole_words: false, nfc: false },
     Pre { names: &["qwen2", "deepseek-r1-qwen"], split: Split::Regex(QWEN2), whole_words: false, nfc: true },
     Pre { names: &["gpt-4o", "llama4"], split: Split::Regex(O200K), whole_words: false, nfc: false },
+    Pre { names: &["deepseek-v3"], split: Split::Regexes(DEEPSEEK_V3), whole_words: false, nfc: false },
     Pre { names: &["tekken"], split: Split::Regex(TEKKEN), whole_words: true, nfc: false },
 ];
 
@@ -86,13 +96,28 @@ fn split(pre_tokenizer: &Value) -> Option<Split> {
     match (first, own) {
         ([], true) => Some(Split::Gpt2),
         ([digits], true) if digits["type"] == "Digits" && digits["individual_digits"] == true => Some(Split::Digits),
-        ([split], false) if split["type"] == "Split" && split["behavior"] == "Isolated" => {
-            let regex = split["pattern"]["Regex"].as_str()?;
+        (splits, false) => {
+            let regexes: Vec<&str> = splits.iter().map(regex).collect::<Option<_>>()?;
             let known = PRES.iter().map(|pre| pre.split);
-            known.into_iter().find(|known| matches!(known, Split::Regex(own) if *own == regex))
+            known.into_iter().find(|known| match known {
+                Split::Regex(own) => regexes == [*own],
+                Split::Regexes(own) => regexes == *own,
+                Split::Gpt2 | Split::Digits => false,
+            })
         }
         _ => None,
     }
+}
+
+/// That of a stage that keeps what matches apart.
+fn regex(split: &Value) -> Option<&str> {
+    let isolates = split["type"] == "Split" && split["behavior"] == "Isolated" && split["invert"] != true;
+    split["pattern"]["Regex"].as_str().filter(|_| isolates)
+}
+
+/// The stage of a regex.
+fn split_stage(regex: &str) -> Value {
+    json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false})
 }
 
 pub(super) fn make(gguf: &Gguf, pieces: &Pieces) -> Result<Made> {
@@ -113,18 +138,17 @@ pub(super) fn make(gguf: &Gguf, pieces: &Pieces) -> Result<Made> {
         json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
         "use_regex": use_regex})
     };
-    let sequence =
-        |first: Value, use_regex| json!({"type": "Sequence", "pretokenizers": [first, byte_level(use_regex)]});
+    let sequence = |first: Vec<Value>, use_regex| {
+        let all: Vec<Value> = first.into_iter().chain([byte_level(use_regex)]).collect();
+        json!({"type": "Sequence", "pretokenizers": all})
+    };
     Ok(Made {
         normalizer: if pre.nfc { json!({"type": "NFC"}) } else { Value::Null },
         pre_tokenizer: match pre.split {
             Split::Gpt2 => byte_level(true),
-            Split::Digits => sequence(json!({"type": "Digits", "individual_digits": true}), true),
-            Split::Regex(regex) => {
-                let split =
-                    json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
-                sequence(split, false)
-            }
+            Split::Digits => sequence(vec![json!({"type": "Digits", "individual_digits": true})], true),
+            Split::Regex(regex) => sequence(vec![split_stage(regex)], false),
+            Split::Regexes(all) => sequence(all.iter().map(|regex| split_stage(regex)).collect(), false),
         },
         decoder: byte_level(true),
         model: json!({"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,

@@ -6,7 +6,8 @@ use crate::data::gguf::{NONE, metadata};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::gguf::{Format, Item, Outline, Pairs, Writer};
-use crate::model::gguf::{Described, Fix, describe, differences};
+use crate::model::gguf::{Described, Fix, MXFP4, Place, Share, describe, differences};
+use crate::model::quantized::StoredMxfp4;
 use crate::model::{arch, spec::WeightSpec};
 use crate::ops::gguf::Packed;
 use std::path::Path;
@@ -16,6 +17,7 @@ mod kblocks;
 pub mod lora;
 pub mod mix;
 pub mod modelfile;
+pub mod unlora;
 pub use mix::{QUANTS, Quant};
 
 /// Of the layouts of quantized blocks.
@@ -26,6 +28,24 @@ struct Tensor {
     name: String,
     shape: Vec<usize>,
     weights: Vec<(WeightSpec, Fix)>,
+}
+
+impl Tensor {
+    /// With the first of its weights.
+    fn of(weight: WeightSpec, place: &Place) -> Tensor {
+        let shape = place.part.map(|(_, of)| of).into_iter().chain(place.fix.shape(&weight.shape)).collect();
+        Tensor { name: place.tensor.clone(), shape, weights: vec![(weight, place.fix)] }
+    }
+
+    /// Experts that are in MXFP4 stay so, whatever is asked of other tensors; and which of their outputs are in this one.
+    fn packed<'m>(&self, merged: &'m Merged, b: &dyn Backend) -> Result<Option<(StoredMxfp4<'m>, usize, usize)>> {
+        match &self.weights[..] {
+            [(weight, Fix::Share(Share::Experts { first, step }))] => {
+                Ok(merged.packed_experts(b, weight)?.map(|experts| (experts, *first, *step)))
+            }
+            _ => Ok(None),
+        }
+    }
 }
 
 /// Writes the file; returns its bytes.
@@ -40,24 +60,26 @@ pub fn write(
     let Described { architecture, pairs, extra, places } = describe(spec)?;
     let mut tensors: Vec<Tensor> = Vec::new();
     for weight in spec.weights() {
-        let Some(place) = places.get(&weight.name) else {
+        let Some(own) = places.get(&weight.name) else {
             return Err(Error::Usage(format!(
                 "{} models cannot be written as GGUF: there is no name for {}",
                 spec.model_type, weight.name
             )));
         };
-        let shape = place.fix.shape(&weight.shape);
-        match tensors.iter_mut().find(|tensor| tensor.name == place.tensor) {
-            Some(tensor) => tensor.weights.push((weight, place.fix)),
-            None => {
-                let parts = place.part.map(|(_, of)| of);
-                let shape = parts.into_iter().chain(shape).collect();
-                tensors.push(Tensor { name: place.tensor.clone(), shape, weights: vec![(weight, place.fix)] });
+        for place in own {
+            match tensors.iter_mut().find(|tensor| tensor.name == place.tensor) {
+                Some(tensor) => tensor.weights.push((weight.clone(), place.fix)),
+                None => tensors.push(Tensor::of(weight.clone(), place)),
             }
         }
     }
     let shapes: Vec<_> = tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
-    let formats = quant.formats(spec, &shapes);
+    let mut formats = quant.formats(spec, &shapes);
+    for (tensor, format) in tensors.iter().zip(&mut formats) {
+        if tensor.packed(merged, b)?.is_some() {
+            *format = Format::named(MXFP4).expect("a format");
+        }
+    }
     let extras = extra.iter().map(|(name, values)| Outline {
         name: name.to_string(),
         shape: vec![values.len()],
@@ -82,6 +104,10 @@ pub fn write(
         writer.write(&DType::F32.encode(values))?;
     }
     for (tensor, format) in tensors.iter().zip(formats) {
+        if let Some((experts, first, step)) = tensor.packed(merged, b)? {
+            writer.write(&experts.rows(first, step))?;
+            continue;
+        }
         let mut bytes = Vec::new();
         for (weight, fix) in &tensor.weights {
             let values = fix.to_gguf(merged.values(b, weight)?, &weight.shape);

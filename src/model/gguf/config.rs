@@ -1,6 +1,6 @@
 //! The metadata of a GGUF file as the Hugging Face config it was made from, as far as it can be told.
 use super::families::{FAMILIES, Family, RMS_EPS};
-use super::particular;
+use super::{latent, particular};
 use crate::error::Result;
 use crate::io::gguf::{Gguf, Value as Meta};
 use serde_json::{Value, json};
@@ -69,7 +69,8 @@ pub fn config(gguf: &Gguf) -> Result<Value> {
         None if heads > 0 && hidden.is_multiple_of(heads) => hidden / heads,
         None => return m.wrong("attention.head_count", format!("{heads} heads do not divide {hidden}")),
     };
-    if m.optional("attention.value_length")?.is_some_and(|length| length != head_dim) {
+    let latent = architecture == latent::ARCHITECTURE;
+    if !latent && m.optional("attention.value_length")?.is_some_and(|length| length != head_dim) {
         return m.wrong("attention.value_length", "differs from attention.key_length, which is not supported");
     }
     let Some([vocabulary, _]) = gguf.tensor("token_embd.weight").map(|t| t.shape) else {

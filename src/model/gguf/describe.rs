@@ -1,13 +1,12 @@
 //! A model's spec as the metadata of a GGUF file: the reverse of `config`.
 use super::config::{LONG, SHORT};
 use super::families::{FAMILIES, Family};
-use super::limits;
-use super::names::{Place, places};
+use super::names::{Places, places};
+use super::{latent, limits};
 use crate::error::{Error, Result};
 use crate::io::gguf::{Item, Pairs};
 use crate::model::rope::{Rope, RopeScaling};
-use crate::model::spec::{Positions, RopePairs, Spec};
-use std::collections::BTreeMap;
+use crate::model::spec::{Positions, RopePairs, Scores, Spec};
 
 /// What a GGUF file says of a model beside its weights.
 pub struct Described {
@@ -16,7 +15,7 @@ pub struct Described {
     /// Tensors that are no weights, F32.
     pub extra: Vec<(&'static str, Vec<f32>)>,
     /// Where each weight goes.
-    pub places: BTreeMap<String, Place>,
+    pub places: Places,
 }
 
 /// What it says of a model of this spec; an error where llama.cpp has no architecture that computes the same.
@@ -41,23 +40,23 @@ pub fn describe(spec: &Spec) -> Result<Described> {
     Ok(Described { architecture: family.architecture, pairs: pairs.pairs, extra, places })
 }
 
-fn refuse<T>(spec: &Spec, why: &str) -> Result<T> {
+pub(super) fn refuse<T>(spec: &Spec, why: &str) -> Result<T> {
     Err(Error::Usage(format!("{} models of this kind cannot be written as GGUF: {why}", spec.model_type)))
 }
 
-struct Keys {
+pub(super) struct Keys {
     architecture: &'static str,
     pairs: Pairs,
 }
 
 impl Keys {
-    fn put(&mut self, key: &str, item: Item) {
+    pub fn put(&mut self, key: &str, item: Item) {
         self.pairs.push((format!("{}.{key}", self.architecture), item));
     }
-    fn size(&mut self, key: &str, size: usize) {
+    pub fn size(&mut self, key: &str, size: usize) {
         self.put(key, Item::U32(size as u32));
     }
-    fn real(&mut self, key: &str, value: f64) {
+    pub fn real(&mut self, key: &str, value: f64) {
         self.put(key, Item::F32(value as f32));
     }
 }
@@ -68,9 +67,14 @@ fn sizes(spec: &Spec, family: &Family, keys: &mut Keys) {
     keys.size("embedding_length", spec.C);
     keys.size("feed_forward_length", spec.F);
     keys.size("attention.head_count", spec.H);
-    keys.size("attention.head_count_kv", spec.K);
-    keys.size("attention.key_length", spec.D);
-    keys.size("attention.value_length", spec.D);
+    match &spec.latent {
+        Some(latent) => latent::write_sizes(spec, latent, keys),
+        None => {
+            keys.size("attention.head_count_kv", spec.K);
+            keys.size("attention.key_length", spec.D);
+            keys.size("attention.value_length", spec.D);
+        }
+    }
     keys.size("vocab_size", spec.V);
     keys.real(family.eps.0, spec.eps.into());
     if family.architecture == "gptneox" || family.architecture == "stablelm" {
@@ -81,14 +85,15 @@ fn sizes(spec: &Spec, family: &Family, keys: &mut Keys) {
 
 fn experts(spec: &Spec, family: &Family, keys: &mut Keys) -> Result<()> {
     let Some(moe) = &spec.moe else { return Ok(()) };
-    if moe.weights != family.router {
+    if moe.scores == Scores::Softmax && moe.weights != family.router {
         return refuse(spec, "llama.cpp weighs its chosen experts otherwise (norm_topk_prob)");
     }
     keys.size("expert_count", moe.E);
     keys.size("expert_used_count", moe.S);
     keys.size("expert_feed_forward_length", moe.F);
-    if let Some(shared) = &moe.shared {
-        keys.size("expert_shared_feed_forward_length", shared.F);
+    match &moe.shared {
+        Some(shared) if moe.scores == Scores::Softmax => keys.size("expert_shared_feed_forward_length", shared.F),
+        _ => latent::write_experts(moe, keys),
     }
     Ok(())
 }
@@ -98,7 +103,9 @@ fn windows(spec: &Spec, keys: &mut Keys) {
     let window = |l: usize| spec.kinds[spec.kind_of[l]].window;
     let Some(largest) = (0..spec.layers).filter_map(window).max() else { return };
     keys.size("attention.sliding_window", largest);
-    if (0..spec.layers).any(|l| window(l).is_none()) {
+    // where a family has windows in every other layer, "in all" must be said, too
+    let alternates = keys.architecture == "gpt-oss";
+    if alternates || (0..spec.layers).any(|l| window(l).is_none()) {
         let slides = (0..spec.layers).map(|l| window(l).is_some()).collect();
         keys.put("attention.sliding_window_pattern", Item::Bools(slides));
     }
@@ -137,6 +144,9 @@ fn rope(spec: &Spec, family: &Family, keys: &mut Keys) -> Result<Vec<(&'static s
     {
         keys.real("rope.freq_base_swa", sliding.theta);
     }
+    if let Some(latent) = &spec.latent {
+        latent::write_yarn(spec, latent, rope, keys)?;
+    }
     scaling(spec, rope, keys)
 }
 
@@ -156,6 +166,10 @@ fn scaling(spec: &Spec, rope: &Rope, keys: &mut Keys) -> Result<Vec<(&'static st
             let freqs = |rope: &Rope| rope.inv_freq(spec.A, crate::model::rope::Reach::Short);
             let factors: Vec<f64> = freqs(&plain).iter().zip(freqs(rope)).map(|(plain, own)| plain / own).collect();
             Ok(vec![("rope_freqs.weight", f32s(&factors))])
+        }
+        // other ends of its ramp are in files, and nothing reads them
+        RopeScaling::Yarn(yarn) if (yarn.fast, yarn.slow) != (32.0, 1.0) => {
+            refuse(spec, "llama.cpp has YaRN's ramp from 32 turns to 1 (beta_fast, beta_slow)")
         }
         RopeScaling::Yarn(yarn) => {
             kind(keys, "yarn");

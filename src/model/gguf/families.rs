@@ -1,6 +1,7 @@
 //! What llama.cpp calls the families of models, and what each needs: one table, read from files to configs and from specs to files.
 use super::super::spec::RopePairs::{self, Halves, Interleaved};
 use super::super::spec::{RouterWeights, Spec};
+use super::latent;
 
 /// An architecture of llama.cpp.
 pub(super) struct Family {
@@ -35,8 +36,10 @@ const fn plain_router(family: Family) -> Family {
 }
 
 pub(super) const FAMILIES: &[Family] = &[
+    family("chatglm", &["glm"], Interleaved),
     layer_norms(family("cohere2", &["cohere2"], Interleaved), "layer_norm_eps"),
     layer_norms(family("command-r", &["cohere"], Interleaved), "layer_norm_eps"),
+    family(latent::ARCHITECTURE, &["deepseek_v3", "kimi_k2"], Interleaved),
     family("ernie4_5", &["ernie4_5"], Interleaved),
     family("exaone4", &["exaone4"], Halves),
     family("gemma", &["gemma"], Halves),
@@ -44,9 +47,10 @@ pub(super) const FAMILIES: &[Family] = &[
     family("gemma3", &["gemma3_text"], Halves),
     family("glm4", &["glm4"], Interleaved),
     layer_norms(family("gpt2", &["gpt2"], Halves), "layer_norm_epsilon"),
+    Family { mlp_norm: "post_attention_norm", ..family("gpt-oss", &["gpt_oss"], Halves) },
     layer_norms(family("gptneox", &["gpt_neox"], Halves), "layer_norm_eps"),
     family("granite", &["granite"], Interleaved),
-    family("llama", &["llama", "mistral", "mixtral"], Interleaved),
+    family("llama", &["llama", "mistral", "mixtral", "ministral"], Interleaved),
     family("olmo2", &["olmo2", "olmo3"], Halves),
     plain_router(family("olmoe", &["olmoe"], Halves)),
     layer_norms(family("phi2", &["phi"], Halves), "layer_norm_eps"),

@@ -1,7 +1,8 @@
 //! Where a GGUF file has each weight of a model, and what llama.cpp's `convert_hf_to_gguf.py` did to it.
 use super::super::layout::Layout;
-use super::super::spec::{Bias, NormKind, NormWeight, Positions, Spec};
+use super::super::spec::{Bias, ExpertFiles, LatentSpec, LinearSpec, NormKind, NormWeight, Positions, Sinks, Spec};
 use super::families::Family;
+use super::share::Share;
 use std::collections::BTreeMap;
 
 /// How a tensor must change to be the Hugging Face one again.
@@ -16,6 +17,8 @@ pub enum Fix {
     PlusOne,
     /// As the device holds it, where the folder's file has this order.
     Rows(Layout),
+    /// Another order, or a part of it; others have the rest.
+    Share(Share),
 }
 
 #[derive(Clone, Debug)]
@@ -26,14 +29,18 @@ pub struct Place {
     pub fix: Fix,
 }
 
-/// The tensor of every weight, by what the weight is for: the spec's names are the Hugging Face ones. `there` knows the tensors
+/// Where the weights are, each in one tensor or shared by several.
+pub type Places = BTreeMap<String, Vec<Place>>;
+
+/// The tensors of every weight, by what the weight is for: the spec's names are the Hugging Face ones. `there` knows the tensors
 /// of a file that is read.
-pub(super) fn places(spec: &Spec, family: Option<&Family>, there: impl Fn(&str) -> bool) -> BTreeMap<String, Place> {
+pub(super) fn places(spec: &Spec, family: Option<&Family>, there: impl Fn(&str) -> bool) -> Places {
     let names = &spec.names;
     let norm = if spec.norm_weight == NormWeight::FromOne { Fix::PlusOne } else { Fix::Keep };
     let moved = family.is_some_and(|family| family.moves_rows(spec));
-    let mut all = BTreeMap::new();
-    let mut put = |name: String, tensor: String, part, fix| all.insert(name, Place { tensor, part, fix });
+    let mut all = Places::new();
+    let mut put =
+        |name: String, tensor: String, part, fix| all.entry(name).or_default().push(Place { tensor, part, fix });
     put(format!("{}.weight", names.embed), "token_embd.weight".into(), None, Fix::Keep);
     if spec.positions == Positions::Learned {
         put(format!("{}.weight", names.positions), "position_embd.weight".into(), None, Fix::Keep);
@@ -68,12 +75,32 @@ pub(super) fn places(spec: &Spec, family: Option<&Family>, there: impl Fn(&str) 
                 None => (rows(layout), rows(layout.of_rows())),
             };
             let module = names.of(l, linear.module);
+            if let Some(shares) = spec.latent.as_ref().and_then(|latent| latent_shares(spec, latent, linear.module))
+                && !there(&format!("blk.{l}.{tensor}.weight"))
+            {
+                for (tensor, share) in shares {
+                    put(format!("{module}.weight"), format!("blk.{l}.{tensor}.weight"), None, Fix::Share(share));
+                }
+                continue;
+            }
             put(format!("{module}.weight"), format!("blk.{l}.{tensor}.weight"), None, weight);
             if linear.bias == Bias::Present {
                 put(format!("{module}.bias"), format!("blk.{l}.{tensor}.bias"), None, bias);
             }
         }
+        if spec.sinks == Sinks::PerHead {
+            put(names.of(l, names.sinks), format!("blk.{l}.attn_sinks.weight"), None, Fix::Keep);
+        }
+        if let Some(bias) = spec.choice_bias(l) {
+            put(names.of(l, bias), format!("blk.{l}.exp_probs_b.bias"), None, Fix::Keep);
+        }
         for linear in spec.experts(l) {
+            if spec.moe.as_ref().is_some_and(|moe| moe.files == ExpertFiles::Stacked) {
+                for (name, tensor, share) in stacked(spec, l, &linear) {
+                    put(name, tensor, None, Fix::Share(share));
+                }
+                continue;
+            }
             let Some(module) = of_module(spec, family, linear.module) else { continue };
             let stacked = format!("blk.{l}.{module}_exps.weight");
             let modules = spec.expert_names(l, linear.module);
@@ -91,6 +118,27 @@ pub(super) fn places(spec: &Spec, family: Option<&Family>, there: impl Fn(&str) 
         }
     }
     all
+}
+
+/// The two tensors of k and v out of their narrow row.
+fn latent_shares(spec: &Spec, latent: &LatentSpec, module: &str) -> Option<[(&'static str, Share); 2]> {
+    let (H, U, Y) = (spec.H, latent.U, latent.Y);
+    let both = [("attn_k_b", Share::Keys { H, U, Y }), ("attn_v_b", Share::Values { H, U, Y })];
+    (module == latent.names.kv_b).then_some(both)
+}
+
+/// Weights, tensors and shares of a module of a layer's experts that the folder has in one tensor: of gate and up there are two.
+fn stacked(spec: &Spec, l: usize, linear: &LinearSpec) -> Vec<(String, String, Share)> {
+    let Some(moe) = &spec.moe else { return Vec::new() };
+    let modules: &[&str] = if linear.module == moe.down { &["ffn_down"] } else { &["ffn_gate", "ffn_up"] };
+    let (name, step) = (spec.names.of(l, linear.module), modules.len());
+    let one = |(first, module): (usize, &&str)| {
+        let (tensor, weight) = (format!("blk.{l}.{module}_exps"), Share::Experts { first, step });
+        let bias = (format!("{name}_bias"), format!("{tensor}.bias"), Share::Biases { first, step });
+        let bias = (linear.bias == Bias::Present).then_some(bias);
+        [(name.clone(), format!("{tensor}.weight"), weight)].into_iter().chain(bias)
+    };
+    modules.iter().enumerate().flat_map(one).collect()
 }
 
 fn rows(layout: Layout) -> Fix {
@@ -116,6 +164,18 @@ fn of_module(spec: &Spec, family: Option<&Family>, module: &str) -> Option<&'sta
         (n.up, "ffn_up"),
         (n.down, "ffn_down"),
     ];
+    let of_latent = spec.latent.iter().flat_map(|latent| {
+        let n = &latent.names;
+        [
+            (n.q_a, "attn_q_a"),
+            (n.q_a_norm, "attn_q_a_norm"),
+            (n.q_b, "attn_q_b"),
+            (n.kv_a, "attn_kv_a_mqa"),
+            (n.kv_a_norm, "attn_kv_a_norm"),
+            // of older files; newer ones have its two shares
+            (n.kv_b, "attn_kv_b"),
+        ]
+    });
     let of_experts = spec.moe.iter().flat_map(|moe| {
         [(moe.router, "ffn_gate_inp"), (moe.gate, "ffn_gate"), (moe.up, "ffn_up"), (moe.down, "ffn_down")]
     });
@@ -135,7 +195,7 @@ fn of_module(spec: &Spec, family: Option<&Family>, module: &str) -> Option<&'sta
     let applies = |(name, tensor): &(&str, &str)| {
         *name == module && (spec.norm_place.before() || !["attn_norm", "ffn_norm"].contains(tensor))
     };
-    known.into_iter().chain(of_experts).chain(shared).find(applies).map(|(_, tensor)| tensor)
+    known.into_iter().chain(of_latent).chain(of_experts).chain(shared).find(applies).map(|(_, tensor)| tensor)
 }
 
 /// Rows of heads whose RoPE pairs are neighbours, as rows whose pairs lie half a head apart: row 2j + s of a head becomes
@@ -169,12 +229,28 @@ impl Fix {
             Fix::Interleaved { heads } => in_neighbours(&values, shape[0], heads),
             Fix::PlusOne => values.iter().map(|x| x + 1.0).collect(),
             Fix::Rows(layout) => layout.to_device(&values, matrix(shape), 1),
+            Fix::Share(share) => share.taken(&values, shape),
+        }
+    }
+    /// The reverse, of a whole weight.
+    pub fn to_folder(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+        match self {
+            Fix::Keep => values,
+            Fix::Interleaved { heads } => in_halves(&values, shape[0], heads),
+            Fix::PlusOne => values.iter().map(|x| x - 1.0).collect(),
+            Fix::Rows(layout) => layout.to_file(&values, matrix(shape), 1),
+            Fix::Share(share) => {
+                let mut all = vec![0.0; shape.iter().product()];
+                share.put(&mut all, shape, &values);
+                all
+            }
         }
     }
     /// The shape there.
     pub fn shape(self, shape: &[usize]) -> Vec<usize> {
         match (self, shape) {
             (Fix::Rows(layout), [rows, cols]) => layout.turned([*rows, *cols]).to_vec(),
+            (Fix::Share(share), shape) => share.shape(shape),
             _ => shape.to_vec(),
         }
     }

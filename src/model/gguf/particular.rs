@@ -1,5 +1,6 @@
 //! What only some architectures have in their metadata, as the keys of their configs.
 use super::config::{Metadata, short};
+use super::latent;
 use crate::error::Result;
 use crate::io::gguf::Value as Meta;
 use serde_json::{Map, Value, json};
@@ -106,7 +107,20 @@ pub(super) fn read(
             put("attention_bias", bias("attn_output"));
             put("mlp_bias", bias("ffn_up"));
         }
-        "glm4" => {
+        latent::ARCHITECTURE => latent::read(m, keys)?,
+        "gpt-oss" => {
+            put("attention_bias", bias("attn_output"));
+            put("num_local_experts", json!(m.number("expert_count")?));
+            put("num_experts_per_tok", json!(m.number("expert_used_count")?));
+            put("intermediate_size", json!(m.number("expert_feed_forward_length")?));
+            put("sliding_window", json!(window));
+            types.map(|types| put("layer_types", types));
+            // without a word about it a config means the published models' own
+            let scaling = keys.entry("rope_scaling").or_insert(json!({ "rope_type": "default" }));
+            // llama.cpp rounds the ends of its ramp; the models do not
+            scaling["truncate"] = json!(false);
+        }
+        "chatglm" | "glm4" => {
             put("attention_bias", bias("attn_q"));
             put("partial_rotary_factor", share);
         }

@@ -1,4 +1,5 @@
 //! Several projections of one input: a module each, or fused.
+use super::low::Stack;
 use super::{Linear, LinearScratch};
 use crate::backend::{Backend, Buf};
 use crate::error::Result;
@@ -16,10 +17,21 @@ impl Projections {
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
+        if let Some(linear) = self.0.iter().find(|linear| linear.fp8().is_some()) {
+            // once for all of them
+            linear.quantize_fp8(b, scratch, inp, N)?;
+        }
+        let stack = Stack::of(&self.0, scratch);
+        if let Some(stack) = &stack {
+            stack.narrow(b, scratch, inp, N)?;
+        }
         let mut rest = outs;
-        for linear in &self.0 {
+        for (i, linear) in self.0.iter().enumerate() {
             let (own, others) = rest.split_at_mut(linear.parts.len());
-            linear.forward(b, scratch, own, inp, N)?;
+            match &stack {
+                Some(stack) => linear.forward_with(b, scratch, own, (inp, inp), N, stack.columns(i))?,
+                None => linear.forward_quantized(b, scratch, own, inp, N)?,
+            }
             rest = others;
         }
         Ok(())
@@ -35,13 +47,48 @@ impl Projections {
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
-        let mut rest = douts;
-        for (i, linear) in self.0.iter_mut().enumerate() {
-            let (own, others) = rest.split_at(linear.parts.len());
-            linear.backward_input(b, scratch, dinp, own, N, i > 0)?;
-            linear.backward_weight(b, scratch, own, inp, N)?;
-            rest = others;
+        if let Some(stack) = Stack::of(&self.0, scratch) {
+            return self.backward_stacked(b, scratch, &stack, (dinp, douts), inp, N);
+        }
+        for (i, (linear, douts)) in each(&mut self.0, douts).enumerate() {
+            linear.backward_input(b, scratch, dinp, douts, N, i > 0)?;
+            linear.backward_weight(b, scratch, douts, inp, N)?;
         }
         Ok(())
     }
+
+    /// The same with the adapters as one.
+    fn backward_stacked(
+        &mut self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        stack: &Stack,
+        (dinp, douts): (&mut Buf, &[&Buf]),
+        inp: &Buf,
+        N: usize,
+    ) -> Result<()> {
+        for (i, (linear, douts)) in each(&mut self.0, douts).enumerate() {
+            linear.backward_narrow(b, scratch, douts, N, stack.columns(i))?;
+        }
+        stack.widen(b, scratch, dinp, N)?;
+        stack.backward_a(b, scratch, &mut self.0, inp, N)?;
+        stack.narrow(b, scratch, inp, N)?;
+        for (i, (linear, douts)) in each(&mut self.0, douts).enumerate() {
+            linear.backward_base(b, scratch, dinp, douts, N, true)?;
+            linear.backward_with(b, scratch, douts, (inp, inp), N, stack.columns(i))?;
+        }
+        Ok(())
+    }
+}
+
+/// Each linear with its own of the gradients of all outputs.
+fn each<'a, 'd>(
+    linears: &'a mut [Linear],
+    douts: &'d [&'d Buf],
+) -> impl Iterator<Item = (&'a mut Linear, &'d [&'d Buf])> {
+    linears.iter_mut().scan(douts, |rest, linear| {
+        let (own, others) = rest.split_at(linear.parts.len());
+        *rest = others;
+        Some((linear, own))
+    })
 }

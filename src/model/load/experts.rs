@@ -88,7 +88,7 @@ impl<'a> Loader<'a> {
             Bias::Absent => None,
         };
         let (layout, rows, columns) = match weight {
-            Weight::Mxfp4(_) => (Layout::Rows, E * O, C),
+            Weight::Mxfp4(_) | Weight::Gguf(_) => (Layout::Rows, E * O, C),
             _ => (Layout::Columns, E * C, O),
         };
         let stack = Linear { name, O: rows, parts: vec![rows], C: columns, weight, bias, lora: None };
@@ -111,7 +111,7 @@ impl<'a> Loader<'a> {
         let mut param = Param::stack(self.b, files, &[O, C], [O, C], dtype)?;
         let exact = |stored: &Stored| matches!(stored, Stored::Float(floats) if floats.dtype == dtype);
         if self.options.full() && !all.iter().all(exact) {
-            param.unfreeze(self.b)?;
+            param.unfreeze_as(self.b, self.options.training())?;
         }
         for (i, stored) in all.iter().enumerate() {
             match stored {
@@ -122,7 +122,7 @@ impl<'a> Loader<'a> {
             }
         }
         if self.options.full() {
-            param.unfreeze(self.b)?;
+            param.unfreeze_as(self.b, self.options.training())?;
         }
         Ok(param)
     }

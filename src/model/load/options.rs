@@ -1,8 +1,10 @@
 //! What is wanted of a model that is loaded, and whether that fits the model.
+use super::super::fp8::{self, Compute};
 use super::super::lora::{self, LoraConfig, Rules};
+use super::super::param::Training;
 use super::super::quantized::Scheme;
-use super::super::spec::{LinearSpec, Spec};
-use super::super::streamed::Place;
+use super::super::spec::{Head, LinearSpec, Spec};
+use super::super::streamed::{Place, Places};
 use super::super::token_rows;
 use super::adapted::{linear_names, stacked_stay};
 use crate::dtype::DType;
@@ -20,6 +22,8 @@ pub struct LoadOptions {
     pub load_in_4bit: bool,
     /// The same in 8 bits with one scale a row.
     pub load_in_8bit: bool,
+    /// What products with frozen weights are computed in: `Fp8` holds those of the linear layers so.
+    pub compute: Compute,
     /// An adapter on some linear layers.
     pub lora: Option<LoraConfig>,
     /// The adapter (with its modules_to_save) is trained, or without one every weight.
@@ -30,8 +34,10 @@ pub struct LoadOptions {
     pub seed: u64,
     /// Rows of embedding and head at least; those that the files lack start as the mean of the others.
     pub vocab: usize,
-    /// Where the blocks' frozen weights are.
-    pub place: Place,
+    /// Where frozen weights are.
+    pub places: Places,
+    /// How weights are held where every one is trained.
+    pub training: Training,
 }
 
 impl LoadOptions {
@@ -41,12 +47,14 @@ impl LoadOptions {
             dtype,
             load_in_4bit: false,
             load_in_8bit: false,
+            compute: Compute::Dtype,
             lora: None,
             train: false,
             freeze_router: false,
             seed: 0,
             vocab: 0,
-            place: Place::Device,
+            places: Places::default(),
+            training: Training::default(),
         }
     }
     /// The first contradiction, if any.
@@ -70,6 +78,7 @@ impl LoadOptions {
                         unquantized model without load_in_4bit and load_in_8bit";
             return usage(what.into());
         }
+        self.check_compute(spec)?;
         let odd = |linear: &LinearSpec| !(linear.O() * linear.C).is_multiple_of(nf4::BLOCK);
         if self.load_in_4bit && (0..spec.layers).flat_map(|l| spec.experts(l)).any(|linear| odd(&linear)) {
             return usage(format!("load_in_4bit wants experts of a multiple of {} values", nf4::BLOCK));
@@ -89,6 +98,9 @@ impl LoadOptions {
             let what = format!("16-bit dtypes want an even number of experts, got {}", moe.E);
             return usage(format!("{what}: use dtype = \"float32\""));
         }
+        if let (Place::Host, Some(why)) = (self.places.embed, self.embed_stays(spec, stored, folder)?) {
+            return usage(format!("offload_embedding: the embedding cannot wait in the host's memory, for {why}"));
+        }
         if let Some(config) = &self.lora {
             let rules = Rules::new(config, folder)?;
             stacked_stay(spec, &rules)?;
@@ -97,6 +109,36 @@ impl LoadOptions {
             token_rows::wanted(config, spec, folder)?;
         }
         Ok(())
+    }
+    /// What cannot be computed in e4m3.
+    fn check_compute(&self, spec: &Spec) -> Result<()> {
+        let packed = self.load_in_4bit || self.load_in_8bit;
+        let dora = self.lora.as_ref().is_some_and(|lora| lora.use_dora);
+        let what = match self.compute {
+            Compute::Dtype => return Ok(()),
+            _ if self.full() => "computes with frozen weights, and all are trained: add a [lora] table, or take it out",
+            _ if packed => "holds the weights in 8 bits itself: take out load_in_4bit and load_in_8bit",
+            _ if dora => "and use_dora exclude each other: DoRA measures the weights as they are",
+            _ if fp8::fitting(spec) == 0 => "wants linear layers whose sizes are multiples of 16, and there is none",
+            Compute::Fp8 => return Ok(()),
+        };
+        Err(Error::Usage(format!("compute = \"fp8\" {what}")))
+    }
+    /// Why the embedding cannot wait in the host's memory, if it cannot.
+    pub fn embed_stays(&self, spec: &Spec, stored: Option<Scheme>, folder: &Path) -> Result<Option<&'static str>> {
+        let rows = match &self.lora {
+            Some(config) => token_rows::wanted(config, spec, folder)?[0].is_some(),
+            None => false,
+        };
+        Ok(if spec.head == Head::Tied {
+            Some("the head multiplies with the same weight")
+        } else if self.full() || rows || self.train && self.saves(spec.names.embed) {
+            Some("it is trained")
+        } else if stored == Some(Scheme::Gguf) {
+            Some("a GGUF file's stays packed, which is smaller still")
+        } else {
+            None
+        })
     }
     /// Every module to save is there, and none of them is an expert.
     fn check_saved(&self, config: &LoraConfig, spec: &Spec, folder: &Path) -> Result<()> {
@@ -122,6 +164,10 @@ impl LoadOptions {
     /// Every weight is trained.
     pub(super) fn full(&self) -> bool {
         self.train && self.lora.is_none()
+    }
+    /// How a weight is held that is trained.
+    pub(super) fn training(&self) -> Training {
+        if self.full() { self.training } else { Training::default() }
     }
     /// The adapter has a copy of this module of its own.
     pub(super) fn saves(&self, module: &str) -> bool {

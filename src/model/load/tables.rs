@@ -15,6 +15,24 @@ impl Loader<'_> {
         }
     }
 
+    /// The embedding's rows in host memory, in the model's type.
+    pub(super) fn host_table(&self, from: &str, V: usize) -> Result<Table> {
+        let (rows, C, dtype) = (self.spec.V, self.spec.C, self.options.dtype);
+        let mut table = self.b.host_alloc(V * C, dtype)?;
+        match self.tensors.find(from, &[rows, C])? {
+            _ if self.b.is_dry() => {}
+            Stored::Float(floats) if floats.dtype == dtype && V == rows => {
+                self.b.host_upload(&mut table, &floats.bytes)?;
+            }
+            stored => {
+                let mut values = stored.to_f32();
+                token_rows::grow(&mut values, C, V);
+                self.b.host_upload(&mut table, &dtype.encode(&values))?;
+            }
+        }
+        Ok(Table::Host(table))
+    }
+
     /// A weight or bias with a row per token, grown to `V` rows.
     pub(super) fn grown(&self, from: &str, name: &str, V: usize, train: bool) -> Result<Param> {
         let (rows, C) = (self.spec.V, self.spec.C);
@@ -29,7 +47,7 @@ impl Loader<'_> {
         let train = train || self.options.train && self.options.saves(lora::module_of(name));
         let mut param = Param::zeros(self.b, name, &shape(V), self.options.dtype)?;
         if train {
-            param.unfreeze(self.b)?;
+            param.unfreeze_as(self.b, self.options.training())?;
         }
         param.set(self.b, &values)?;
         Ok(param)

@@ -75,7 +75,9 @@ mod tests {
     #[test]
     fn ggml_blocks_are_stacked_if_they_are_of_one_format() {
         let b = Cpu::new();
-        let of = |format: Packed, P, bytes: &[u8]| Stored::Gguf(StoredGguf { format, P, bytes: bytes.to_vec().into() });
+        let of = |format: Packed, P, bytes: &[u8]| {
+            Stored::Gguf(StoredGguf { format, P, bytes: bytes.to_vec().into(), turned: None })
+        };
         let (first, second): (Vec<u8>, Vec<u8>) = ((0..34).collect(), (34..68).collect());
         let Some(Weight::Gguf(q)) = stack(&b, &[of(Packed::Q8_0, 32, &first), of(Packed::Q8_0, 32, &second)]).unwrap()
         else {

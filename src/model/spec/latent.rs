@@ -59,7 +59,7 @@ impl LatentSpec {
         let parts = vec![s.H * (self.U + self.Y)];
         LinearSpec { module: self.names.kv_b, parts, C: self.kv_rank, bias: Bias::Absent }
     }
-    pub(super) fn linears(&self, s: &Spec) -> Vec<LinearSpec> {
+    pub fn linears(&self, s: &Spec) -> Vec<LinearSpec> {
         let q_a = self.q_a(s).map(|q| q.down);
         q_a.into_iter().chain([self.q_b(s), self.kv_a(s).down, self.kv_b(s)]).collect()
     }

@@ -1,6 +1,8 @@
 //! What no key can say alone.
 use super::{Dataset, EvalStrategy, Init, Optim, SaveStrategy, SchedulerType, Source, TrainConfig};
+use crate::dtype::DType;
 use crate::error::Result;
+use crate::model::Compute;
 
 impl TrainConfig {
     /// The first contradiction, if any.
@@ -11,14 +13,18 @@ impl TrainConfig {
                 return Err(source.fail_at(key, format!("`{key}` {what}")));
             }
         }
-        if self.offload_weights == Some(true) && self.lora.is_none() {
-            let what = "`offload_weights` is about a frozen base, and none is: add a [lora] table, or take it out";
-            return Err(source.fail_at("offload_weights", what));
+        for (key, on) in [("offload_weights", self.offload_weights), ("offload_embedding", self.offload_embedding)] {
+            if on == Some(true) && self.lora.is_none() {
+                let what = "is about a frozen base, and none is: add a [lora] table, or take it out";
+                return Err(source.fail_at(key, format!("`{key}` {what}")));
+            }
         }
+        self.check_full(source)?;
         if self.load_in_4bit && self.load_in_8bit {
             let what = "`load_in_8bit` and `load_in_4bit` exclude each other: keep one";
             return Err(source.fail_at("load_in_8bit", what));
         }
+        self.check_compute(source)?;
         if !self.eval_dataset.is_empty() && self.eval_split > 0.0 {
             return Err(source.fail_at("eval_split", "`eval_split` and `eval_dataset` exclude each other: keep one"));
         }
@@ -40,6 +46,57 @@ impl TrainConfig {
         self.check_rates(source)?;
         self.check_optim_args(source)?;
         self.check_kwargs(source)
+    }
+
+    /// How weights are held that are all trained.
+    fn check_full(&self, source: &Source) -> Result<()> {
+        let keys = [
+            ("gradient_accumulation_dtype", self.gradient_accumulation_dtype == DType::Bf16, true),
+            ("bf16_stochastic_round", self.bf16_stochastic_round, true),
+            ("optimizer_in_bwd", self.optimizer_in_bwd == Some(true), false),
+            ("offload_gradients", self.offload_gradients == Some(true), false),
+        ];
+        for (key, _, bf16) in keys.into_iter().filter(|(_, given, _)| *given) {
+            if self.lora.is_some() {
+                let what = "is about full fine-tuning, and there is a [lora] table: take one of them out";
+                return Err(source.fail_at(key, format!("`{key}` {what}")));
+            }
+            if bf16 && self.dtype != DType::Bf16 {
+                let what = format!("`{key}` goes with dtype = \"bfloat16\", and it is {:?}", self.dtype.name());
+                return Err(source.fail_at(key, what));
+            }
+        }
+        let why = match self {
+            _ if self.optimizer_in_bwd != Some(true) => return Ok(()),
+            _ if self.max_grad_norm > 0.0 => "wants `max_grad_norm = 0`, for clipping wants all gradients first",
+            _ if self.gradient_accumulation_steps > 1 => "wants `gradient_accumulation_steps = 1`",
+            _ if self.dtype == DType::F16 => "does not go with float16, whose steps may be left out",
+            _ if self.offload_gradients == Some(true) => "and `offload_gradients` exclude each other: keep one",
+            _ => return Ok(()),
+        };
+        Err(source.fail_at("optimizer_in_bwd", format!("`optimizer_in_bwd` {why}")))
+    }
+
+    /// The optimizer can move weights during the backward, and may.
+    pub fn steps_in_backward(&self) -> bool {
+        let can = self.max_grad_norm == 0.0 && self.gradient_accumulation_steps == 1 && self.dtype != DType::F16;
+        let may = self.optimizer_in_bwd != Some(false) && self.offload_gradients != Some(true);
+        self.lora.is_none() && can && may
+    }
+
+    fn check_compute(&self, source: &Source) -> Result<()> {
+        let what = match (self.compute, &self.lora) {
+            (Compute::Dtype, _) => return Ok(()),
+            (Compute::Fp8, None) => {
+                "= \"fp8\" computes with frozen weights, and none is: add a [lora] table, or take it out"
+            }
+            (Compute::Fp8, _) if self.load_in_4bit || self.load_in_8bit => {
+                "= \"fp8\" holds the weights in 8 bits itself: take out `load_in_4bit` and `load_in_8bit`"
+            }
+            (Compute::Fp8, Some(lora)) if lora.use_dora => "= \"fp8\" and `use_dora` exclude each other: keep one",
+            (Compute::Fp8, Some(_)) => return Ok(()),
+        };
+        Err(source.fail_at("compute", format!("`compute` {what}")))
     }
 
     /// PiSSA makes new adapters of LoRA's plain form.

@@ -43,15 +43,17 @@ pub struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// Reads `file`, then puts the overrides over it. `keys` are all there are, `tables` the names before their dots.
+    /// Reads `file`, if there is one, then puts the overrides over it. `keys` are all there are, `tables` the names before their dots.
     pub fn read(
-        file: &'a Path,
+        file: Option<&'a Path>,
         overrides: &[String],
         keys: &[&'static [Key]],
         tables: &'static [&'static str],
     ) -> Result<Source<'a>> {
+        let read = file.map(tree::read).transpose()?.unwrap_or_default();
+        let file = file.unwrap_or(Path::new("the command line"));
         let mut source = Source { file, entries: Vec::new(), tables: Vec::new() };
-        let written = flatten(tree::read(file)?, tables, &mut source.tables);
+        let written = flatten(read, tables, &mut source.tables);
         source.entries = source.resolve(written, keys)?;
 
         let mut given = Vec::new();

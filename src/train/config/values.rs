@@ -2,6 +2,7 @@
 use super::source::FromNode;
 use super::tree::Value;
 use crate::dtype::DType;
+use crate::model::Compute;
 use serde::{Serialize, Serializer};
 use std::path::PathBuf;
 
@@ -369,6 +370,22 @@ impl FromNode for DType {
 }
 
 impl Serialize for DType {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(self.name())
+    }
+}
+
+impl FromNode for Compute {
+    fn wanted() -> String {
+        one_of(&Compute::ALL.map(Compute::name))
+    }
+    fn from_value(value: &Value) -> Option<Compute> {
+        let Value::Str(word) = value else { return None };
+        Compute::parse(word)
+    }
+}
+
+impl Serialize for Compute {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         s.serialize_str(self.name())
     }

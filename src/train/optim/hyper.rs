@@ -1,4 +1,5 @@
 //! What an optimizer is told.
+use super::gradients::Stay;
 use super::rates::Rates;
 use crate::train::config::AdjustLr;
 
@@ -77,6 +78,9 @@ pub struct Hyper {
     pub max_grad_norm: f64,
     pub decay: Decay,
     pub rates: Rates,
+    pub stay: Stay,
+    /// Of weights that are rounded by chance.
+    pub seed: u64,
 }
 
 /// AdamW, as transformers' trainer has it.
@@ -98,6 +102,8 @@ impl Default for Hyper {
             max_grad_norm: 1.0,
             decay: Decay::Weights,
             rates: Rates::default(),
+            stay: Stay::Device,
+            seed: 0,
         }
     }
 }

@@ -2,7 +2,7 @@
 use super::hyper::{Decay, Hyper, Precision, Rule};
 use crate::dtype::DType;
 use crate::model::Model;
-use crate::model::param::Param;
+use crate::model::param::{Masters, Param};
 use std::collections::HashSet;
 
 /// Smaller tensors keep f32 states, as in bitsandbytes (`min_8bit_size`).
@@ -11,6 +11,9 @@ const MIN_8BIT: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Kind {
     pub dtype: DType,
+    pub gradient: DType,
+    /// The optimizer moves the weight itself.
+    pub masters: Masters,
     pub rule: Rule,
     pub precision: Precision,
     /// The learning rate, in units of the run's.
@@ -46,12 +49,15 @@ impl<'h> Kinds<'h> {
         let precision = if small { Precision::F32 } else { self.hyper.precision };
         let decays = self.hyper.decay == Decay::All || decays(param);
         let adapter = param.name.contains(".lora_");
-        Kind { dtype: param.value.dtype(), rule, precision, rate, decays, adapter }
+        let train = param.train.as_ref().expect("only of what is trained");
+        let masters = if train.master.is_some() { Masters::F32 } else { Masters::None };
+        let (dtype, gradient) = (param.value.dtype(), train.grad.dtype());
+        Kind { dtype, gradient, masters, rule, precision, rate, decays, adapter }
     }
 
     /// A weight that multiplies, in a block: no vector, no norm of heads, no bias of experts.
     fn is_matrix(&self, param: &Param) -> bool {
-        param.shape.len() > 1 && decays(param) && self.in_blocks.contains(&param.name)
+        param.is_matrix() && self.in_blocks.contains(&param.name)
     }
 }
 
@@ -59,6 +65,5 @@ impl<'h> Kinds<'h> {
 /// sinks and DoRA's magnitudes are neither.
 fn decays(param: &Param) -> bool {
     let neither = [".sinks", ".lora_magnitude_vector"].iter().any(|end| param.name.ends_with(end));
-    let norm = |part: &str| part == "norm" || part.ends_with("_norm") || part.ends_with("layernorm");
-    neither || param.shape.len() > 1 && !param.name.ends_with("_bias") && !param.name.split('.').any(norm)
+    neither || param.is_matrix()
 }

@@ -11,6 +11,7 @@ use crate::backend::{Backend, Buf, Charge, Use};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::model::param::Matrices;
+use crate::ops::adamw::Chance;
 use crate::ops::grouped::Grouped;
 use crate::ops::matmul::MatMul;
 use crate::ops::muon::{MuonMomentum, MuonNormalize, MuonStep};
@@ -76,6 +77,8 @@ pub(super) struct Moved<'a> {
     pub grad: &'a Buf,
     /// [1], the clipping factor.
     pub scale: &'a Buf,
+    /// Of a weight that is rounded by chance.
+    pub chance: Option<Chance>,
 }
 
 impl Muon {
@@ -113,9 +116,13 @@ impl Muon {
         for start in (0..matrices.count).step_by(first.E) {
             let chunk = Chunk { E: first.E.min(matrices.count - start), ..first };
             let view = |buf: &Buf| buf.view(start * one, chunk.len());
-            let moved = Moved { weight: of.weight, m: &view(of.m), grad: &view(of.grad), scale: of.scale };
+            let moved = Moved { m: &view(of.m), grad: &view(of.grad), ..*of };
             let update = self.direction(b, hyper, &moved, chunk)?;
-            b.muon_step(&mut view(of.weight), &update, &MuonStep { P: chunk.len() as u32, keep, lr })?;
+            let mut p = MuonStep::new(chunk.len(), keep, lr);
+            if let Some(chance) = of.chance {
+                p = p.by_chance(Chance { first: chance.first.wrapping_add((start * one) as u32), ..chance });
+            }
+            b.muon_step(&mut view(of.weight), &update, &p)?;
         }
         Ok(())
     }
@@ -232,7 +239,13 @@ mod tests {
         let mut muon = Muon::new(b, dtype, &[matrices]).unwrap();
         let zeros = || b.alloc(grad.len(), DType::F32).unwrap();
         let (weight, m, scale) = (zeros(), zeros(), b.alloc_f32(&[1.0], DType::F32).unwrap());
-        let of = Moved { weight: &weight, m: &m, grad: &b.alloc_f32(grad, DType::F32).unwrap(), scale: &scale };
+        let of = Moved {
+            weight: &weight,
+            m: &m,
+            grad: &b.alloc_f32(grad, DType::F32).unwrap(),
+            scale: &scale,
+            chance: None,
+        };
         muon.step(b, &hyper(), &of, &matrices, -1.0, 0.0).unwrap();
         b.download_f32(&weight).unwrap()
     }

@@ -96,7 +96,7 @@ impl Rates {
         }
         let trained = model.params_mut().filter(|p| p.train.is_some());
         for (param, _) in trained.zip(&*of).filter(|(_, rule)| shares[**rule].rate == 0.0) {
-            let Some(Train { grad, master }) = param.train.take() else { continue };
+            let Some(Train { grad, master, .. }) = param.train.take() else { continue };
             [Some(grad), master].into_iter().flatten().for_each(|buf| b.free(buf));
         }
         of.retain(|rule| shares[*rule].rate != 0.0);

@@ -12,6 +12,9 @@ use std::path::Path;
 impl Optimizer {
     /// Weights and states to a file, exactly; `load` brings them back bit for bit.
     pub fn save(&self, b: &dyn Backend, model: &Model, file: &Path) -> Result<()> {
+        if self.is_pending() {
+            return Err(Error::Bug("a checkpoint of weights that have not all moved yet".into()));
+        }
         let mut parts: Vec<(String, Part)> = Vec::new();
         for (param, place) in model.trained().zip(&self.places) {
             let exact = exact(param);
@@ -27,7 +30,7 @@ impl Optimizer {
         let mut writer = Writer::create(file, parts.iter().map(outline).collect())?;
         for (name, buf) in &parts {
             let bytes = buf.download(b)?;
-            if buf.dtype() == DType::F32 && !is_finite(&bytes) {
+            if !is_finite(buf.dtype(), &bytes) {
                 return Err(Error::Stopped(format!(
                     "{name} is not finite any more, so nothing was saved; the checkpoints before are good"
                 )));
@@ -72,8 +75,14 @@ fn exact(param: &Param) -> &Buf {
     param.train.as_ref().and_then(|t| t.master.as_ref()).unwrap_or(&param.value)
 }
 
-/// All of these f32 values are.
-fn is_finite(bytes: &[u8]) -> bool {
+/// All of these values are, as far as they are f32 or bf16.
+fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
     let exponent = f32::INFINITY.to_bits();
-    bytes.as_chunks().0.iter().all(|word| u32::from_le_bytes(*word) & exponent != exponent)
+    match dtype {
+        DType::F32 => bytes.as_chunks().0.iter().all(|word| u32::from_le_bytes(*word) & exponent != exponent),
+        DType::Bf16 => {
+            bytes.as_chunks().0.iter().all(|half| (u16::from_le_bytes(*half) as u32) << 16 & exponent != exponent)
+        }
+        _ => true,
+    }
 }

@@ -113,7 +113,10 @@ impl Tiles {
     }
     /// What a plan costs more, as a share: packed weights are unpacked for each tile.
     fn surcharge(self) -> f64 {
-        if self == Tiles::Whole { 0.0 } else { 0.05 }
+        match self {
+            Tiles::Whole => 0.0,
+            Tiles::Of(rows) => 400.0 / rows as f64,
+        }
     }
 }
 
@@ -250,10 +253,10 @@ mod tests {
             Ok((gate + plan.layers(2).unwrap().into_iter().map(of).sum::<u64>(), 0))
         };
         let choices = [Keep::Attention, Keep::Input];
-        let plan = |room| choose(&costs, &choices, &[Tiles::Whole, Tiles::Of(4)], room, bytes).unwrap();
+        let plan = |room| choose(&costs, &choices, &[Tiles::Whole, Tiles::Of(8000)], room, bytes).unwrap();
         assert_eq!(plan(14), Plan::Layers(vec![Keep::Attention; 2]));
-        assert_eq!(plan(12), Plan::Tiled(vec![Keep::Attention; 2], 4));
-        assert_eq!(plan(5), Plan::Tiled(vec![Keep::Input, Keep::Attention], 4));
-        assert_eq!(plan(1), Plan::Tiled(vec![Keep::Input; 2], 4));
+        assert_eq!(plan(12), Plan::Tiled(vec![Keep::Attention; 2], 8000));
+        assert_eq!(plan(5), Plan::Tiled(vec![Keep::Input, Keep::Attention], 8000));
+        assert_eq!(plan(1), Plan::Tiled(vec![Keep::Input; 2], 8000));
     }
 }

@@ -177,8 +177,9 @@ impl RunInfo {
 }
 
 fn method(config: &TrainConfig, model: &Model) -> String {
-    let packed =
-        config.load_in_4bit || config.load_in_8bit || model.linears().any(|l| !l.weight.quantized().is_empty());
+    let packed = config.load_in_4bit
+        || config.load_in_8bit
+        || model.linears().any(|l| l.fp8().is_none() && !l.weight.quantized().is_empty());
     let trained = match &model.lora {
         None => "full",
         Some(lora) if lora.use_dora && packed => "qdora",

@@ -15,6 +15,7 @@ impl Run<'_> {
             return Ok(None);
         }
         let started = Instant::now();
+        self.optimizer.finish(self.b)?;
         let options = BatchOptions { shuffle: false, ..setup::batch_options(self.config, self.tokenizer, false) };
         let (mut loss, mut counted) = (0.0, 0);
         let session = self.session.as_mut().expect("no sample is being made");

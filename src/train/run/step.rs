@@ -7,6 +7,7 @@ use crate::rng::Rng;
 use crate::train::loss_scale::LossScale;
 use crate::train::method::cross_entropy;
 use crate::train::metrics::{Reporter, StepMetrics};
+use crate::train::optim::Micro;
 use std::time::Instant;
 
 impl Run<'_> {
@@ -16,7 +17,8 @@ impl Run<'_> {
         let loss_scale = self.state.loss_scale.as_ref().map(|by| by.scale);
         let (mut losses, mut aux_losses) = (Vec::new(), Vec::new());
         for (micro, batch) in batches.iter().enumerate() {
-            losses.push(self.micro_batch(micro, batch, &batches)?);
+            let of = if micro + 1 == batches.len() { Micro::Last } else { Micro::Earlier };
+            losses.push(self.micro_batch(micro, batch, &batches, of)?);
             aux_losses.extend(self.aux_loss()?);
             self.state.num_input_tokens_seen += batch.tokens as u64;
             self.clock.tokens += batch.tokens as u64;
@@ -28,7 +30,7 @@ impl Run<'_> {
         let grad_norm = self.optimizer.gradient_norm(self.b)? as f64;
         match f64::is_finite(loss + grad_norm) {
             true => {
-                self.optimizer.advance(self.b, learning_rate)?;
+                self.optimizer.advance_lazily(self.b, learning_rate)?;
                 self.state.loss_scale.iter_mut().for_each(LossScale::good);
             }
             false => self.leave_out(&batches, &losses, grad_norm, reporter)?,
@@ -59,8 +61,8 @@ impl Run<'_> {
         Ok(epoch.fract() == 0.0)
     }
 
-    /// Adds to the gradients; returns the micro-batch's share of the loss. `all`: of the step.
-    pub(super) fn micro_batch(&mut self, micro: usize, batch: &Batch, all: &[Batch]) -> Result<f64> {
+    /// Adds to the gradients; returns the micro-batch's share of the loss. `all`: of the step; `of`: of those that are summed.
+    pub(super) fn micro_batch(&mut self, micro: usize, batch: &Batch, all: &[Batch], of: Micro) -> Result<f64> {
         let counted = all.iter().map(|batch| batch.counted).sum();
         let (seed, noise) = (self.seed("dropout", micro), self.seed("neftune", micro));
         let scale = self.state.loss_scale.as_ref().map_or(1.0, |by| by.scale);
@@ -71,8 +73,10 @@ impl Run<'_> {
         if let Some(coef) = self.aux_coef {
             session.start_balance(&self.model, &batch.real, coef * scale / all.len() as f64)?;
         }
-        session.forward(&self.model, &tokens(batch))?;
-        session.backward(&mut self.model, &batch.labels, &coef.collect::<Vec<_>>())?;
+        let learning_rate = self.schedule.lr(self.state.steps_taken());
+        let mut follow = self.optimizer.follow(self.b, of, learning_rate)?;
+        session.forward_watched(&self.model, &tokens(batch), &mut follow)?;
+        session.backward_watched(&mut self.model, &batch.labels, &coef.collect::<Vec<_>>(), &mut follow)?;
         session.set_dropout(None);
         session.set_neftune(None)?;
         Ok(cross_entropy::loss(&session.backward_logprobs()?, counted))

@@ -3,6 +3,7 @@ use super::Run;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::model::param::Param;
+use crate::train::optim::{Micro, Stay};
 
 /// Examples that a message names at most.
 const NAMED: usize = 16;
@@ -17,11 +18,13 @@ impl Run<'_> {
         };
         match self.origin(batches, losses) {
             Ok(origin) => {
+                let when = match self.optimizer.stay() {
+                    Stay::Fused => "while weights moved",
+                    _ => "before the weights were touched",
+                };
                 let hint =
                     "lower the learning rate or set max_grad_norm; the checkpoints in output_dir are from before";
-                Error::Stopped(format!(
-                    "step {step}: {what}: {origin}; training stopped before the weights were touched; {hint}"
-                ))
+                Error::Stopped(format!("step {step}: {what}: {origin}; training stopped {when}; {hint}"))
             }
             Err(e) => e,
         }
@@ -63,7 +66,7 @@ impl Run<'_> {
     fn repeat(&mut self, batches: &[Batch]) -> Result<Option<usize>> {
         for (micro, batch) in batches.iter().enumerate() {
             self.optimizer.clear_gradients(self.b)?;
-            let loss = self.micro_batch(micro, batch, batches)?;
+            let loss = self.micro_batch(micro, batch, batches, Micro::Last)?;
             if !loss.is_finite() || !self.optimizer.gradient_norm(self.b)?.is_finite() {
                 return Ok(Some(micro));
             }

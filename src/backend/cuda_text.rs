@@ -6,13 +6,13 @@
 //! kernels/shared/common.cuh      types, conversions, vector loads, reductions
 //! kernels/<file>.cu              the file's common part and the op's own sections
 //! ```
-use crate::backend::kernel_text::{self, Section};
+use crate::backend::kernel_text::{self, Names, Section};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Op;
 use std::fmt::Write;
 
-const COMMON: &str = include_str!("../../../kernels/shared/common.cuh");
+const COMMON: &str = include_str!("../../kernels/shared/common.cuh");
 
 /// A kernel file that some ops may use instead of their own, with constants set at compile time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +46,12 @@ impl<'a> Kernel<'a> {
             kernel_text::parse(self.file()).map_err(|e| Error::Bug(format!("kernel of {name}: {e}")))?;
         let own: Vec<_> = sections.into_iter().filter(|s| s.op() == name).collect();
         if own.is_empty() { Err(Error::Bug(format!("no kernel for {name} in its file"))) } else { Ok(own) }
+    }
+    /// What the headings of its sections may name.
+    pub fn names(&self, params: &[u8]) -> Names {
+        let mut names = kernel_text::names(self.op.spec().fields, params);
+        names.extend(self.variant.iter().flat_map(|v| v.constants).map(|(name, value)| (*name, *value as u64)));
+        names
     }
     /// The whole text.
     pub fn source(&self) -> Result<String> {

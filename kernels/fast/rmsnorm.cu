@@ -1,0 +1,68 @@
+// RMSNorm of rows of up to THREADS·8·KEEP elements in a 16-bit type, C a multiple of 8, rows that start at multiples of 16 bytes. A
+// row belongs to THREADS threads of a block of 128: it is read once, all of it at the same time, and stays in registers as it lies
+// in memory. With a warp for a row nobody waits for another warp.
+typedef T_inp T;
+
+// Of this thread: its row, and its place among the row's threads.
+INLINE u32 own_row() { return blockIdx.x * (128 / THREADS) + threadIdx.x / THREADS; }
+INLINE float sum_of_row(float x) { return THREADS == 32 ? warp_sum(x) : block_sum<4>(x); }
+
+template <typename F> INLINE void each_chunk(u32 C, F then) {
+    u32 c = threadIdx.x % THREADS * 8;
+#pragma unroll
+    for (int i = 0; i < KEEP; i++, c += THREADS * 8)
+        if (c < C) then(i, c);
+}
+INLINE void unpack8(float (&x)[8], uint4 w) {
+    unpack<T>(w.x, x[0], x[1]), unpack<T>(w.y, x[2], x[3]), unpack<T>(w.z, x[4], x[5]), unpack<T>(w.w, x[6], x[7]);
+}
+
+// op rmsnorm_forward grid(ceil(N, 1 + 3*min(1, 4096/max(C, 1)))) block(128)
+extern "C" __global__ void __launch_bounds__(128) rmsnorm_forward(T_out* out, T_rstd* rstd, const T_inp* inp, const T_weight* weight, Params p) {
+    u32 C = p.C, n = min(own_row(), p.N - 1);
+    uint4 kept[KEEP];
+    float x[8], w[8], sum = 0.f;
+    each_chunk(C, [&](int i, u32 c) { kept[i] = *(const uint4*)(inp + (u64)n * C + c); });
+    each_chunk(C, [&](int i, u32) {
+        unpack8(x, kept[i]);
+#pragma unroll
+        for (int k = 0; k < 8; k++) sum += x[k] * x[k];
+    });
+    float scale = 1.f / sqrtf(sum_of_row(sum) / C + p.eps);
+    if (own_row() >= p.N) return;
+    if (threadIdx.x % THREADS == 0) rstd[n] = scale;
+    each_chunk(C, [&](int i, u32 c) {
+        unpack8(x, kept[i]);
+        load8(w, weight + c);
+#pragma unroll
+        for (int k = 0; k < 8; k++) x[k] = x[k] * scale * (w[k] + p.shift);
+        store8(out + (u64)n * C + c, x);
+    });
+}
+
+// op rmsnorm_backward grid(ceil(N, 1 + 3*min(1, 4096/max(C, 1)))) block(128)
+extern "C" __global__ void __launch_bounds__(128) rmsnorm_backward(T_dinp* dinp, const T_dout* dout, const T_inp* inp, const T_weight* weight, const T_rstd* rstd, Params p) {
+    u32 C = p.C, n = min(own_row(), p.N - 1);
+    uint4 xs[KEEP], gs[KEEP];
+    float x[8], g[8], w[8], d[8], sum = 0.f;
+    each_chunk(C, [&](int i, u32 c) {
+        xs[i] = *(const uint4*)(inp + (u64)n * C + c);
+        gs[i] = *(const uint4*)(dout + (u64)n * C + c);
+    });
+    each_chunk(C, [&](int i, u32 c) {
+        unpack8(x, xs[i]), unpack8(g, gs[i]);
+        load8(w, weight + c);
+#pragma unroll
+        for (int k = 0; k < 8; k++) sum += g[k] * (w[k] + p.shift) * x[k];
+    });
+    float scale = rstd[n], slope = scale * scale * (sum_of_row(sum) / C);
+    if (own_row() >= p.N) return;
+    each_chunk(C, [&](int i, u32 c) {
+        T_dinp* at = dinp + (u64)n * C + c;
+        unpack8(x, xs[i]), unpack8(g, gs[i]);
+        load8(w, weight + c), load8(d, at);
+#pragma unroll
+        for (int k = 0; k < 8; k++) d[k] += scale * (g[k] * (w[k] + p.shift) - x[k] * slope);
+        store8(at, d);
+    });
+}

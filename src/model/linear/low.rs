@@ -1,0 +1,224 @@
+//! The low-rank side of linears that read one input: T = s·X·Aᵀ and P = s·G·B of each [N, R], side by side in rows of ΣR.
+//!
+//! Where their A lie one behind the other, as the optimizer puts them, they are one matrix [ΣR, C]: X is read once for all, and
+//! what they add to dX is one product. Where an adapter is no more than that (no DoRA, nothing dropped), its product comes first
+//! and the base's adds to it: what is large is written once, and read behind the product's own work.
+use super::{Linear, LinearScratch, Lora, nn, nt, part, tn};
+use crate::backend::{Backend, Buf};
+use crate::error::Result;
+use crate::ops::matmul::MatMul;
+
+/// Linears that read one input, at most: q, k and v.
+const MOST: usize = 3;
+
+/// Where a linear's columns of T and P are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Columns {
+    pub first: usize,
+    /// Elements of a row.
+    pub ld: usize,
+}
+
+impl Columns {
+    /// There are no others.
+    pub fn alone(R: usize) -> Columns {
+        Columns { first: 0, ld: R }
+    }
+    /// In a scratch of `room` rows' elements.
+    pub fn of(self, scratch: &Option<Buf>, N: usize) -> Buf {
+        part(scratch, self.first + N * self.ld).view(self.first, N * self.ld)
+    }
+    /// A product that writes them.
+    pub fn out(self, p: MatMul) -> MatMul {
+        MatMul { ld_out: self.ld as u32, ..p }
+    }
+    /// A product whose a they are.
+    pub fn a(self, p: MatMul) -> MatMul {
+        MatMul { ld_a: self.ld as u32, ..p }
+    }
+    /// A product whose b they are.
+    pub fn b(self, p: MatMul) -> MatMul {
+        MatMul { ld_b: self.ld as u32, ..p }
+    }
+}
+
+/// Elements of T and of P for N tokens, whichever of the linears are stacked.
+pub(super) fn room(linears: &[&Linear], N: usize) -> usize {
+    let rank = |linear: &&Linear| linear.lora.as_ref().map_or(0, |lora| lora.R);
+    let stacked = |first: usize| linears[first..].iter().take(MOST).map(rank).sum();
+    // columns from r on are a view that starts r later
+    (N + 1) * (0..linears.len()).map(stacked).max().unwrap_or(0)
+}
+
+/// The adapters of linears that read one input, as one.
+pub(super) struct Stack {
+    /// [ΣR, C]
+    a: Buf,
+    /// Of each linear; `None`: it has no adapter.
+    columns: Vec<Option<Columns>>,
+    R: usize,
+    C: usize,
+    scale: f32,
+}
+
+impl Stack {
+    /// `None`: they are not of a kind, or their A are not one matrix.
+    pub fn of(linears: &[Linear], scratch: &LinearScratch) -> Option<Stack> {
+        let loras = || linears.iter().filter_map(|linear| linear.lora.as_ref());
+        let first = loras().next()?;
+        let alike = |lora: &Lora| lora.is_plain(scratch) && lora.scale == first.scale;
+        let several = (2..=MOST).contains(&loras().count()) && linears.len() <= MOST;
+        if !several || !loras().all(alike) || Self::gradient(linears).is_none() && loras().any(|l| l.a.train.is_some())
+        {
+            return None;
+        }
+        let a = Buf::joined(loras().map(|lora| &lora.a.value))?;
+        let R = loras().map(|lora| lora.R).sum();
+        let columns = linears.iter().scan(0, |next, linear| {
+            let first = *next;
+            *next += linear.lora.as_ref().map_or(0, |lora| lora.R);
+            Some((*next > first).then_some(Columns { first, ld: R }))
+        });
+        Some(Stack { a, columns: columns.collect(), R, C: linears[0].C, scale: first.scale })
+    }
+
+    /// That of A, where all are trained and theirs are one matrix, too.
+    fn gradient(linears: &[Linear]) -> Option<Buf> {
+        let loras = linears.iter().filter_map(|linear| linear.lora.as_ref());
+        let grads = loras.map(|lora| lora.a.train.as_ref().map(|train| &train.grad)).collect::<Option<Vec<_>>>()?;
+        Buf::joined(grads.into_iter())
+    }
+
+    /// Each linear's columns; of no meaning for one without an adapter.
+    pub fn columns(&self, linear: usize) -> Columns {
+        self.columns[linear].unwrap_or(Columns { first: 0, ld: self.R })
+    }
+
+    /// T of all.
+    pub fn narrow(&self, b: &dyn Backend, scratch: &LinearScratch, inp: &Buf, N: usize) -> Result<()> {
+        let mut t = part(&scratch.xa, N * self.R);
+        b.matmul_nt(&mut t, inp, &self.a, &nt(N, self.R, self.C, self.scale))
+    }
+
+    /// dinp = P·A, from the P of all.
+    pub fn widen(&self, b: &dyn Backend, scratch: &LinearScratch, dinp: &mut Buf, N: usize) -> Result<()> {
+        b.matmul_nn(dinp, &part(&scratch.p, N * self.R), &self.a, &nn(N, self.C, self.R, 1.0))
+    }
+
+    /// The gradients of all A, if they are trained, from the P of all.
+    pub fn backward_a(
+        &self,
+        b: &dyn Backend,
+        scratch: &LinearScratch,
+        linears: &mut [Linear],
+        inp: &Buf,
+        N: usize,
+    ) -> Result<()> {
+        let trained = linears.iter_mut().filter_map(|linear| linear.lora.as_mut()?.a.train.as_mut());
+        trained.map(|train| train.sum(b).map(|_| ())).collect::<Result<()>>()?;
+        let Some(mut grad) = Self::gradient(linears) else { return Ok(()) };
+        b.matmul_tn_add(&mut grad, &part(&scratch.p, N * self.R), inp, &tn(self.R, self.C, N, 1.0))
+    }
+}
+
+impl Lora {
+    /// Neither DoRA nor, now, dropout: it is a sum with the base.
+    pub(super) fn is_plain(&self, scratch: &LinearScratch) -> bool {
+        self.dora.is_none() && !self.drops(scratch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Projections, Weight};
+    use super::*;
+    use crate::backend::{Scope, pick};
+    use crate::dtype::DType;
+    use crate::model::param::{Param, Sum, Train};
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    const N: usize = 70;
+    const C: usize = 64;
+    /// Output channels and rank of each; the second has no adapter.
+    const EACH: [(usize, usize); 4] = [(32, 8), (16, 0), (16, 16), (48, 8)];
+
+    fn noise(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
+    }
+
+    /// A trained weight whose value and gradient lie in `place`, if there is one.
+    fn trained(b: &dyn Backend, shape: [usize; 2], seed: usize, place: Option<(Buf, Buf)>, dtype: DType) -> Param {
+        let mut param = Param::zeros(b, "a", &shape, dtype).unwrap();
+        let len = shape[0] * shape[1];
+        let (value, grad) = place.unwrap_or_else(|| (b.alloc(len, dtype).unwrap(), b.alloc(len, DType::F32).unwrap()));
+        b.free(std::mem::replace(&mut param.value, value));
+        b.upload_f32(&mut param.value, &noise(len, seed)).unwrap();
+        param.train = Some(Train { grad, sum: Rc::new(Cell::new(Sum::Begun)), master: None });
+        param
+    }
+
+    /// Three adapted linears and one that is not, with their A side by side or apart.
+    fn projections(b: &dyn Backend, which: &[usize], together: bool, dtype: DType) -> Projections {
+        let ranks: usize = which.iter().map(|i| EACH[*i].1).sum();
+        let all = (b.alloc(ranks * C, dtype).unwrap(), b.alloc(ranks * C, DType::F32).unwrap());
+        let mut next = 0;
+        let linear = |i: &usize| {
+            let (O, R) = EACH[*i];
+            let mut weight = Param::zeros(b, "w", &[O, C], dtype).unwrap();
+            b.upload_f32(&mut weight.value, &noise(O * C, *i)).unwrap();
+            let place = together.then(|| (all.0.view(next * C, R * C), all.1.view(next * C, R * C)));
+            next += R;
+            let lora = (R > 0).then(|| Lora {
+                a: trained(b, [R, C], 10 + i, place, dtype),
+                b: trained(b, [O, R], 20 + i, None, dtype),
+                R,
+                scale: 0.5,
+                dora: None,
+                dropout: None,
+                start: None,
+            });
+            Linear { name: "q".into(), O, parts: vec![O], C, weight: Weight::Dense(weight), bias: None, lora }
+        };
+        Projections(which.iter().map(linear).collect())
+    }
+
+    /// Outputs, the input's gradient, and those of A and B; and whether the adapters were one.
+    fn run(b: &dyn Backend, which: &[usize], together: bool, dtype: DType) -> (Vec<Vec<f32>>, bool) {
+        let (scope, mut p) = (Scope::new(b), projections(b, which, together, dtype));
+        let scratch = LinearScratch::new(&scope, p.0.iter(), N, dtype).unwrap();
+        let bufs = |seed: usize| -> Vec<Buf> {
+            which.iter().map(|i| scope.alloc_f32(&noise(N * EACH[*i].0, seed + i), dtype).unwrap()).collect()
+        };
+        let (mut outs, douts, inp) = (bufs(30), bufs(40), scope.alloc_f32(&noise(N * C, 50), dtype).unwrap());
+        let mut dinp = scope.alloc_f32(&noise(N * C, 60), dtype).unwrap();
+        p.forward(b, &scratch, &mut outs.iter_mut().collect::<Vec<_>>(), &inp, N).unwrap();
+        p.backward(b, &scratch, &mut dinp, &douts.iter().collect::<Vec<_>>(), &inp, N).unwrap();
+        let loras = p.0.iter().filter_map(|linear| linear.lora.as_ref());
+        let grads = loras.flat_map(|lora| [&lora.a, &lora.b]).map(|param| param.grad(b).unwrap());
+        let values = outs.iter().chain([&dinp]).map(|buf| b.download_f32(buf).unwrap()).chain(grads).collect();
+        (values, Stack::of(&p.0, &scratch).is_some())
+    }
+
+    #[test]
+    fn adapters_side_by_side_give_what_they_give_apart() {
+        for name in ["cpu", "wgpu", "cuda"] {
+            let Ok((b, _)) = pick::pick(name) else { continue };
+            for (dtype, limit) in [(DType::F32, 1e-9), (DType::Bf16, 1e-4)] {
+                for which in [[0, 1, 2].as_slice(), &[0, 3], &[2, 0, 3]] {
+                    let ((got, one), (want, other)) = (run(&*b, which, true, dtype), run(&*b, which, false, dtype));
+                    assert!(one && !other, "{name}: {which:?}");
+                    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                        let square = |x: f32| (x as f64).powi(2);
+                        let error: f64 = got.iter().zip(want).map(|(g, w)| square(g - w)).sum();
+                        let whole: f64 = want.iter().map(|w| square(*w)).sum();
+                        assert!(
+                            whole > 0.0 && error <= limit * whole,
+                            "{name} {dtype:?} {which:?}: {i}: {error:e} of {whole:e}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
