@@ -4,7 +4,13 @@ fn embedding_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
   let i = flat(group) * 256u + t;
   let n = i / ceil_div(p.C, W);
   let c = (i % ceil_div(p.C, W)) * W;
-  if (n < p.N) { st_out(n * p.C + c, ld_weight(ld_ids(n) * p.C + c) * p.scale, p.C - c); }
+  if (n >= p.N) { return; }
+  var id = ld_ids(n);
+#if WINDOWED
+  if (id < p.first || id - p.first >= p.count) { return; }
+  id -= p.first;
+#end
+  st_out(n * p.C + c, ld_weight(id * p.C + c) * p.scale, p.C - c);
 }
 
 // op embedding_backward grid(N*ceil(C, 64*W))

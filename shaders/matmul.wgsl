@@ -6,58 +6,84 @@ const BN4 = BN / 4u;
 const BK4 = BK / 4u;
 const TX = BN4 / RN;
 const TY = AM / RM;
-var<workgroup> sa: array<vec4<f32>, BK * AM>;
-var<workgroup> sb: array<vec4<f32>, BK * BN4>;
+// a vec4 more from one q to the next keeps turned blocks off each other's banks
+const LA = AM + 1u;
+const LB = BN4 + 1u;
+var<workgroup> sa: array<vec4<f32>, BK * LA>;
+var<workgroup> sb: array<vec4<f32>, BK * LB>;
 
 // Elements from `at` to `end`, none at or past it.
 fn rest(at: u32, end: u32) -> u32 { return select(0u, end - at, at < end); }
 
-// a[i, q]: 4x4 blocks, turned in registers
-fn stage_a_rows(t: u32, i0: u32, q0: u32, end: u32) {
-  for (var b = t; b < AM * BK4; b += THREADS) {
-    let q = q0 + 4u * (b % BK4);
-    let i = i0 + 4u * (b / BK4);
-    let n = rest(q, end);
+// What a thread brings from memory at a time: 4 x 4 elements, along Q and along the rows of the tile or its columns.
+alias Block = array<vec4<f32>, 4>;
+const BLOCKS_A = AM * BK4;
+const BLOCKS = (AM + BN4) * BK4;
+fn turned(v: Block) -> Block {
+  return Block(
+    vec4(v[0].x, v[1].x, v[2].x, v[3].x), vec4(v[0].y, v[1].y, v[2].y, v[3].y),
+    vec4(v[0].z, v[1].z, v[2].z, v[3].z), vec4(v[0].w, v[1].w, v[2].w, v[3].w),
+  );
+}
+// a[i, q], four of a row at a time, so that neighbours in a row are loaded by neighbours; or a[q, i]. The same of b.
+fn read_a(n: u32, i0: u32, q0: u32, end: u32) -> Block {
+  if (A_ROWS) {
+    let q = q0 + 4u * (n % BK4);
+    let i = i0 + 4u * (n / BK4);
+    let some = rest(q, end);
 #for r 0 4
-    let v$r = ld4_a((i + $r) * p.ld_a + q, select(0u, n, i + $r < p.I));
+    let v$r = ld4_a((i + $r) * p.ld_a + q, select(0u, some, i + $r < p.I));
 #end
-    let at = 4u * (b % BK4) * AM + b / BK4;
-    sa[at] = vec4(v0.x, v1.x, v2.x, v3.x);
-    sa[at + AM] = vec4(v0.y, v1.y, v2.y, v3.y);
-    sa[at + 2u * AM] = vec4(v0.z, v1.z, v2.z, v3.z);
-    sa[at + 3u * AM] = vec4(v0.w, v1.w, v2.w, v3.w);
+    return Block(v0, v1, v2, v3);
   }
-}
-// b[j, q]
-fn stage_b_rows(t: u32, j0: u32, q0: u32, end: u32) {
-  for (var b = t; b < BN4 * BK4; b += THREADS) {
-    let q = q0 + 4u * (b % BK4);
-    let j = j0 + 4u * (b / BK4);
-    let n = rest(q, end);
+  let q = q0 + 4u * (n / AM);
+  let i = i0 + 4u * (n % AM);
+  let some = rest(i, p.I);
 #for r 0 4
-    let v$r = ld4_b((j + $r) * p.ld_b + q, select(0u, n, j + $r < p.J));
+  let v$r = ld4_a((q + $r) * p.ld_a + i, select(0u, some, q + $r < end));
 #end
-    let at = 4u * (b % BK4) * BN4 + b / BK4;
-    sb[at] = vec4(v0.x, v1.x, v2.x, v3.x);
-    sb[at + BN4] = vec4(v0.y, v1.y, v2.y, v3.y);
-    sb[at + 2u * BN4] = vec4(v0.z, v1.z, v2.z, v3.z);
-    sb[at + 3u * BN4] = vec4(v0.w, v1.w, v2.w, v3.w);
-  }
+  return Block(v0, v1, v2, v3);
 }
-// a[q, i]
-fn stage_a_columns(t: u32, i0: u32, q0: u32, end: u32) {
-  for (var b = t; b < BK * AM; b += THREADS) {
-    let q = q0 + b / AM;
-    let i = i0 + 4u * (b % AM);
-    sa[b] = ld4_a(q * p.ld_a + i, select(0u, rest(i, p.I), q < end));
+fn read_b(n: u32, j0: u32, q0: u32, end: u32) -> Block {
+  if (B_ROWS) {
+    let q = q0 + 4u * (n % BK4);
+    let j = j0 + 4u * (n / BK4);
+    let some = rest(q, end);
+#for r 0 4
+    let v$r = ld4_b((j + $r) * p.ld_b + q, select(0u, some, j + $r < p.J));
+#end
+    return Block(v0, v1, v2, v3);
   }
+  let q = q0 + 4u * (n / BN4);
+  let j = j0 + 4u * (n % BN4);
+  let some = rest(j, p.J);
+#for r 0 4
+  let v$r = ld4_b((q + $r) * p.ld_b + j, select(0u, some, q + $r < end));
+#end
+  return Block(v0, v1, v2, v3);
 }
-// b[q, j]
-fn stage_b_columns(t: u32, j0: u32, q0: u32, end: u32) {
-  for (var b = t; b < BK * BN4; b += THREADS) {
-    let q = q0 + b / BN4;
-    let j = j0 + 4u * (b % BN4);
-    sb[b] = ld4_b(q * p.ld_b + j, select(0u, rest(j, p.J), q < end));
+// Block n of a step, those of a first.
+fn read(n: u32, i0: u32, j0: u32, q0: u32, end: u32) -> Block {
+  if (n < BLOCKS_A) { return read_a(n, i0, q0, end); }
+  if (n < BLOCKS) { return read_b(n - BLOCKS_A, j0, q0, end); }
+  return Block();
+}
+fn stage(n: u32, block: Block) {
+  if (n < BLOCKS_A) {
+    let at = select(4u * (n / AM) * LA + n % AM, 4u * (n % BK4) * LA + n / BK4, A_ROWS);
+    var v = block;
+    if (A_ROWS) { v = turned(block); }
+#for r 0 4
+    sa[at + $ru * LA] = v[$r];
+#end
+  } else if (n < BLOCKS) {
+    let m = n - BLOCKS_A;
+    let at = select(4u * (m / BN4) * LB + m % BN4, 4u * (m % BK4) * LB + m / BK4, B_ROWS);
+    var v = block;
+    if (B_ROWS) { v = turned(block); }
+#for r 0 4
+    sb[at + $ru * LB] = v[$r];
+#end
   }
 }
 
@@ -91,22 +117,33 @@ fn product(tile: vec3<u32>, t: u32) {
 #end
 #end
 #end
+#for n 0 ceil((BM/4+BN/4)*(BK/4),THREADS)
+  var v$n = read(t + $nu * THREADS, i0, j0, first, end);
+#end
   for (var q = first; q < end; q += BK) {
-    if (A_ROWS) { stage_a_rows(t, i0, q, end); } else { stage_a_columns(t, i0, q, end); }
-    // turned by half a workgroup: with few blocks to load, b's are other threads' than a's
-    if (B_ROWS) { stage_b_rows((t + THREADS / 2u) % THREADS, j0, q, end); } else { stage_b_columns(t, j0, q, end); }
+#for n 0 ceil((BM/4+BN/4)*(BK/4),THREADS)
+    stage(t + $nu * THREADS, v$n);
+#end
     workgroupBarrier();
-    for (var k = 0u; k < BK; k++) {
+    // the next step's loads run behind this one's products; past the end they bring zeros
+#for n 0 ceil((BM/4+BN/4)*(BK/4),THREADS)
+    v$n = read(t + $nu * THREADS, i0, j0, q + BK, end);
+#end
+    for (var k = 0u; k < BK; k += UNROLL) {
+#for u 0 UNROLL
+      {
 #for j 0 RN
-      let b$j = sb[k * BN4 + $j * TX + tx];
+        let b$j = sb[(k + $u) * LB + $j * TX + tx];
 #end
 #for i 0 RM
-      let a$i = sa[k * AM + $i * TY + ty];
+        let a$i = sa[(k + $u) * LA + $i * TY + ty];
 #for j 0 RN
 #for r 0 4
-      c$i$j$r = fma(vec4(a$i[$r]), b$j, c$i$j$r);
+        c$i$j$r = fma(vec4(a$i[$r]), b$j, c$i$j$r);
 #end
 #end
+#end
+      }
 #end
     }
     workgroupBarrier();

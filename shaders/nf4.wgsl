@@ -16,6 +16,12 @@ fn load_levels(t: u32) {
   workgroupBarrier();
 }
 
+// The levels of codes i .. i + 4, i a multiple of 4.
+fn four(i: u32) -> vec4<f32> {
+  let bytes = ldw_codes(i / 8u) >> (4u * (i % 8u));
+  return vec4(levels[(bytes >> 4u) & 15u], levels[bytes & 15u], levels[(bytes >> 12u) & 15u], levels[(bytes >> 8u) & 15u]);
+}
+
 // op nf4_quantize grid(ceil(P, 2048))
 // 8 threads a block of 64; a thread makes one word: 8 codes.
 const MIDPOINTS = array<f32, 15>(
@@ -58,25 +64,23 @@ fn code(x: f32, counts: bool) -> u32 {
   return select(0u, n, counts);
 }
 
-// op nf4_dequantize grid(ceil(P, 512))
+// op nf4_dequantize grid(ceil(P, 1024))
 @compute @workgroup_size(256)
 fn nf4_dequantize(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   load_levels(t);
-  // a thread makes the two values of a byte
-  let i = (flat(group) * 256u + t) * 2u;
+  // a thread makes the four values of two bytes
+  let i = (flat(group) * 256u + t) * 4u;
   if (i >= p.P) { return; }
-  let byte = ld_codes(i / 2u);
-  st2_out(i, vec2(levels[byte >> 4u], levels[byte & 15u]) * ld1_absmax(i / 64u), p.P - i);
+  st4_out(i, four(i) * ld1_absmax(i / 64u), p.P - i);
 }
 
-// op nf4_dequantize_double grid(ceil(P, 512))
+// op nf4_dequantize_double grid(ceil(P, 1024))
 @compute @workgroup_size(256)
 fn nf4_dequantize_double(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   load_levels(t);
-  let i = (flat(group) * 256u + t) * 2u;
+  let i = (flat(group) * 256u + t) * 4u;
   if (i >= p.P) { return; }
-  let byte = ld_codes(i / 2u);
   let block = i / 64u;
   let absmax = ld1_map(ld_qabsmax(block)) * ld1_nested(block / 256u) + p.offset;
-  st2_out(i, vec2(levels[byte >> 4u], levels[byte & 15u]) * absmax, p.P - i);
+  st4_out(i, four(i) * absmax, p.P - i);
 }

@@ -84,6 +84,9 @@ fn coop_modules(unit: MatrixUnit) -> Vec<(String, String)> {
             if plan.packed > 0 {
                 args.push(text::TextArg { name: "packed", elem: Elem::Float, dtype: Some(DType::F16), wide: true });
             }
+            if !plan.scaled.is_empty() {
+                args.push(text::TextArg { name: "exponents", elem: Elem::F32, dtype: Some(DType::F32), wide: false });
+            }
             let params_in = ParamsIn::Immediates;
             let request = Request { common, section, fields: &fields, args: &args, consts: &plan.consts, params_in };
             let name = format!("{} {:?} {} wide {wide}", section.name, plan.consts, storage.0);

@@ -320,7 +320,7 @@ const TABLES: &[&str] = &["src/ops/table.rs"];
 /// (file, its own limit, why).
 const LONGER: &[(&str, usize, &str)] = &[
     ("shaders/attention.wgsl", 300, "the forward and three backward stages walk the same tiles"),
-    ("shaders/matmul.wgsl", 220, "six rows in two stages each, one tile"),
+    ("shaders/matmul.wgsl", 255, "six rows in two stages each, one tile whose loads run ahead"),
 ];
 
 #[test]

@@ -4,26 +4,29 @@ enable wgpu_cooperative_matrix;
 //
 // Every operand is first packed as f16, times 2^-e that brings its largest finite value to 2^14 .. 2^15 (bf16 reaches further
 // than f16); rows past the end are 0. The order is [heads][rows, a multiple of PAD, / S][ND][S][S]: fragments in one piece.
-// A workgroup has G subgroups; each owns S rows of a head, whose fragments it holds, and walks over blocks of COLS columns, which
-// all of them read from workgroup memory. Rows are queries and columns keys, or with `keys` the other way round:
+// A workgroup has G subgroups; each owns RB x S rows of a head, whose fragments it holds, and walks over blocks of COLS columns,
+// which all of them read from workgroup memory; the next block is on its way while one is worked on. Rows are queries and columns
+// keys, or with `keys` the other way round:
 //   lse   the log-sum-exp of a row, in a walk of its own, so that no sum of the next ones has to be rescaled
 //   mix   sums over columns weighted by probabilities: out, or dv
 //   grad  sums weighted by the gradients of scores: dq, and in another pass dk
-// Scores pass through workgroup memory, where each row belongs to some lanes of the subgroup, and go back as f16: probabilities
-// times 2^14, and the scores' gradients in units that their bound |dS| <= 2·D·max|dout|·max|v| keeps below 2^15.
+// Scores pass through workgroup memory, where each row belongs to some lanes of the subgroup, up to WIDE quads of it to each, and
+// go back as f16: probabilities times 2^14, and the scores' gradients in units that their bound |dS| <= 2·D·max|dout|·max|v| keeps
+// below 2^15. LANES is 0 where the device chooses the size of subgroups.
 // Scratch: 4·parts maxima, then e of q, k, v, dout.
 //
 // Where the device chose small subgroups there are more than G, and the last ones repeat the work of the first: no branch may
 // lead around a cooperative operation.
 const COLS = CB * S;
-const OWN = G * S; // rows of a workgroup
-const PAD = 64u;
+const OWN = G * RB * S; // rows of a workgroup
 const DIM = ND * S;
 const UNIT = 23; // 2^23 for the scores' gradients: 2·128·2^15·2^15 = 2^38
-const LOWEST = -3.4028234e38;
-// Rows in workgroup memory are longer than they need to be, off each other's banks: of scores, of f16 scores, of fragments (in quads).
-const LD = COLS + 4u;
-const LH = COLS + 8u;
+// of a score that is not seen, and what maxima start from
+const HIDDEN = -3.4028234e38;
+const LOWEST = -3.0e38;
+// Rows in workgroup memory, in quads, are longer than they need to be, off each other's banks: of scores, of f16 scores, of fragments.
+const LD = COLS / 4u + 1u;
+const LH = COLS / 4u + 2u;
 const LF = (S + FRAGMENT_PAD) / 4u;
 const STAGED = COLS * ND * LF;
 
@@ -55,46 +58,84 @@ fn place(which: u32, hd: u32, row: u32) -> u32 {
 var<workgroup> lo: atomic<u32>;
 var<workgroup> hi: atomic<u32>;
 var<workgroup> range: vec2<u32>;
-// The columns that any row sees, from each thread's own stretch, from a whole block on; the same in all threads.
-fn union_of(t: u32, own: vec2<u32>) -> vec2<u32> {
+// The keys that query n sees, or the queries that see key n.
+fn seen(n: u32, keys: bool) -> vec2<u32> {
+#if BACKWARD
+  if (keys) {
+    if (n >= p.T) { return vec2(0u); }
+    return vec2(ld_reach(2u * n), min(ld_reach(2u * n + 1u), p.N));
+  }
+#end
+  if (n >= p.N) { return vec2(0u); }
+  return vec2(ld_span(2u * n), ld_span(2u * n + 1u));
+}
+// The columns that any row of a workgroup sees, from a whole block on; the same in all threads.
+fn union_of(t: u32, row0: u32, keys: bool) -> vec2<u32> {
   if (t == 0u) {
     atomicStore(&lo, 0xffffffffu);
     atomicStore(&hi, 0u);
   }
   workgroupBarrier();
-  if (own.x < own.y) {
-    atomicMin(&lo, own.x);
-    atomicMax(&hi, own.y);
+  for (var i = t; i < OWN; i += THREADS) {
+    let own = seen(row0 + i, keys);
+    if (own.x < own.y) {
+      atomicMin(&lo, own.x);
+      atomicMax(&hi, own.y);
+    }
   }
   workgroupBarrier();
-  if (t == 0u) { range = vec2(atomicLoad(&lo) / COLS * COLS, atomicLoad(&hi)); }
+  if (t == 0u) {
+    let end = atomicLoad(&hi);
+    range = vec2(select(0u, atomicLoad(&lo) / COLS * COLS, end > 0u), end);
+  }
   return workgroupUniformLoad(&range);
 }
-// The keys that query n sees, the queries that see key j.
-fn span(n: u32) -> vec2<u32> {
-  if (n >= p.N) { return vec2(0u); }
-  return vec2(ld_span(2u * n), ld_span(2u * n + 1u));
+// Which of the columns j .. j + 4 a row sees.
+fn sees(own: vec2<u32>, j: u32) -> vec4<bool> {
+  let js = vec4(j) + vec4(0u, 1u, 2u, 3u);
+  return (js >= vec4(own.x)) & (js < vec4(own.y));
 }
-fn reach(j: u32) -> vec2<u32> {
-#if BACKWARD
-  if (j < p.T) { return vec2(ld_reach(2u * j), min(ld_reach(2u * j + 1u), p.N)); }
-#end
-  return vec2(0u);
-}
-fn sees(own: vec2<u32>, j: u32) -> bool { return j >= own.x && j < own.y; }
 
 // x·2^e is x·up.x·up.y: in two halves, because 2^e may lie outside f32 where the product does not.
 fn halves(e: i32) -> vec2<f32> {
   let c = clamp(e, -252, 252);
   return vec2(pow2(c / 2), pow2(c - c / 2));
 }
-// The score of a product of packed q and k.
-fn score(product: f32, up: vec2<f32>) -> f32 { return softcap(p.scale * (product * up.x * up.y), p.softcap); }
-// What softcap makes of a gradient.
-fn slope(s: f32) -> f32 {
-  if (p.softcap == 0.0) { return 1.0; }
-  return 1.0 - (s / p.softcap) * (s / p.softcap);
+// From products of packed q and k to scores: both factors, in halves.
+fn score_scale() -> vec2<f32> { return halves(exponent(0u) + exponent(1u)) * vec2(1.0, p.scale); }
+fn score(product: vec4<f32>, up: vec2<f32>) -> vec4<f32> {
+  let s = product * up.x * up.y;
+#if CAPPED
+  return vec4(softcap(s.x, p.softcap), softcap(s.y, p.softcap), softcap(s.z, p.softcap), softcap(s.w, p.softcap));
+#end
+#if 1 - CAPPED
+  return s;
+#end
 }
+// What softcap makes of a gradient.
+fn slope(s: vec4<f32>) -> vec4<f32> {
+#if CAPPED
+  return 1.0 - (s / p.softcap) * (s / p.softcap);
+#end
+#if 1 - CAPPED
+  return vec4(1.0);
+#end
+}
+fn lanes_of(size: u32) -> u32 {
+#if LANES
+  return LANES;
+#end
+#if 1 - min(LANES,1)
+  return size;
+#end
+}
+fn top4(v: vec4<f32>) -> f32 { return max(max(v.x, v.y), max(v.z, v.w)); }
+
+// Quad n of the block of columns at `at`.
+const QUADS = COLS * DIM / 4u;
+fn fetch(n: u32, at: u32) -> vec4<f16> { return packed_[at4_packed(at + 4u * min(n, QUADS - 1u))]; }
+// Where it is staged.
+fn slot(n: u32) -> u32 { return n / (S / 4u) * LF + n % (S / 4u); }
 
 // op attention_coop__amax grid(parts, tensors)
 @compute @workgroup_size(256)
@@ -138,136 +179,160 @@ fn attention_coop__pack(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_
   sth4_packed(n, vec4<f16>(v * pow2(-exponent(which))));
 }
 
-// op attention_coop__lse grid(ceil(N, G*S), H)
+// op attention_coop__lse grid(ceil(N, G*RB*S), H)
 var<workgroup> first: array<vec4<f16>, STAGED>;
-var<workgroup> ss: array<f32, SUBGROUPS * S * LD>;
-var<workgroup> stats: array<vec2<f32>, THREADS>;
-// A block of columns to workgroup memory.
-fn stage(t: u32, at: u32) {
-  for (var i = 0u; i < COLS * DIM / 4u; i += THREADS) {
-    let n = i + t;
-    if (n < COLS * DIM / 4u) {
-      first[n / (S / 4u) * LF + n % (S / 4u)] = packed_[at4_packed(at + 4u * n)];
-    }
-  }
-}
+var<workgroup> ss: array<vec4<f32>, SUBGROUPS * RB * S * LD>;
+var<workgroup> stats: array<vec2<f32>, RB * THREADS>;
 @compute @workgroup_size(THREADS)
 fn attention_coop__lse(
   @builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32, @builtin(subgroup_id) subgroup: u32,
-  @builtin(subgroup_invocation_id) lane: u32, @builtin(subgroup_size) lanes: u32,
+  @builtin(subgroup_invocation_id) lane: u32, @builtin(subgroup_size) size: u32,
 ) {
-  let row0 = group.x * OWN + subgroup % G * S;
-  // a row of scores belongs to lanes/S lanes, each has `width` (a power of two) of its columns and starts at another one, off the others' banks
+  let lanes = lanes_of(size);
+  let row0 = group.x * OWN + subgroup % G * (RB * S);
+  // a row of scores belongs to lanes/S lanes, each has `width` quads of it
   let row = lane % S;
-  let width = COLS / (lanes / S);
+  let width = COLS / 4u / (lanes / S);
   let col = lane / S * width;
-  let up = halves(exponent(0u) + exponent(1u));
-  let mine = subgroup * S * LD;
-  let line = mine + row * LD;
+  let up = score_scale();
+  let mine = subgroup * (RB * S) * LD;
   let stride = LD;
   let q_at = place(0u, group.y, row0);
-  let own = span(row0 + row);
-#for s S S+1
-#for d 0 ND
-  let q$d = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(q_at + $du * S * S)], S / 4u);
-#end
-  var top = LOWEST;
-  var sum = 0.0;
-  let all = union_of(t, span(group.x * OWN + t % OWN));
   let k_at = place(1u, group.y / (p.H / p.K), 0u);
+#for r 0 RB
+  let own$r = seen(row0 + $ru * S + row, false);
+  var top$r = LOWEST;
+  var sum$r = 0.0;
+#end
+#for s S S+1
+#for r 0 RB
+#for d 0 ND
+  let q$r_$d = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(q_at + ($ru * ND + $du) * S * S)], S / 4u);
+#end
+#end
+  let all = union_of(t, group.x * OWN, false);
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    var f$n = fetch(t + $nu * THREADS, k_at + all.x * DIM);
+#end
   for (var col0 = all.x; col0 < all.y; col0 += COLS) {
     workgroupBarrier();
-    stage(t, k_at + col0 * DIM);
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    if (t + $nu * THREADS < QUADS) { first[slot(t + $nu * THREADS)] = f$n; }
+#end
     workgroupBarrier();
+    // past the last block, where nobody looks, the last one again
+    let next = k_at + select(col0, col0 + COLS, col0 + COLS < all.y) * DIM;
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    f$n = fetch(t + $nu * THREADS, next);
+#end
 #for c 0 CB
-    var s$c: coop_mat$sx$s<f32, C>;
+#for r 0 RB
+    var s$r_$c: coop_mat$sx$s<f32, C>;
+#end
 #for d 0 ND
     let k$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&first[($cu * ND + $du) * S * LF], LF);
-    s$c = coopMultiplyAdd(q$d, k$d_$c, s$c);
+#for r 0 RB
+    s$r_$c = coopMultiplyAdd(q$r_$d, k$d_$c, s$r_$c);
 #end
-    let to$c = mine + $cu * S;
-    coopStoreT(s$c, &ss[to$c], stride);
+#end
+#for r 0 RB
+    let sto$r_$c = mine + $ru * S * LD + $cu * S / 4u;
+    coopStoreT(s$r_$c, &ss[sto$r_$c], stride);
+#end
 #end
     workgroupBarrier();
-    var most = top;
-    for (var i = 0u; i < width; i++) {
-      let c = col + ((i + row) & (width - 1u));
-      let s = score(ss[line + c], up);
-      if (sees(own, col0 + c)) { most = max(most, s); }
+#for r 0 RB
+    var most$r = top$r;
+#for i 0 WIDE
+    var z$r_$i = vec4(HIDDEN);
+    if ($iu < width) {
+      let j = col + $iu;
+      z$r_$i = select(z$r_$i, score(ss[mine + ($ru * S + row) * LD + j], up), sees(own$r, col0 + 4u * j));
     }
-    var more = 0.0;
-    for (var i = 0u; i < width; i++) {
-      let c = col + ((i + row) & (width - 1u));
-      let s = score(ss[line + c], up);
-      if (sees(own, col0 + c)) { more += exp(s - most); }
-    }
-    sum = sum * exp(top - most) + more;
-    top = most;
+    most$r = max(most$r, top4(z$r_$i));
+#end
+    sum$r *= exp(top$r - most$r);
+    top$r = most$r;
+#for i 0 WIDE
+    sum$r += dot(exp(z$r_$i - most$r), vec4(1.0));
+#end
+#end
   }
 #end
-  stats[subgroup * lanes + lane] = vec2(top, sum);
+#for r 0 RB
+  stats[(subgroup * RB + $ru) * lanes + lane] = vec2(top$r, sum$r);
+#end
   workgroupBarrier();
-  for (var i = 0u; i < lanes / S; i++) { top = max(top, stats[subgroup * lanes + row + i * S].x); }
-  sum = 0.0;
-  for (var i = 0u; i < lanes / S; i++) {
-    let part = stats[subgroup * lanes + row + i * S];
-    sum += part.y * exp(part.x - top);
+#for r 0 RB
+  {
+    let line = (subgroup * RB + $ru) * lanes + row;
+    var top = LOWEST;
+    var sum = 0.0;
+    for (var i = 0u; i < lanes / S; i++) { top = max(top, stats[line + i * S].x); }
+    for (var i = 0u; i < lanes / S; i++) { sum += stats[line + i * S].y * exp(stats[line + i * S].x - top); }
+    var infinity = 0x7f800000u;
+    let lse = select(-bitcast<f32>(infinity), top + log(sum), sum > 0.0);
+    let n = row0 + $ru * S + row;
+    if (n < p.N && lane < S && subgroup < G) { st1_lse(n * p.H + group.y, lse); }
   }
-  var infinity = 0x7f800000u;
-  let lse = select(-bitcast<f32>(infinity), top + log(sum), sum > 0.0);
-  if (row0 + row < p.N && lane < S && subgroup < G) { st1_lse((row0 + row) * p.H + group.y, lse); }
+#end
 }
 
 // op attention_coop__mix grid(blocks, heads)
 var<workgroup> first: array<vec4<f16>, STAGED>;
 var<workgroup> second: array<vec4<f16>, STAGED>;
-var<workgroup> ss: array<f32, SUBGROUPS * S * LD>;
-var<workgroup> ps: array<f16, SUBGROUPS * S * LH>;
+var<workgroup> ss: array<vec4<f32>, SUBGROUPS * RB * S * LD>;
+var<workgroup> ps: array<vec4<f16>, SUBGROUPS * RB * S * LH>;
 #if BACKWARD
-var<workgroup> columns: array<f32, COLS>; // lse
-#end
-// A block of columns to workgroup memory.
-fn stage(t: u32, at: u32, next: u32) {
-  for (var i = 0u; i < COLS * DIM / 4u; i += THREADS) {
-    let n = i + t;
-    if (n < COLS * DIM / 4u) {
-      first[n / (S / 4u) * LF + n % (S / 4u)] = packed_[at4_packed(at + 4u * n)];
-      second[n / (S / 4u) * LF + n % (S / 4u)] = packed_[at4_packed(next + 4u * n)];
-    }
-  }
+var<workgroup> columns: array<vec4<f32>, COLS / 4u>; // lse
+fn lse4(n: u32, hd: u32) -> vec4<f32> {
+  let last = p.N - 1u;
+  return vec4(
+    ld1_lse(min(n, last) * p.H + hd), ld1_lse(min(n + 1u, last) * p.H + hd),
+    ld1_lse(min(n + 2u, last) * p.H + hd), ld1_lse(min(n + 3u, last) * p.H + hd),
+  );
 }
+#end
 @compute @workgroup_size(THREADS)
 fn attention_coop__mix(
   @builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32, @builtin(subgroup_id) subgroup: u32,
-  @builtin(subgroup_invocation_id) lane: u32, @builtin(subgroup_size) lanes: u32,
+  @builtin(subgroup_invocation_id) lane: u32, @builtin(subgroup_size) size: u32,
 ) {
-  let row0 = group.x * OWN + subgroup % G * S;
-  // a row of scores belongs to lanes/S lanes, each has `width` (a power of two) of its columns and starts at another one, off the others' banks
+  let lanes = lanes_of(size);
+  let row0 = group.x * OWN + subgroup % G * (RB * S);
+  // a row of scores belongs to lanes/S lanes, each has `width` quads of it
   let row = lane % S;
-  let width = COLS / (lanes / S);
+  let width = COLS / 4u / (lanes / S);
   let col = lane / S * width;
-  let up = halves(exponent(0u) + exponent(1u));
-  let mine = subgroup * S * LD;
-  let line = mine + row * LD;
+  let up = score_scale();
+  let mine = subgroup * (RB * S) * LD;
   let stride = LD;
-  let half = subgroup * S * LH;
+  let half = subgroup * (RB * S) * LH;
 #if 1 - BACKWARD
-  let own = span(row0 + row);
-  let row_lse = ld1_lse(min(row0 + row, p.N - 1u) * p.H + group.y);
   let a_at = place(0u, group.y, row0);
-  let all = union_of(t, span(group.x * OWN + t % OWN));
   let turns = 1u;
 #end
 #if BACKWARD
-  let own = reach(row0 + row);
   let a_at = place(1u, group.y, row0);
-  let all = union_of(t, reach(group.x * OWN + t % OWN));
   let turns = p.H / p.K;
 #end
+#for r 0 RB
+  let own$r = seen(row0 + $ru * S + row, BACKWARD == 1u);
+#if 1 - BACKWARD
+  let lse$r = vec4(ld1_lse(min(row0 + $ru * S + row, p.N - 1u) * p.H + group.y));
+#end
+#end
+  let all = union_of(t, group.x * OWN, BACKWARD == 1u);
 #for s S S+1
+#for r 0 RB
 #for d 0 ND
-  let a$d = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(a_at + $du * S * S)], S / 4u);
-  var o$d: coop_mat$sx$s<f32, C>;
+  let a$r_$d = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(a_at + ($ru * ND + $du) * S * S)], S / 4u);
+#end
+#end
+#for r 0 RB
+#for d 0 ND
+  var o$r_$d: coop_mat$sx$s<f32, C>;
+#end
 #end
   for (var turn = 0u; turn < turns; turn++) {
 #if 1 - BACKWARD
@@ -280,53 +345,84 @@ fn attention_coop__mix(
     let first_at = place(0u, hd, 0u);
     let second_at = place(3u, hd, 0u);
 #end
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    var f$n = fetch(t + $nu * THREADS, first_at + all.x * DIM);
+#end
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    var g$n = fetch(t + $nu * THREADS, second_at + all.x * DIM);
+#end
     for (var col0 = all.x; col0 < all.y; col0 += COLS) {
-      workgroupBarrier();
-      stage(t, first_at + col0 * DIM, second_at + col0 * DIM);
-#if BACKWARD
-      if (t < COLS) { columns[t] = ld1_lse(min(col0 + t, p.N - 1u) * p.H + hd); }
+    workgroupBarrier();
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    if (t + $nu * THREADS < QUADS) { first[slot(t + $nu * THREADS)] = f$n; }
 #end
-      workgroupBarrier();
-#for c 0 CB
-      var s$c: coop_mat$sx$s<f32, C>;
-#for d 0 ND
-      let k$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&first[($cu * ND + $du) * S * LF], LF);
-      s$c = coopMultiplyAdd(a$d, k$d_$c, s$c);
-#end
-      let to$c = mine + $cu * S;
-      coopStoreT(s$c, &ss[to$c], stride);
-#end
-      workgroupBarrier();
-      for (var i = 0u; i < width; i++) {
-        let c = col + ((i + row) & (width - 1u));
-#if 1 - BACKWARD
-        let lse = row_lse;
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    if (t + $nu * THREADS < QUADS) { second[slot(t + $nu * THREADS)] = g$n; }
 #end
 #if BACKWARD
-        let lse = columns[c];
+    if (t < COLS / 4u) { columns[t] = lse4(col0 + 4u * t, hd); }
 #end
-        let prob = exp(score(ss[line + c], up) - lse) * 16384.0;
-        ps[half + row * LH + c] = f16(select(0.0, prob, sees(own, col0 + c)));
-      }
-      workgroupBarrier();
+    workgroupBarrier();
+    let next = select(col0, col0 + COLS, col0 + COLS < all.y) * DIM;
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    f$n = fetch(t + $nu * THREADS, first_at + next);
+#end
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    g$n = fetch(t + $nu * THREADS, second_at + next);
+#end
 #for c 0 CB
-      let p$c = coopLoadT<coop_mat$sx$s<f16, A>>(&ps[half + $cu * S], LH);
+#for r 0 RB
+    var s$r_$c: coop_mat$sx$s<f32, C>;
+#end
 #for d 0 ND
-      let v$c_$d = coopLoadT<coop_mat$sx$s<f16, B>>(&second[($cu * ND + $du) * S * LF], LF);
-      o$d = coopMultiplyAdd(p$c, v$c_$d, o$d);
+    let k$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&first[($cu * ND + $du) * S * LF], LF);
+#for r 0 RB
+    s$r_$c = coopMultiplyAdd(a$r_$d, k$d_$c, s$r_$c);
+#end
+#end
+#for r 0 RB
+    let sto$r_$c = mine + $ru * S * LD + $cu * S / 4u;
+    coopStoreT(s$r_$c, &ss[sto$r_$c], stride);
+#end
+#end
+    workgroupBarrier();
+#for r 0 RB
+#for i 0 WIDE
+    if ($iu < width) {
+      let j = col + $iu;
+#if BACKWARD
+      let lse$r = columns[j];
+#end
+      let prob = exp(score(ss[mine + ($ru * S + row) * LD + j], up) - lse$r) * 16384.0;
+      ps[half + ($ru * S + row) * LH + j] = vec4<f16>(select(vec4<f32>(), prob, sees(own$r, col0 + 4u * j)));
+    }
+#end
+#end
+    workgroupBarrier();
+#for c 0 CB
+#for r 0 RB
+    let p$r_$c = coopLoadT<coop_mat$sx$s<f16, A>>(&ps[half + $ru * S * LH + $cu * S / 4u], LH);
+#end
+#for d 0 ND
+    let v$c_$d = coopLoadT<coop_mat$sx$s<f16, B>>(&second[($cu * ND + $du) * S * LF], LF);
+#for r 0 RB
+    o$r_$d = coopMultiplyAdd(p$r_$c, v$c_$d, o$r_$d);
+#end
 #end
 #end
     }
   }
+#end
 #for d 0 ND
   workgroupBarrier();
-  coopStoreT(o$d, &ss[mine], stride);
-  workgroupBarrier();
-  for (var i = lane; i < S * S / 4u && subgroup < G; i += lanes) {
-    let at = mine + i / (S / 4u) * LD + 4u * (i % (S / 4u));
-    store(row0 + i / (S / 4u), group.y, $du * S + 4u * (i % (S / 4u)), vec4(ss[at], ss[at + 1u], ss[at + 2u], ss[at + 3u]));
-  }
+#for r 0 RB
+  let out$r_$d = mine + $ru * S * LD;
+  coopStoreT(o$r_$d, &ss[out$r_$d], stride);
 #end
+  workgroupBarrier();
+  for (var i = lane; i < RB * S * S / 4u && subgroup < G; i += lanes) {
+    store(row0 + i / (S / 4u), group.y, $du * S + 4u * (i % (S / 4u)), ss[mine + i / (S / 4u) * LD + i % (S / 4u)]);
+  }
 #end
 }
 fn store(row: u32, hd: u32, d: u32, sum: vec4<f32>) {
@@ -356,23 +452,13 @@ fn attention_coop__dot(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_i
 }
 
 // op attention_coop__grad grid(blocks, heads)
-// The first factor of a score's gradient is q·k, the second dout·v.
+// The first factor of a score's gradient is q·k, the second dout·v; both pass through the same memory, one after the other.
 var<workgroup> first: array<vec4<f16>, STAGED>;
 var<workgroup> second: array<vec4<f16>, STAGED>;
-var<workgroup> ss: array<f32, SUBGROUPS * S * LD>;
-var<workgroup> gs: array<f32, SUBGROUPS * S * LD>;
-var<workgroup> ps: array<f16, SUBGROUPS * S * LH>;
-var<workgroup> columns: array<vec2<f32>, COLS>; // lse, dot
-// A block of columns to workgroup memory.
-fn stage(t: u32, at: u32, next: u32) {
-  for (var i = 0u; i < COLS * DIM / 4u; i += THREADS) {
-    let n = i + t;
-    if (n < COLS * DIM / 4u) {
-      first[n / (S / 4u) * LF + n % (S / 4u)] = packed_[at4_packed(at + 4u * n)];
-      second[n / (S / 4u) * LF + n % (S / 4u)] = packed_[at4_packed(next + 4u * n)];
-    }
-  }
-}
+var<workgroup> ss: array<vec4<f32>, SUBGROUPS * RB * S * LD>;
+var<workgroup> ps: array<vec4<f16>, SUBGROUPS * RB * S * LH>;
+var<workgroup> column_lse: array<vec4<f32>, COLS / 4u>;
+var<workgroup> column_dot: array<vec4<f32>, COLS / 4u>;
 // lse and dot of a query, the latter in the units of products of packed dout and v.
 fn stats(n: u32, hd: u32) -> vec2<f32> {
   let at = min(n, p.N - 1u) * p.H + hd;
@@ -383,82 +469,154 @@ fn stats(n: u32, hd: u32) -> vec2<f32> {
 @compute @workgroup_size(THREADS)
 fn attention_coop__grad(
   @builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32, @builtin(subgroup_id) subgroup: u32,
-  @builtin(subgroup_invocation_id) lane: u32, @builtin(subgroup_size) lanes: u32,
+  @builtin(subgroup_invocation_id) lane: u32, @builtin(subgroup_size) size: u32,
 ) {
-  let row0 = group.x * OWN + subgroup % G * S;
-  // a row of scores belongs to lanes/S lanes, each has `width` (a power of two) of its columns and starts at another one, off the others' banks
+  let lanes = lanes_of(size);
+  let row0 = group.x * OWN + subgroup % G * (RB * S);
+  // a row of scores belongs to lanes/S lanes, each has `width` quads of it
   let row = lane % S;
-  let width = COLS / (lanes / S);
+  let width = COLS / 4u / (lanes / S);
   let col = lane / S * width;
-  let up = halves(exponent(0u) + exponent(1u));
-  let mine = subgroup * S * LD;
-  let line = mine + row * LD;
+  let up = score_scale();
+  let mine = subgroup * (RB * S) * LD;
   let stride = LD;
-  let half = subgroup * S * LH;
+  let half = subgroup * (RB * S) * LH;
   let keys = p.keys == 1u;
   let per_kv = p.H / p.K;
   let turns = select(1u, per_kv, keys);
-  let own = select(span(row0 + row), reach(row0 + row), vec2(keys));
-  let row_stats = stats(row0 + row, select(group.y, 0u, keys));
   let a_at = place(select(0u, 1u, keys), group.y, row0);
   let b_at = place(select(3u, 2u, keys), group.y, row0);
-  let edge = group.x * OWN + t % OWN;
-  let all = union_of(t, select(span(edge), reach(edge), vec2(keys)));
+#for r 0 RB
+  let own$r = seen(row0 + $ru * S + row, keys);
+  let stat$r = stats(row0 + $ru * S + row, select(group.y, 0u, keys));
+#end
+  let all = union_of(t, group.x * OWN, keys);
 #for s S S+1
+#for r 0 RB
 #for d 0 ND
-  let a$d = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(a_at + $du * S * S)], S / 4u);
-  let b$d = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(b_at + $du * S * S)], S / 4u);
-  var o$d: coop_mat$sx$s<f32, C>;
+  let a$r_$d = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(a_at + ($ru * ND + $du) * S * S)], S / 4u);
+#end
+#end
+#for r 0 RB
+#for d 0 ND
+  let b$r_$d = coopLoadT<coop_mat$sx$s<f16, A>>(&packed_[at4_packed(b_at + ($ru * ND + $du) * S * S)], S / 4u);
+#end
+#end
+#for r 0 RB
+#for d 0 ND
+  var o$r_$d: coop_mat$sx$s<f32, C>;
+#end
 #end
   for (var turn = 0u; turn < turns; turn++) {
     let hd = select(group.y / per_kv, group.y * turns + turn, keys);
     let first_at = place(select(1u, 0u, keys), hd, 0u);
     let second_at = place(select(2u, 3u, keys), hd, 0u);
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    var f$n = fetch(t + $nu * THREADS, first_at + all.x * DIM);
+#end
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    var g$n = fetch(t + $nu * THREADS, second_at + all.x * DIM);
+#end
     for (var col0 = all.x; col0 < all.y; col0 += COLS) {
-      workgroupBarrier();
-      stage(t, first_at + col0 * DIM, second_at + col0 * DIM);
-      if (keys && t < COLS) { columns[t] = stats(col0 + t, hd); }
-      workgroupBarrier();
-#for c 0 CB
-      var s$c: coop_mat$sx$s<f32, C>;
-      var x$c: coop_mat$sx$s<f32, C>;
-#for d 0 ND
-      let k$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&first[($cu * ND + $du) * S * LF], LF);
-      s$c = coopMultiplyAdd(a$d, k$d_$c, s$c);
-      let v$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&second[($cu * ND + $du) * S * LF], LF);
-      x$c = coopMultiplyAdd(b$d, v$d_$c, x$c);
+    workgroupBarrier();
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    if (t + $nu * THREADS < QUADS) { first[slot(t + $nu * THREADS)] = f$n; }
 #end
-      let to$c = mine + $cu * S;
-      coopStoreT(s$c, &ss[to$c], stride);
-      coopStoreT(x$c, &gs[to$c], stride);
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    if (t + $nu * THREADS < QUADS) { second[slot(t + $nu * THREADS)] = g$n; }
 #end
-      workgroupBarrier();
-      for (var i = 0u; i < width; i++) {
-        let c = col + ((i + row) & (width - 1u));
-        let stat = select(row_stats, columns[c], vec2(keys));
-        let s = score(ss[line + c], up);
-        let ds = exp(s - stat.x) * slope(s) * (gs[line + c] - stat.y) * pow2(-UNIT);
-        ps[half + row * LH + c] = f16(select(0.0, ds, sees(own, col0 + c)));
-      }
-      workgroupBarrier();
+    if (keys && t < COLS / 4u) {
+#for i 0 4
+      let stat_$i = stats(col0 + 4u * t + $iu, hd);
+#end
+      column_lse[t] = vec4(stat_0.x, stat_1.x, stat_2.x, stat_3.x);
+      column_dot[t] = vec4(stat_0.y, stat_1.y, stat_2.y, stat_3.y);
+    }
+    workgroupBarrier();
+    let next = select(col0, col0 + COLS, col0 + COLS < all.y) * DIM;
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    f$n = fetch(t + $nu * THREADS, first_at + next);
+#end
+#for n 0 ceil(CB*S*ND*S/4,THREADS)
+    g$n = fetch(t + $nu * THREADS, second_at + next);
+#end
 #for c 0 CB
-      let p$c = coopLoadT<coop_mat$sx$s<f16, A>>(&ps[half + $cu * S], LH);
+#for r 0 RB
+    var s$r_$c: coop_mat$sx$s<f32, C>;
+#end
 #for d 0 ND
-      let y$c_$d = coopLoadT<coop_mat$sx$s<f16, B>>(&first[($cu * ND + $du) * S * LF], LF);
-      o$d = coopMultiplyAdd(p$c, y$c_$d, o$d);
+    let k$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&first[($cu * ND + $du) * S * LF], LF);
+#for r 0 RB
+    s$r_$c = coopMultiplyAdd(a$r_$d, k$d_$c, s$r_$c);
+#end
+#end
+#for r 0 RB
+    let sto$r_$c = mine + $ru * S * LD + $cu * S / 4u;
+    coopStoreT(s$r_$c, &ss[sto$r_$c], stride);
+#end
+#end
+    workgroupBarrier();
+#for r 0 RB
+#for i 0 WIDE
+    var e$r_$i = vec4<f32>();
+    if ($iu < width) {
+      let j = col + $iu;
+      let s = score(ss[mine + ($ru * S + row) * LD + j], up);
+      e$r_$i = exp(s - select(vec4(stat$r.x), column_lse[j], vec4(keys))) * slope(s) * pow2(-UNIT);
+    }
+#end
+#end
+    workgroupBarrier();
+#for c 0 CB
+#for r 0 RB
+    var x$r_$c: coop_mat$sx$s<f32, C>;
+#end
+#for d 0 ND
+    let v$d_$c = coopLoad<coop_mat$sx$s<f16, B>>(&second[($cu * ND + $du) * S * LF], LF);
+#for r 0 RB
+    x$r_$c = coopMultiplyAdd(b$r_$d, v$d_$c, x$r_$c);
+#end
+#end
+#for r 0 RB
+    let xto$r_$c = mine + $ru * S * LD + $cu * S / 4u;
+    coopStoreT(x$r_$c, &ss[xto$r_$c], stride);
+#end
+#end
+    workgroupBarrier();
+#for r 0 RB
+#for i 0 WIDE
+    if ($iu < width) {
+      let j = col + $iu;
+      let ds = e$r_$i * (ss[mine + ($ru * S + row) * LD + j] - select(vec4(stat$r.y), column_dot[j], vec4(keys)));
+      ps[half + ($ru * S + row) * LH + j] = vec4<f16>(select(vec4<f32>(), ds, sees(own$r, col0 + 4u * j)));
+    }
+#end
+#end
+    workgroupBarrier();
+#for c 0 CB
+#for r 0 RB
+    let p$r_$c = coopLoadT<coop_mat$sx$s<f16, A>>(&ps[half + $ru * S * LH + $cu * S / 4u], LH);
+#end
+#for d 0 ND
+    let y$c_$d = coopLoadT<coop_mat$sx$s<f16, B>>(&first[($cu * ND + $du) * S * LF], LF);
+#for r 0 RB
+    o$r_$d = coopMultiplyAdd(p$r_$c, y$c_$d, o$r_$d);
+#end
 #end
 #end
     }
   }
+#end
 #for d 0 ND
   workgroupBarrier();
-  coopStoreT(o$d, &ss[mine], stride);
-  workgroupBarrier();
-  for (var i = lane; i < S * S / 4u && subgroup < G; i += lanes) {
-    let at = mine + i / (S / 4u) * LD + 4u * (i % (S / 4u));
-    store(row0 + i / (S / 4u), group.y, $du * S + 4u * (i % (S / 4u)), vec4(ss[at], ss[at + 1u], ss[at + 2u], ss[at + 3u]), keys);
-  }
+#for r 0 RB
+  let out$r_$d = mine + $ru * S * LD;
+  coopStoreT(o$r_$d, &ss[out$r_$d], stride);
 #end
+  workgroupBarrier();
+  for (var i = lane; i < RB * S * S / 4u && subgroup < G; i += lanes) {
+    store(row0 + i / (S / 4u), group.y, $du * S + 4u * (i % (S / 4u)), ss[mine + i / (S / 4u) * LD + i % (S / 4u)], keys);
+  }
 #end
 }
 fn store(row: u32, hd: u32, d: u32, sum: vec4<f32>, keys: bool) {

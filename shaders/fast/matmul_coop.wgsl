@@ -8,7 +8,8 @@ enable wgpu_cooperative_matrix;
 // bf16 reaches further than f16, so with SCALED each operand is staged times 2^-e, which brings its largest finite value to
 // 2^14 .. 2^15, and the sums are brought back in f32. bf16's 8 bits are then exact in f16 down to 2^-31 of the largest value;
 // what is below 2^-39 of it counts as 0. Infinities and NaNs stay what they are.
-// Scratch: `parts` maxima of a, as many of b, e of a, e of b; from `sums` on the sums of SPLIT.
+// Exponents that are known already, because nothing was written to their operand since, are not looked for again.
+// Scratch: `parts` maxima of a, as many of b; from `sums` on the sums of SPLIT.
 //
 // With PACKED both operands are first written as f16 in the order in which tiles stage them, out of range as 0: block (tile,
 // step) after block, a's `a_len` elements, then b's. Each element is converted and checked once, not once for every tile that
@@ -47,7 +48,7 @@ fn finish(i: u32, j: u32, sum: vec4<f32>) {
   let at = i * p.ld_out + j;
   var v = sum;
 #if SCALED
-  v = scaled(v, i32(ld1_scratch(2u * p.parts)) + i32(ld1_scratch(2u * p.parts + 1u)));
+  v = scaled(v, i32(ld1_exponents(p.e_a)) + i32(ld1_exponents(p.e_b)));
 #end
   v *= p.alpha;
 #if ADD
@@ -56,7 +57,7 @@ fn finish(i: u32, j: u32, sum: vec4<f32>) {
   st4_out(at, v, p.J - j);
 }
 
-// op matmul_coop__amax grid(parts, 2)
+// op matmul_coop__amax grid(parts, unknown)
 // Largest finite |a|, then |b|, of a part of each; a part is every parts-th run of 4 x 256 quads.
 fn amax_a(t: u32, part: u32, rows: u32, cols: u32) -> f32 {
   let C4 = ceil_div(cols, 4u);
@@ -84,24 +85,25 @@ fn amax_b(t: u32, part: u32, rows: u32, cols: u32) -> f32 {
 }
 @compute @workgroup_size(256)
 fn matmul_coop__amax(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let which = group.y + p.unknown_from;
   var m = 0.0;
-  if (group.y == 0u) {
+  if (which == 0u) {
     m = amax_a(t, group.x, select(p.Q, p.I, A_ROWS == 1u), select(p.I, p.Q, A_ROWS == 1u));
   } else {
     m = amax_b(t, group.x, select(p.Q, p.J, B_ROWS == 1u), select(p.J, p.Q, B_ROWS == 1u));
   }
   let all = group_max(t, m);
-  if (t == 0u) { st1_scratch(group.y * p.parts + group.x, all); }
+  if (t == 0u) { st1_scratch(which * p.parts + group.x, all); }
 }
 
-// op matmul_coop__scale grid(2)
-// The exponents: of a, of b.
+// op matmul_coop__scale grid(1, unknown)
 @compute @workgroup_size(256)
 fn matmul_coop__scale(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let which = group.y + p.unknown_from;
   var m = 0.0;
-  for (var n = t; n < p.parts; n += 256u) { m = max(m, ld1_scratch(group.x * p.parts + n)); }
+  for (var n = t; n < p.parts; n += 256u) { m = max(m, ld1_scratch(which * p.parts + n)); }
   let all = group_max(t, m);
-  if (t == 0u) { st1_scratch(2u * p.parts + group.x, f32(f16_scale(all))); }
+  if (t == 0u) { st1_exponents(select(p.e_a, p.e_b, which == 1u), f32(f16_scale(all))); }
 }
 
 // op matmul_coop__packa grid(ceil(a_len, 1024))
@@ -114,7 +116,7 @@ fn matmul_coop__packa(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
   let h = read_a(n % (BM * BK / 4u), block / steps * BM, block % steps * BK, p.Q);
   var scale = 1.0;
 #if SCALED
-  scale = pow2(-i32(ld1_scratch(2u * p.parts)));
+  scale = pow2(-i32(ld1_exponents(p.e_a)));
 #end
   sth4_packed(4u * n, vec4<f16>(widen_a(h) * scale));
 }
@@ -129,7 +131,7 @@ fn matmul_coop__packb(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
   let h = read_b(n % (BN * BK / 4u), p.jfirst + block / steps * BN, block % steps * BK, p.Q);
   var scale = 1.0;
 #if SCALED
-  scale = pow2(-i32(ld1_scratch(2u * p.parts + 1u)));
+  scale = pow2(-i32(ld1_exponents(p.e_b)));
 #end
   sth4_packed(p.a_len + 4u * n, vec4<f16>(widen_b(h) * scale));
 }
@@ -221,8 +223,8 @@ fn matmul_coop(
   var scale_b = 1.0;
 #if 1 - PACKED
 #if SCALED
-  scale_a = pow2(-i32(ld1_scratch(2u * p.parts)));
-  scale_b = pow2(-i32(ld1_scratch(2u * p.parts + 1u)));
+  scale_a = pow2(-i32(ld1_exponents(p.e_a)));
+  scale_b = pow2(-i32(ld1_exponents(p.e_b)));
 #end
 #end
 #for s S S+1

@@ -65,6 +65,13 @@ fn first4(v: vec4<f32>, rest: u32) -> vec4<f32> { return select(vec4<f32>(), v, 
 // The same of four 16-bit values as they are stored.
 fn pair(w: u32, rest: u32) -> u32 { return select(select(0u, w & 0xffffu, rest > 0u), w, rest > 1u); }
 fn first4_packed(h: vec2<u32>, rest: u32) -> vec2<u32> { return vec2(pair(h.x, rest), pair(h.y, max(rest, 2u) - 2u)); }
+// The first `rest` of four, and the others from `old`.
+fn pair_of(w: u32, old: u32, rest: u32) -> u32 {
+  return select(select(old, (old & 0xffff0000u) | (w & 0xffffu), rest > 0u), w, rest > 1u);
+}
+fn first4_of(h: vec2<u32>, old: vec2<u32>, rest: u32) -> vec2<u32> {
+  return vec2(pair_of(h.x, old.x, rest), pair_of(h.y, old.y, max(rest, 2u) - 2u));
+}
 
 fn unpack_bf16(w: u32) -> vec2<f32> { return vec2(bitcast<f32>(w << 16u), bitcast<f32>(w & 0xffff0000u)); }
 

@@ -30,6 +30,14 @@ pub trait Rules {
     fn patch(&self, _: usize) -> usize {
         0
     }
+    /// Bytes of f32 logits that may be alive at a time, where that is more than what suits any device.
+    fn logits(&self) -> usize {
+        0
+    }
+    /// Bytes of a tensor that a call sees, at most.
+    fn room(&self) -> usize {
+        usize::MAX
+    }
     /// What the backend takes for itself when it opens.
     fn workspace(&self) -> u64 {
         0

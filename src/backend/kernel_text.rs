@@ -80,6 +80,12 @@ pub fn names(fields: &[(&'static str, &'static str)], params: &[u8]) -> Names {
     fields.iter().zip(words).filter(|((_, ty), _)| *ty == "u32").map(|((name, _), v)| (*name, v as u64)).collect()
 }
 
+/// An f32 field of an op's params.
+pub fn float(fields: &[(&'static str, &'static str)], params: &[u8], name: &str) -> Option<f32> {
+    let place = fields.iter().position(|(field, ty)| (*field, *ty) == (name, "f32"))?;
+    params.chunks_exact(4).nth(place).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
+}
+
 /// The value of an expression.
 pub fn eval(expr: &str, names: &Names) -> Result<u64, String> {
     let mut parser = Parser { rest: expr, names };

@@ -9,6 +9,8 @@ pub mod cuda_text;
 pub mod dry;
 pub mod foreign;
 mod host;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod kept;
 pub mod kernel_text;
 mod launch;
 mod ledger;

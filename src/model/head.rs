@@ -7,6 +7,7 @@ use super::param::{Param, Sum};
 use super::spec::Spec;
 use super::table::{SLICE_BYTES, Slices, Table};
 use super::token_rows::{Chunk, HeadGrad, TokenRows};
+use crate::backend::dry::Rules;
 use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -93,7 +94,7 @@ impl HeadScratch {
     }
 
     /// Row stride of logits, and tokens of a chunk.
-    fn chunk(s: &Spec, N: usize, trains: Trains) -> (usize, usize) {
+    fn chunk(rules: &dyn Rules, s: &Spec, N: usize, trains: Trains) -> (usize, usize) {
         let ld = s.V.next_multiple_of(64);
         let within = |bytes: usize| match bytes / 4 / ld {
             rows if rows > TILE => rows / TILE * TILE,
@@ -104,18 +105,26 @@ impl HeadScratch {
             _ => 0,
         };
         let bytes = if N < MANY { CHUNK_BYTES } else { 2 * CHUNK_BYTES };
-        (ld, within(bytes).max(few).clamp(1, N))
+        (ld, within(bytes.max(rules.logits())).max(few).clamp(1, N))
     }
 
     /// Lengths and types of what is wanted only while the head runs: logits, for training dlogits, and the sum over slices.
-    pub fn sizes(model: &Model, N: usize, train: bool) -> Vec<(usize, DType)> {
+    pub fn sizes(rules: &dyn Rules, model: &Model, N: usize, train: bool) -> Vec<(usize, DType)> {
         let (s, dtype) = (&model.spec, model.dtype);
-        let slices = Slices::rows(model.head.as_ref().unwrap_or(&model.embed), [s.V, s.C], dtype, SLICE_BYTES) < s.V;
-        Self::sizes_of(s, N, dtype, slices, trains(model, train))
+        let table = model.head.as_ref().unwrap_or(&model.embed);
+        let slices = Slices::rows(rules, table, [s.V, s.C], dtype, SLICE_BYTES) < s.V;
+        Self::sizes_of(rules, s, N, dtype, slices, trains(model, train))
     }
 
-    fn sizes_of(s: &Spec, N: usize, dtype: DType, slices: bool, trains: Trains) -> Vec<(usize, DType)> {
-        let ((ld, rows), train) = (Self::chunk(s, N, trains), trains != Trains::Nothing);
+    fn sizes_of(
+        rules: &dyn Rules,
+        s: &Spec,
+        N: usize,
+        dtype: DType,
+        slices: bool,
+        trains: Trains,
+    ) -> Vec<(usize, DType)> {
+        let ((ld, rows), train) = (Self::chunk(rules, s, N, trains), trains != Trains::Nothing);
         // columns from v on are a view that starts v later
         let len = rows * ld + if slices { ld } else { 0 };
         let mut sizes = vec![(len, DType::F32)];
@@ -126,7 +135,7 @@ impl HeadScratch {
 
     fn with(scope: &Scope, s: &Spec, slices: Slices, N: usize, room: Vec<Buf>, trains: Trains) -> Result<HeadScratch> {
         let (V, C, scale, softcap) = (s.V, s.C, s.logit_scale, s.logit_softcap);
-        let (ld, rows) = Self::chunk(s, N, trains);
+        let (ld, rows) = Self::chunk(&*scope.backend().rules(), s, N, trains);
         let mut room = room.into_iter();
         let logits = room.next().ok_or_else(|| Error::Bug("a head without room for logits".into()))?;
         let (dlogits, sum) = (room.next(), room.next());
@@ -254,11 +263,16 @@ impl HeadScratch {
             b.logprob_backward(&mut dz, &coef, &lse, &z, &labels, &self.params(n))?;
             self.input_gradient(b, table, &mut dh.view(first * C, n * C), n)?;
             if let Table::Dense(Param { train: Some(train), .. }) = table {
-                let grad = MatMul { I: v, J: c, Q: n as u32, ld_out: c, ld_a: ld, ld_b: c, alpha: self.scale };
-                let h = h.view(first * C, n * C);
-                match train.sum.replace(Sum::Begun) {
-                    Sum::Nothing => b.matmul_tn(&mut train.grad, &dz, &h, &grad)?,
-                    Sum::Begun => b.matmul_tn_add(&mut train.grad, &dz, &h, &grad)?,
+                let (h, begun) = (h.view(first * C, n * C), train.sum.replace(Sum::Begun));
+                for (v, count) in self.slices.each() {
+                    let (I, Q) = (count as u32, n as u32);
+                    let p = MatMul { I, J: c, Q, ld_out: c, ld_a: ld, ld_b: c, alpha: self.scale };
+                    let dz = self.dlogits.as_ref().expect("made for training").view(v, n * self.ld);
+                    let mut grad = train.grad.view(v * C, count * C);
+                    match begun {
+                        Sum::Nothing => b.matmul_tn(&mut grad, &dz, &h, &p)?,
+                        Sum::Begun => b.matmul_tn_add(&mut grad, &dz, &h, &p)?,
+                    }
                 }
             }
             if let (Some(grad), Some(rows)) = (&mut self.rows_grad, rows.as_deref_mut()) {
@@ -309,7 +323,7 @@ mod tests {
         let run = |mut table: Table, bytes: usize| {
             let slices = Slices::new(&scope, &table, [V, C], dtype, bytes).unwrap();
             let count = slices.each().count();
-            let sizes = HeadScratch::sizes_of(&s, N, dtype, count > 1, Trains::Others);
+            let sizes = HeadScratch::sizes_of(&*b.rules(), &s, N, dtype, count > 1, Trains::Others);
             let room = sizes.iter().map(|(len, dtype)| scope.alloc(*len, *dtype).unwrap()).collect();
             let mut head = HeadScratch::with(&scope, &s, slices, N, room, Trains::Others).unwrap();
             let logits = head.download_logits(b, Weights { table: &table, bias: None }, &h, 0, N).unwrap();

@@ -64,7 +64,7 @@ pub struct Sampler<'b> {
 impl<'b> Sampler<'b> {
     pub fn new(b: &'b dyn Backend, model: &Model, rows: usize) -> Result<Sampler<'b>> {
         let (scope, s) = (Scope::new(b), &model.spec);
-        let room = scope.by_turns(&[HeadScratch::sizes(model, rows, false)])?.remove(0);
+        let room = scope.by_turns(&[HeadScratch::sizes(&*scope.backend().rules(), model, rows, false)])?.remove(0);
         let head = HeadScratch::new(&scope, model, rows, false, room)?;
         let rows = head.rows();
         let (u32s, floats) = (|len| scope.alloc(len, DType::U32), |len| scope.alloc(len, DType::F32));

@@ -89,7 +89,7 @@ impl Turns {
         let (s, dtype) = (&model.spec, model.dtype);
         let each = plan.layers(s.layers);
         let again = each.as_ref().is_none_or(|each| each.iter().any(|keep| *keep != Keep::All));
-        let head = HeadScratch::sizes(model, labels, each.is_some());
+        let head = HeadScratch::sizes(&*scope.backend().rules(), model, labels, each.is_some());
         let mut mlp = mlp::Room::sizes(s, N, dtype, plan.tile(N), again);
         let mut grads = each.map_or(Vec::new(), |_| Grads::sizes(s, N, dtype).to_vec());
         let own = mlp.len();

@@ -4,6 +4,7 @@
 //! a scratch of bounded size.
 use super::linear::GgufWeight;
 use super::param::Param;
+use crate::backend::dry::Rules;
 use crate::backend::{Backend, Buf, HostBuf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -96,18 +97,21 @@ pub(super) struct Slices {
 }
 
 impl Slices {
-    /// Of at most `bytes`.
+    /// Of at most `bytes`; of floats, what a call of the backend sees at once.
     pub fn new(scope: &Scope, table: &Table, [V, C]: [usize; 2], dtype: DType, bytes: usize) -> Result<Slices> {
-        let rows = Self::rows(table, [V, C], dtype, bytes);
+        let rows = Self::rows(&*scope.backend().rules(), table, [V, C], dtype, bytes);
         let values = table.packed().map(|_| scope.alloc(rows * C, dtype)).transpose()?;
         Ok(Slices { V, C, rows, values })
     }
     /// Rows of a slice.
-    pub fn rows(table: &Table, [V, C]: [usize; 2], dtype: DType, bytes: usize) -> usize {
-        match table {
-            Table::Packed(_) => (bytes / (C * dtype.size()) / SLICE_ROWS * SLICE_ROWS).max(SLICE_ROWS).min(V),
-            _ => V,
-        }
+    pub fn rows(rules: &dyn Rules, table: &Table, [V, C]: [usize; 2], dtype: DType, bytes: usize) -> usize {
+        let (bytes, size) = match table {
+            Table::Packed(_) => (bytes, dtype.size()),
+            // gradients are f32
+            Table::Dense(Param { train: Some(_), .. }) => (rules.room(), DType::F32.size()),
+            Table::Dense(_) | Table::Host(_) => (rules.room(), dtype.size()),
+        };
+        (bytes / (C * size) / SLICE_ROWS * SLICE_ROWS).max(SLICE_ROWS).min(V)
     }
 
     /// First row and number of rows of each slice.

@@ -19,7 +19,6 @@ mod driver;
 pub mod fast;
 mod graph;
 mod host;
-mod kept;
 mod kernels;
 pub mod libs;
 mod marks;

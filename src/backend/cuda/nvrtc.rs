@@ -1,8 +1,8 @@
 //! From CUDA text to a cubin: NVRTC, whose answers are kept on disk.
 //!
 //! Always to `sm_XX`, never to PTX: only then is inline PTX checked, and an older driver takes it.
-use super::kept::Kept;
 use super::libs;
+use crate::backend::kept::Kept;
 use crate::error::{Error, Result};
 use cudarc::nvrtc::{result, sys};
 use std::ffi::{CStr, CString, c_char};

@@ -1,8 +1,8 @@
 //! Choosing an algorithm of cuBLASLt by timing its proposals on the product at hand, once for a device and a library: what was chosen is
 //! kept on disk, so that a run that goes on computes the same bits as before.
 use super::driver::{Device, failed};
-use super::kept::Kept;
 use super::memory;
+use crate::backend::kept::Kept;
 use crate::error::Result;
 use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t;
 use cudarc::driver::{result, sys};

@@ -44,7 +44,7 @@ const INTEREST: [(Features, &str); 7] = [
     (Features::SUBGROUP, "subgroups"),
     (Features::SHADER_F16, "f16"),
     (Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative matrix"),
-    (Features::TIMESTAMP_QUERY, "timestamps"),
+    (Features::TIMESTAMP_QUERY.union(Features::TIMESTAMP_QUERY_INSIDE_ENCODERS), "timestamps"),
     (Features::PIPELINE_CACHE, "pipeline cache"),
     (Features::MAPPABLE_PRIMARY_BUFFERS, "host buffers"),
 ];

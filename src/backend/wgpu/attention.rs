@@ -11,10 +11,12 @@ pub const FILE: Fast = Fast { name: "attention_coop", text: include_str!("../../
 
 /// Subgroups of a workgroup.
 const G: u32 = 4;
-/// Rows of packed tensors are padded to a multiple of it.
-const PAD: u64 = 64;
+/// Rows of packed tensors are padded to a multiple of it, or of a workgroup's rows where those are more.
+const PAD: u32 = 64;
 /// Largest head: its sums are in registers.
 const D_MAX: u64 = 128;
+/// Largest head whose sums are in registers twice.
+const D_TWICE: u32 = 64;
 /// Parts whose maxima are taken at a time.
 const PARTS: u32 = 256;
 /// Scores of a head from which it pays to pack.
@@ -23,8 +25,18 @@ const WORTH: u64 = 64 * 64;
 /// The u32 params behind the row's own.
 pub const EXTRA: [&str; 6] = ["parts", "tensors", "len", "blocks", "heads", "keys"];
 
-/// Columns that are walked over at a time, the best first.
-const COLUMNS: [u32; 2] = [32, 16];
+/// What a subgroup works on at a time.
+#[derive(Clone, Copy)]
+struct Block {
+    /// Fragments of rows, which it holds.
+    rows: u32,
+    /// Columns, which it walks over.
+    columns: u32,
+}
+
+/// The best first.
+const BLOCKS: [Block; 3] =
+    [Block { rows: 1, columns: 16 }, Block { rows: 1, columns: 32 }, Block { rows: 2, columns: 32 }];
 
 fn threads(unit: MatrixUnit) -> u32 {
     G * unit.lanes
@@ -40,21 +52,54 @@ fn fragment_pad(unit: MatrixUnit) -> u32 {
     if unit.size == 16 { 8 } else { 0 }
 }
 
-/// Bytes of workgroup memory of the largest stage, for heads of `size` channels and blocks of `cols` columns.
-fn workgroup_memory(op: Op, unit: MatrixUnit, size: u32, cols: u32) -> u32 {
-    let fragments = 2 * cols * (size / unit.size) * (unit.size + fragment_pad(unit));
-    let (scores, halves) = (4 * (cols + 4), 2 * (cols + 8));
-    let rows = unit.size * subgroups(unit);
-    let stages = match op {
-        Op::attention_forward => {
-            [fragments + rows * scores + 8 * threads(unit), 2 * fragments + rows * (scores + halves)]
-        }
-        _ => [
-            2 * fragments + rows * (scores + halves) + 4 * cols,
-            2 * fragments + rows * (2 * scores + halves) + 8 * cols,
-        ],
-    };
-    stages[0].max(stages[1]).max(1024) + 32
+impl Block {
+    /// Rows of a workgroup.
+    fn own(self, unit: MatrixUnit) -> u32 {
+        G * self.rows * unit.size
+    }
+    fn pad(self, unit: MatrixUnit) -> u32 {
+        PAD.max(self.own(unit))
+    }
+
+    /// Bytes of workgroup memory of the largest stage, for heads of `size` channels.
+    fn workgroup_memory(self, op: Op, unit: MatrixUnit, size: u32) -> u32 {
+        let cols = self.columns;
+        let fragments = 2 * cols * (size / unit.size) * (unit.size + fragment_pad(unit));
+        let (scores, halves) = (4 * (cols + 4), 2 * (cols + 8));
+        let rows = unit.size * self.rows * subgroups(unit);
+        let lse = fragments + rows * scores + 8 * self.rows * threads(unit);
+        let sums = 2 * fragments + rows * (scores + halves);
+        let largest = if op == Op::attention_forward { lse.max(sums) } else { sums + 8 * cols };
+        largest.max(1024) + 32
+    }
+
+    /// Whether a device with these limits runs it, and every lane has whole quads of a row of scores.
+    fn fits(self, op: Op, unit: MatrixUnit, size: u32, limits: &Limits) -> bool {
+        let lanes_of_a_row = unit.lanes.max(unit.size) / unit.size;
+        (self.rows == 1 || size <= D_TWICE)
+            && self.columns.is_multiple_of(unit.size)
+            && self.columns.is_multiple_of(4 * lanes_of_a_row)
+            && self.workgroup_memory(op, unit, size) <= limits.max_compute_workgroup_storage_size
+    }
+
+    fn consts(self, op: Op, unit: MatrixUnit, size: u64, capped: bool) -> Vec<(&'static str, u64)> {
+        let fixed = unit.lanes == unit.least_lanes;
+        let small = [
+            ("S", unit.size),
+            ("G", G),
+            ("RB", self.rows),
+            ("CB", self.columns / unit.size),
+            ("PAD", self.pad(unit)),
+            ("FRAGMENT_PAD", fragment_pad(unit)),
+            ("SUBGROUPS", subgroups(unit)),
+            ("THREADS", threads(unit)),
+            ("LANES", if fixed { unit.lanes } else { 0 }),
+            ("WIDE", self.columns / 4 / (unit.least_lanes / unit.size)),
+            ("CAPPED", capped as u32),
+            ("BACKWARD", (op == Op::attention_backward) as u32),
+        ];
+        small.map(|(name, v)| (name, v as u64)).into_iter().chain([("ND", size / unit.size as u64)]).collect()
+    }
 }
 
 /// Fragments are loaded from quads, and a row of scores has whole lanes.
@@ -62,29 +107,11 @@ fn suits(unit: MatrixUnit) -> bool {
     unit.vec == 4 && unit.least_lanes >= unit.size
 }
 
-/// The columns of a block on a device with these limits; none where not even the smallest fits.
-fn columns(op: Op, unit: MatrixUnit, size: u64, limits: &Limits) -> Option<u32> {
+/// The block for a device with these limits; none where not even the smallest fits.
+fn block(op: Op, unit: MatrixUnit, size: u64, limits: &Limits) -> Option<Block> {
     let most = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
-    let room = limits.max_compute_workgroup_storage_size;
-    let fits = |cols: &u32| {
-        cols.is_multiple_of(unit.size)
-            && cols.is_multiple_of(unit.lanes.max(unit.size) / unit.size)
-            && workgroup_memory(op, unit, size as u32, *cols) <= room
-    };
-    if suits(unit) && threads(unit) <= most { COLUMNS.into_iter().find(fits) } else { None }
-}
-
-fn consts(op: Op, unit: MatrixUnit, size: u64, cols: u32) -> Vec<(&'static str, u64)> {
-    let small = [
-        ("S", unit.size),
-        ("G", G),
-        ("CB", cols / unit.size),
-        ("FRAGMENT_PAD", fragment_pad(unit)),
-        ("SUBGROUPS", subgroups(unit)),
-        ("THREADS", threads(unit)),
-        ("BACKWARD", (op == Op::attention_backward) as u32),
-    ];
-    small.map(|(name, v)| (name, v as u64)).into_iter().chain([("ND", size / unit.size as u64)]).collect()
+    let suits = suits(unit) && threads(unit) <= most;
+    BLOCKS.into_iter().find(|block| suits && block.fits(op, unit, size as u32, limits))
 }
 
 /// The stages that belong to the other op.
@@ -92,9 +119,9 @@ fn skipped(op: Op) -> Vec<&'static str> {
     if op == Op::attention_forward { vec!["dot", "grad"] } else { vec!["lse"] }
 }
 
-/// How to run attention on cooperative matrices, or none where the plain shader is better or has to. `dtypes`: of its float
-/// arguments but for statistics; all of one 16-bit type are wanted.
-pub fn plan(op: Op, names: &Names, dtypes: &[DType], d: Device, products: Products) -> Option<Plan> {
+/// How to run attention on cooperative matrices, or none where the plain shader is better or has to. `capped`: scores are.
+/// `dtypes`: of its float arguments but for statistics; all of one 16-bit type are wanted.
+pub fn plan(op: Op, names: &Names, capped: bool, dtypes: &[DType], d: Device, products: Products) -> Option<Plan> {
     let [n, t, h, k, size] = ["N", "T", "H", "K", "D"].map(|dim| names[dim]);
     let fours = ["ld_q", "ld_k", "ld_v"].iter().all(|ld| names[*ld].is_multiple_of(4));
     let one_type = dtypes.iter().all(|dtype| *dtype == dtypes[0] && matches!(dtype, DType::F16 | DType::Bf16));
@@ -107,9 +134,9 @@ pub fn plan(op: Op, names: &Names, dtypes: &[DType], d: Device, products: Produc
     if !one_type || !shape || !worth {
         return None;
     }
-    let cols = columns(op, d.unit, size, d.limits)?;
+    let block = block(op, d.unit, size, d.limits)?;
     let backward = op == Op::attention_backward;
-    let rows = |count: u64| count.next_multiple_of(PAD) * size;
+    let rows = |count: u64| count.next_multiple_of(block.pad(d.unit).into()) * size;
     let len = h * rows(n) * if backward { 2 } else { 1 } + 2 * k * rows(t);
     if len > d.room {
         return None;
@@ -117,17 +144,18 @@ pub fn plan(op: Op, names: &Names, dtypes: &[DType], d: Device, products: Produc
     let tensors = if backward { 4 } else { 3 };
     let products = if backward { 8.0 } else { 3.0 };
     let pass = |rows: u64, heads: u64, keys: u32| {
-        let blocks = rows.div_ceil((G * d.unit.size).into()) as u32;
+        let blocks = rows.div_ceil(block.own(d.unit).into()) as u32;
         vec![("blocks", blocks), ("heads", heads as u32), ("keys", keys)]
     };
     let (queries, keys) = (pass(n, h, 0), pass(t, k, 1));
     Some(Plan {
-        consts: consts(op, d.unit, size, cols),
+        consts: block.consts(op, d.unit, size, capped),
         extra: EXTRA.into_iter().zip([PARTS, tensors, len as u32, 0, 0, 0]).collect(),
         passes: if backward { vec![keys, queries] } else { vec![queries] },
         once: vec!["amax", "scale", "pack", "dot", "mix"],
         scratch: 4 * PARTS as usize + 4,
         packed: len as usize,
+        scaled: Vec::new(),
         skip: skipped(op),
         // a batch of commands counts in the time of the plain shader
         work: products * (n * t * h * size) as f64 / 8.0,
@@ -137,8 +165,8 @@ pub fn plan(op: Op, names: &Names, dtypes: &[DType], d: Device, products: Produc
 
 /// What a test of all shader texts has to try for `op`, for a device with `unit`.
 pub fn variants(op: Op, unit: MatrixUnit) -> Vec<Plan> {
-    let plan = |nd: u64| Plan {
-        consts: consts(op, unit, nd * unit.size as u64, COLUMNS[0]),
+    let plan = |(nd, block, capped): (u64, Block, bool)| Plan {
+        consts: block.consts(op, unit, nd * unit.size as u64, capped),
         extra: EXTRA.map(|name| (name, 1)).into(),
         scratch: 1,
         packed: 1,
@@ -146,5 +174,7 @@ pub fn variants(op: Op, unit: MatrixUnit) -> Vec<Plan> {
         fast: Some(FILE),
         ..Plan::default()
     };
-    if op.spec().file == "attention" && suits(unit) { [1, 4, 8].map(plan).into() } else { Vec::new() }
+    let [narrow, one, two] = BLOCKS;
+    let all = [(1, two, false), (4, two, true), (4, one, false), (8, one, true), (8, narrow, false)];
+    if op.spec().file == "attention" && suits(unit) { all.map(plan).into() } else { Vec::new() }
 }

@@ -1,5 +1,6 @@
 //! When and how products run on cooperative matrices: `shaders/fast/matmul_coop.wgsl`.
 use super::adapter::MatrixUnit;
+use super::exponents::Matrix;
 use super::plan::{Fast, Plan, SCRATCH};
 use crate::backend::kernel_text::Names;
 use crate::dtype::DType;
@@ -76,15 +77,21 @@ pub const TILES: [Tile; 5] = [
     tile([4, 1], [1, 2], 32, true),
 ];
 const SMALL: usize = 0;
-const LARGE: usize = 1;
+/// For large products, the one that suits most devices first: what runs there is chosen by `tune`.
+pub const LARGE: [usize; 3] = [1, 2, 3];
 const THIN: usize = 4;
 
 /// Multiply-adds from which a product pays for the maxima of its operands; without those, from a sixteenth of it.
 const WORTH: f64 = 2.7e8;
 /// Workgroups that keep a GPU busy; below it, inner lengths are split.
 const BUSY: u64 = 256;
+/// The same where a side is at most this long: such products are as fast as their other operand comes.
+const BUSY_THIN: u64 = 1024;
+const SIDE: u64 = 64;
 /// Shortest part of a split inner length.
 const PART: u64 = 512;
+/// The most channels of inner length per step of a tile.
+const BK_MOST: u64 = 64;
 /// Most parts whose maxima are taken at a time, and the elements from which there is another part.
 const PARTS: u64 = 512;
 const ELEMENTS_PER_PART: u64 = 16 * 1024;
@@ -145,7 +152,16 @@ impl Tile {
 }
 
 /// The u32 params behind the row's own.
-pub const EXTRA: [&str; 8] = ["splits", "part", "parts", "sums", "a_len", "b_len", "jfirst", "jcount"];
+pub const EXTRA: [&str; 12] =
+    ["splits", "part", "parts", "sums", "a_len", "b_len", "jfirst", "jcount", "e_a", "e_b", "unknown", "unknown_from"];
+
+/// The operands with rows, columns and stride.
+fn matrices(op: Op, names: &Names) -> [(&'static str, Matrix); 2] {
+    let [i, j, q, ld_a, ld_b] = ["I", "J", "Q", "ld_a", "ld_b"].map(|name| names[name]);
+    let a = if op.spec().name.starts_with("matmul_tn") { [q, i, ld_a] } else { [i, q, ld_a] };
+    let b = if op.spec().name.starts_with("matmul_nt") { [j, q, ld_b] } else { [q, j, ld_b] };
+    [("a", a), ("b", b)]
+}
 
 /// The variants of one tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,13 +179,15 @@ pub struct Device<'a> {
     pub limits: &'a Limits,
     /// Elements that may be packed at a time.
     pub room: u64,
+    /// The place of the tile for large products.
+    pub large: usize,
 }
 
 impl Device<'_> {
     /// Of a device with so many bytes, if it says; a thirtieth of them, within a binding, may hold packed operands.
-    pub fn new(unit: MatrixUnit, limits: &Limits, memory: Option<u64>) -> Device<'_> {
+    pub fn new(unit: MatrixUnit, limits: &Limits, memory: Option<u64>, large: usize) -> Device<'_> {
         let bytes = (memory.unwrap_or(0) / 30).clamp(LEAST_PACKED, limits.max_storage_buffer_binding_size);
-        Device { unit, limits, room: bytes / 2 }
+        Device { unit, limits, room: bytes / 2, large }
     }
 }
 
@@ -182,10 +200,10 @@ const REUSE: u64 = 100;
 fn choose(d: Device, i: u64, j: u64) -> Option<usize> {
     let wanted = match () {
         _ if j <= 2 * d.unit.size as u64 => THIN,
-        _ if TILES[LARGE].count(d.unit, i, j) >= BUSY / 2 => LARGE,
+        _ if TILES[LARGE[0]].count(d.unit, i, j) >= BUSY / 2 => d.large,
         _ => SMALL,
     };
-    [wanted, SMALL, THIN].into_iter().find(|t| TILES[*t].fits(d.unit, d.limits))
+    [wanted, LARGE[0].min(wanted), SMALL, THIN].into_iter().find(|t| TILES[*t].fits(d.unit, d.limits))
 }
 
 /// Elements of a, and the columns of b that are packed at a time; none where there is no room for the one and some of the other.
@@ -223,12 +241,15 @@ pub fn plan(op: Op, names: &Names, dtypes: [DType; 3], d: Device, products: Prod
 
     let row = columns.next_multiple_of(4);
     let most = (q / PART).min(SCRATCH / (i * row));
-    let splits = (BUSY / tile.count(d.unit, i, columns)).min(most).max(1);
-    // whole steps of BK, so that no step belongs to two parts
-    let part = q.div_ceil(splits).next_multiple_of(tile.bk as u64);
+    let busy = if i.min(j) <= SIDE { BUSY_THIN } else { BUSY };
+    // the same for all tiles of large products, so that they add in the same order
+    let measure = if LARGE.contains(&place) { TILES[LARGE[0]] } else { tile };
+    let splits = (busy / measure.count(d.unit, i, columns)).min(most).max(1);
+    // whole steps of any tile, so that no step belongs to two parts
+    let part = q.div_ceil(splits).next_multiple_of(BK_MOST);
     let splits = q.div_ceil(part);
     let parts = if scaled { (q * i.max(j)).div_ceil(ELEMENTS_PER_PART).min(PARTS) } else { 0 };
-    let sums = if scaled { (2 * parts + 2).next_multiple_of(4) } else { 0 };
+    let sums = if scaled { (2 * parts).next_multiple_of(4) } else { 0 };
     let way = Way { scaled, split: splits > 1, packed: packed.is_some() };
     let pass = |first: u64| {
         let count = columns.min(j - first);
@@ -236,9 +257,13 @@ pub fn plan(op: Op, names: &Names, dtypes: [DType; 3], d: Device, products: Prod
     };
     Some(Plan {
         consts: tile.consts(d.unit, op, way),
-        extra: EXTRA.into_iter().zip([splits, part, parts, sums, a_len, 0, 0, 0].map(|v| v as u32)).collect(),
+        extra: EXTRA
+            .into_iter()
+            .zip([splits, part, parts, sums, a_len, 0, 0, 0, 0, 0, 0, 0].map(|v| v as u32))
+            .collect(),
         scratch: (sums + if way.split { splits * i * row } else { 0 }) as usize,
         packed: (a_len + b_len(columns)) as usize,
+        scaled: if scaled { matrices(op, names).into() } else { Vec::new() },
         passes: (0..j).step_by(columns as usize).map(pass).collect(),
         once: vec!["amax", "scale", "packa"],
         skip: way.skipped(),
@@ -264,6 +289,7 @@ pub fn variants(op: Op, unit: MatrixUnit) -> Vec<Plan> {
         extra: EXTRA.map(|name| (name, 1)).into(),
         scratch: (way.scaled || way.split) as usize,
         packed: way.packed as usize,
+        scaled: if way.scaled { vec![("a", [1; 3]), ("b", [1; 3])] } else { Vec::new() },
         skip: way.skipped(),
         fast: Some(FILE),
         ..Plan::default()

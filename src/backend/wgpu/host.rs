@@ -69,6 +69,7 @@ impl Wgpu {
         host::check(to, &from.0)?;
         let state = &mut *self.state.borrow_mut();
         let (body, start) = ((to.bytes() / 4 * 4) as u64, from.0.start as u64);
+        state.exponents.forget(to);
         let State { heap, recorder, .. } = state;
         if body > 0 {
             let place = heap.buffer(to.slab);

@@ -82,6 +82,12 @@ impl Heap {
         Ok(Place { slab, start, bytes, dirty: start < s.touched })
     }
 
+    /// A buffer of the backend's own, which counts for nobody.
+    pub fn own_use(&mut self, device: &Device, len: usize, dtype: DType) -> Result<Buf> {
+        let slab = self.create(device, rules::bytes(len, dtype), false)?;
+        Ok(Buf { slab, start: 0, len, dtype, width: dtype.size() })
+    }
+
     fn create(&mut self, device: &Device, bytes: u64, shared: bool) -> Result<u32> {
         let buffer = self.buffer_of(device, bytes, BufferUsages::STORAGE)?;
         let free = if shared { BTreeMap::from([(0, bytes)]) } else { BTreeMap::new() };

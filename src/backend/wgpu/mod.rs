@@ -5,7 +5,7 @@
 //! `LUTHIER_WGPU_CHECKED=1` runs as a browser would: with the shaders' bounds and loop checks, zeroed workgroup memory and
 //! params in uniform buffers. `LUTHIER_WGPU_PRODUCTS` chooses what multiplies matrices ([`Products`]).
 use super::kernel_text::{self, Names, Section};
-use super::{Backend, Buf, HostBuf, Launch, Memory, Use, dry, same_bytes};
+use super::{Backend, Buf, HostBuf, Launch, Mark, Memory, Use, dry, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Elem, Op};
@@ -18,22 +18,29 @@ mod adapter;
 pub mod attention;
 pub mod coop;
 pub mod expand;
+pub mod exponents;
 mod host;
+mod launch;
+mod marks;
 mod memory;
 mod pipeline;
 pub mod plan;
 mod record;
 mod rules;
 pub mod text;
+pub mod tune;
+mod windows;
 
 pub use adapter::{AdapterReport, MatrixUnit, Shared, adapters};
 pub use coop::Products;
+use exponents::Exponents;
 use memory::Heap;
 use pipeline::{Pipelines, Window};
 use plan::{Fast, Plan};
 use record::{PARAMS, Recorder};
 use rules::Rules;
 use text::{ParamsIn, Request, TextArg};
+use tune::Tiles;
 
 /// A file's common text and its sections.
 pub type Parsed = (&'static str, Vec<Section<'static>>);
@@ -59,11 +66,15 @@ struct State {
     heap: Heap,
     pipelines: Pipelines,
     recorder: Recorder,
+    marks: marks::Marks,
     /// By file: all ops of a file have the same text.
     files: HashMap<&'static str, Rc<Parsed>>,
     /// For stages that hand values to each other, as f32 and as f16; they grow, never shrink.
     scratch: Option<Buf>,
     packed: Option<Buf>,
+    exponents: Exponents,
+    /// What they lie in.
+    exponent_values: Option<Buf>,
 }
 
 fn fail(what: impl std::fmt::Display) -> Error {
@@ -86,14 +97,24 @@ impl Wgpu {
     /// Opens the adapter that `select` names (its place among [`adapters`], or a part of its name), or the best one.
     pub fn new(select: Option<&str>) -> Result<Wgpu> {
         let opened = adapter::open(select)?;
+        let tiles = tune::tiles(&opened.report, || Self::with(adapter::open(select)?, Tiles::default()))?;
+        Self::with(opened, tiles)
+    }
+
+    fn with(opened: adapter::Opened, tiles: Tiles) -> Result<Wgpu> {
         let (device, limits) = (opened.shared.device.clone(), opened.report.clone());
         let checked = std::env::var("LUTHIER_WGPU_CHECKED").is_ok_and(|v| v == "1");
         let immediates = device.features().contains(Features::IMMEDIATES) && device.limits().max_immediate_size >= 128;
         let params_in = if immediates && !checked { ParamsIn::Immediates } else { ParamsIn::Uniform };
-        let pipelines = Pipelines::new(&device, params_in, checked);
+        let pipelines = Pipelines::new(&device, &opened.report, params_in, checked);
         let recorder = Recorder::new(&device, &opened.shared.queue, pipelines.uniform());
-        let heap = Heap::new(limits.max_buffer, limits.memory);
-        let state = State { heap, pipelines, recorder, files: HashMap::new(), scratch: None, packed: None };
+        let mut heap = Heap::new(limits.max_buffer, limits.memory);
+        let exponent_values = match opened.report.matrix_unit {
+            Some(_) => Some(heap.own_use(&device, exponents::SLOTS as usize, DType::F32)?),
+            None => None,
+        };
+        let (files, marks, scratch, packed, exponents) = Default::default();
+        let state = State { heap, pipelines, recorder, marks, files, scratch, packed, exponents, exponent_values };
         let limits = device.limits();
         let products = match std::env::var("LUTHIER_WGPU_PRODUCTS") {
             Ok(name) => Products::named(&name)?,
@@ -104,13 +125,28 @@ impl Wgpu {
         let (report, faults, shared) = (opened.report, opened.faults, opened.shared);
         let (matrix_unit, memory, products) = (report.matrix_unit, report.memory, Cell::new(products));
         let discrete = report.kind == "DiscreteGpu";
-        let rules = Rc::new(Rules { matrix_unit, limits, memory, products, discrete });
+        let tiles = Cell::new(tiles);
+        let rules = Rc::new(Rules { matrix_unit, limits, memory, products, tiles, discrete });
         Ok(Wgpu { report, faults, device, shared, rules, state: RefCell::new(state) })
     }
 
     /// What multiplies matrices from now on.
     pub fn set_products(&self, products: Products) {
         self.rules.products.set(products);
+    }
+
+    /// What large products run by from now on.
+    pub fn set_tiles(&self, tiles: Tiles) {
+        self.rules.tiles.set(tiles);
+    }
+
+    /// A device whose shaders see at most this many bytes of a buffer.
+    pub fn with_binding(select: Option<&str>, bytes: u64) -> Result<Wgpu> {
+        let mut wgpu = Wgpu::new(select)?;
+        let rules = Rc::get_mut(&mut wgpu.rules).ok_or_else(|| Error::Bug("rules in use".into()))?;
+        let limit = &mut rules.limits.max_storage_buffer_binding_size;
+        *limit = bytes.min(*limit);
+        Ok(wgpu)
     }
 
     /// For another user of this device and its queue.
@@ -254,14 +290,17 @@ impl Wgpu {
 
     fn take(&self, state: &mut State, len: usize, dtype: DType) -> Result<Buf> {
         let place = state.heap.alloc(&self.device, len, dtype)?;
+        let buf = Buf { slab: place.slab, start: place.start as usize, len, dtype, width: dtype.size() };
         if place.dirty {
-            let State { heap, recorder, .. } = state;
+            let State { heap, recorder, exponents, .. } = state;
             recorder.encoder().clear_buffer(heap.buffer(place.slab), place.start, Some(place.bytes));
+            exponents.forget(&buf);
         }
-        Ok(Buf { slab: place.slab, start: place.start as usize, len, dtype, width: dtype.size() })
+        Ok(buf)
     }
 
     fn release(&self, state: &mut State, buf: Buf) {
+        state.exponents.forget(&buf);
         if state.heap.free(&buf) {
             // what is recorded still uses the buffer; the device keeps it until that has run
             state.recorder.flush();
@@ -284,15 +323,6 @@ impl Wgpu {
         };
         self.dispatch(state, "", &sections[0], &call)
     }
-}
-
-/// 16-bit values travel in pairs: attention's heads must not share a word.
-fn check_heads(launch: &Launch, names: &Names) -> Result<()> {
-    let packed = launch.args().iter().flatten().any(|b| b.dtype.is_float() && b.dtype.size() == 2);
-    if launch.op().spec().file == "attention" && packed && names["D"] % 2 == 1 {
-        return Err(fail(format!("{}: an odd head size ({}) needs float32", launch.op().spec().name, names["D"])));
-    }
-    Ok(())
 }
 
 impl Backend for Wgpu {
@@ -320,6 +350,7 @@ impl Backend for Wgpu {
         same_bytes("upload", to.bytes(), bytes.len())?;
         let state = &mut *self.state.borrow_mut();
         let (body, tail) = bytes.split_at(bytes.len() / 4 * 4);
+        state.exponents.forget(to);
         let State { heap, recorder, .. } = state;
         if !body.is_empty() {
             recorder.upload(heap.buffer(to.slab), to.start as u64, body).map_err(fail)?;
@@ -357,47 +388,31 @@ impl Backend for Wgpu {
     fn copy(&self, to: &mut Buf, from: &Buf) -> Result<()> {
         same_bytes("copy", to.bytes(), from.bytes())?;
         assert!(to.dtype == from.dtype && !to.overlaps(from), "copy: other dtype or overlap");
-        let words = to.bytes().div_ceil(4);
-        self.copy_words(&mut self.state.borrow_mut(), to, from, words, to.bytes() % 4)
+        let state = &mut *self.state.borrow_mut();
+        state.exponents.forget(to);
+        let part = (self.room() / 4 * 4 / to.width).max(4);
+        (0..to.len).step_by(part).try_for_each(|first| {
+            let (to, from) = (to.view(first, part.min(to.len - first)), from.view(first, part.min(to.len - first)));
+            self.copy_words(state, &to, &from, to.bytes().div_ceil(4), to.bytes() % 4)
+        })
     }
 
     fn launch(&self, launch: &Launch) -> Result<()> {
-        let (op, spec) = (launch.op(), launch.op().spec());
-        let names = kernel_text::names(spec.fields, launch.params());
-        check_heads(launch, &names)?;
-        let state = &mut *self.state.borrow_mut();
-        let plan = self.rules.plan(launch, &names);
-        let parsed = Self::parsed(state, op, plan.fast)?;
-        let arg = |(arg, buf): (&crate::ops::Arg, &Option<&Buf>)| TextArg {
-            name: arg.name,
-            elem: arg.elem,
-            dtype: buf.map(|b| b.dtype),
-            wide: buf.is_some_and(|b| plan::is_wide(op, &names, arg.name, b.start, b.width)),
-        };
-        let mut args: Vec<TextArg> = spec.args.iter().zip(launch.args()).map(arg).collect();
-        let (mut scratch, mut packed) = (state.scratch.take(), state.packed.take());
-        let mut bufs = launch.args().to_vec();
-        let made = self
-            .grown(state, &mut scratch, plan.scratch, DType::F32)
-            .and_then(|()| self.grown(state, &mut packed, plan.packed, DType::F16));
-        if let (true, Some(scratch)) = (plan.scratch > 0, &scratch) {
-            args.push(TextArg { name: "scratch", elem: Elem::F32, dtype: Some(DType::F32), wide: false });
-            bufs.push(Some(scratch));
-        }
-        if let (true, Some(packed)) = (plan.packed > 0, &packed) {
-            args.push(TextArg { name: "packed", elem: Elem::Float, dtype: Some(DType::F16), wide: true });
-            bufs.push(Some(packed));
-        }
-        let call = Call { fields: spec.fields, params: launch.params(), args: &args, bufs: &bufs, plan: &plan };
-        let ran = made.and_then(|()| self.stages(state, &parsed, &call, plan.fast.map_or(spec.name, |f| f.name)));
-        (state.scratch, state.packed) = (scratch, packed);
-        ran
+        if self.in_parts(launch, |part| self.launch_whole(part))? { Ok(()) } else { self.launch_whole(launch) }
     }
 
     fn sync(&self) -> Result<()> {
         let waited = self.state.borrow_mut().recorder.wait();
         self.check()?;
         waited.map_err(fail)
+    }
+
+    fn mark(&self) -> Result<Mark> {
+        self.timestamp()
+    }
+
+    fn elapsed(&self, marks: Vec<Mark>) -> Result<Vec<f64>> {
+        self.seconds_between(marks)
     }
 
     fn memory(&self) -> Memory {

@@ -1,12 +1,17 @@
 //! Pipelines and bind groups, made once each.
+use super::adapter::AdapterReport;
 use super::memory::Heap;
 use super::record::PARAMS;
 use super::text::{self, ParamsIn, Request};
+use crate::backend::kept::Kept;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::rc::Rc;
-use wgpu::{BindGroup, BindGroupLayout, BindGroupLayoutEntry, BindingType, BufferBindingType, ComputePipeline, Device};
+use wgpu::{
+    BindGroup, BindGroupLayout, BindGroupLayoutEntry, BindingType, BufferBindingType, ComputePipeline, Device,
+    Features, PipelineCache, PipelineCacheDescriptor,
+};
 
 /// What tells one pipeline from another: entry point, storage (and whether it is wide), constants.
 type Key = (&'static str, Vec<(Option<DType>, bool)>, Vec<(&'static str, u64)>);
@@ -30,14 +35,47 @@ pub struct Pipelines {
     layouts: HashMap<usize, BindGroupLayout>,
     uniform: BindGroupLayout,
     groups: HashMap<Vec<Window>, BindGroup>,
+    cache: Option<Cache>,
+}
+
+/// What the driver compiled, also in earlier processes, where it lets that be kept.
+struct Cache {
+    cache: PipelineCache,
+    kept: Kept,
+    /// As it was read.
+    old: Option<Vec<u8>>,
+}
+
+impl Cache {
+    fn new(device: &Device, report: &AdapterReport) -> Option<Cache> {
+        if !device.features().contains(Features::PIPELINE_CACHE) {
+            return None;
+        }
+        let kept = Kept::new("wgpu-pipelines", "bin", &[&report.name, &report.api, &report.driver]);
+        let old = kept.read();
+        let descriptor = PipelineCacheDescriptor { label: None, data: old.as_deref(), fallback: true };
+        // SAFETY: the data is as `get_data` gave it, or its hash would not be what it is; the driver looks whether it is its own.
+        let cache = unsafe { device.create_pipeline_cache(&descriptor) };
+        Some(Cache { cache, kept, old })
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        let new = self.cache.get_data();
+        if let Some(new) = new.filter(|new| self.old.as_ref() != Some(new)) {
+            self.kept.write(&new);
+        }
+    }
 }
 
 impl Pipelines {
-    pub fn new(device: &Device, params_in: ParamsIn, checked: bool) -> Pipelines {
+    pub fn new(device: &Device, report: &AdapterReport, params_in: ParamsIn, checked: bool) -> Pipelines {
         let ty = BufferBindingType::Uniform;
         let uniform = layout(device, &[entry(0, ty, true)]);
         let (made, layouts, groups) = Default::default();
-        Pipelines { device: device.clone(), params_in, checked, made, layouts, uniform, groups }
+        let cache = Cache::new(device, report);
+        Pipelines { device: device.clone(), params_in, checked, made, layouts, uniform, groups, cache }
     }
     pub fn uniform(&self) -> Option<&BindGroupLayout> {
         (self.params_in == ParamsIn::Uniform).then_some(&self.uniform)
@@ -91,7 +129,7 @@ impl Pipelines {
                 zero_initialize_workgroup_memory: self.checked,
                 ..Default::default()
             },
-            cache: None,
+            cache: self.cache.as_ref().map(|c| &c.cache),
         });
         match pollster::block_on(scope.pop()) {
             Some(error) => Err(bug(error.to_string())),

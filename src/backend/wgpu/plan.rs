@@ -1,4 +1,5 @@
 //! How an op is run at its sizes: the constants of its shader, the stages to run, scratch.
+use super::exponents::Matrix;
 use crate::backend::kernel_text::Names;
 use crate::ops::Op;
 
@@ -13,6 +14,9 @@ pub struct Plan {
     pub scratch: usize,
     /// f16 values that they do, as argument `packed`.
     pub packed: usize,
+    /// Arguments a and b, if the stages use their exponents (argument `exponents` at `e_a`, `e_b`). What finds those that are not
+    /// known has `unknown` workgroups in y, the first for the argument at `unknown_from` of these.
+    pub scaled: Vec<(&'static str, Matrix)>,
     /// Where not empty: the stages run once for each of these, which replace some of `extra`; those of `once` for the first only.
     pub passes: Vec<Vec<(&'static str, u32)>>,
     pub once: Vec<&'static str>,
@@ -32,17 +36,22 @@ pub struct Fast {
 }
 
 /// A tile of a product: BM x BN outputs per workgroup, RM x RN blocks of 4x4 per thread.
-struct Tile {
+#[derive(Debug)]
+pub struct Tile {
     bm: u64,
     bn: u64,
     rm: u64,
     rn: u64,
+    /// Channels of inner length that follow each other without a turn of a loop.
+    unroll: u64,
 }
-const LARGE: Tile = Tile { bm: 128, bn: 128, rm: 2, rn: 2 };
-const MIDDLE: Tile = Tile { bm: 64, bn: 64, rm: 1, rn: 1 };
-const SMALL: Tile = Tile { bm: 32, bn: 32, rm: 1, rn: 1 };
-const TALL: Tile = Tile { bm: 128, bn: 32, rm: 1, rn: 1 };
-const WIDE: Tile = Tile { bm: 32, bn: 128, rm: 1, rn: 1 };
+/// For large products, the one that suits most devices first: what runs there is chosen by `tune`.
+pub const LARGE: [Tile; 2] =
+    [Tile { bm: 128, bn: 128, rm: 2, rn: 2, unroll: 4 }, Tile { bm: 128, bn: 128, rm: 2, rn: 2, unroll: 16 }];
+const MIDDLE: Tile = Tile { bm: 64, bn: 64, rm: 1, rn: 1, unroll: 4 };
+const SMALL: Tile = Tile { bm: 32, bn: 32, rm: 1, rn: 1, unroll: 4 };
+const TALL: Tile = Tile { bm: 128, bn: 32, rm: 1, rn: 1, unroll: 4 };
+const WIDE: Tile = Tile { bm: 32, bn: 128, rm: 1, rn: 1, unroll: 4 };
 /// Channels of inner length per step.
 const BK: u64 = 16;
 
@@ -58,12 +67,12 @@ impl Tile {
         i.div_ceil(self.bm) * j.div_ceil(self.bn)
     }
     /// The tile for an I x J product: the largest that still gives the device enough to do, thin ones for thin products.
-    fn choose(i: u64, j: u64) -> &'static Tile {
+    fn choose(i: u64, j: u64, large: usize) -> &'static Tile {
         match (i, j) {
             (..=32, ..=32) => &SMALL,
             (_, ..=32) => &TALL,
             (..=32, _) => &WIDE,
-            _ if LARGE.count(i, j) >= BUSY / 2 => &LARGE,
+            _ if LARGE[large].count(i, j) >= BUSY / 2 => &LARGE[large],
             _ if MIDDLE.count(i, j) >= 16 => &MIDDLE,
             _ => &SMALL,
         }
@@ -71,20 +80,21 @@ impl Tile {
     fn plan(&self, split: bool) -> Plan {
         let threads = self.bm * self.bn / (16 * self.rm * self.rn);
         let consts = [("BM", self.bm), ("BN", self.bn), ("BK", BK), ("RM", self.rm), ("RN", self.rn)];
+        let consts = [consts.as_slice(), &[("UNROLL", self.unroll)]].concat();
         let consts = consts.into_iter().chain([("THREADS", threads), ("SPLIT", split as u64)]).collect();
         Plan { consts, ..Plan::default() }
     }
     /// For products by group, whose inner length is never split.
     fn by_group(&self) -> Plan {
         let Plan { mut consts, .. } = self.plan(false);
-        consts.retain(|(name, _)| *name != "SPLIT");
+        consts.retain(|(name, _)| !["SPLIT", "UNROLL"].contains(name));
         Plan { consts, ..Plan::default() }
     }
 }
 
-fn matmul(names: &Names) -> Plan {
+fn matmul(names: &Names, large: usize) -> Plan {
     let [i, j, q] = ["I", "J", "Q"].map(|d| names[d]);
-    let tile = Tile::choose(i, j);
+    let tile = Tile::choose(i, j, large);
     let tiles = tile.count(i, j).max(1);
     let row = j.next_multiple_of(4);
     let most = (q / PART).min(SCRATCH / (i * row).max(1));
@@ -120,10 +130,11 @@ fn attention(op: Op, names: &Names) -> Plan {
     Plan { consts: vec![("ND", d.div_ceil(64).max(1))], work: products * (n * t * h * d) as f64, ..Plan::default() }
 }
 
-/// Arguments that their file reads by `ld4` alone, so that they may be wide; and what must be a multiple of 4 for that.
+/// Arguments that their file uses four at a time alone, so that they may be wide; and what must be a multiple of 4 for that.
 pub fn wide(op: Op) -> &'static [(&'static str, &'static str)] {
     match op.spec().file {
         "matmul" => &[("a", "ld_a"), ("b", "ld_b")],
+        "nf4" if op != Op::nf4_quantize => &[("out", "P")],
         "grouped" if matches!(op, Op::grouped_nt | Op::grouped_nt_add) => &[("a", "Q"), ("b", "Q")],
         "grouped" if op == Op::grouped_tn_add => &[("a", "J"), ("b", "Q")],
         "grouped" => &[("a", "Q"), ("b", "J")],
@@ -138,27 +149,34 @@ pub fn is_wide(op: Op, names: &Names, name: &str, start: usize, size: usize) -> 
     wide(op).iter().any(|(arg, dim)| *arg == name && fours(dim)) && fours("D") && start.is_multiple_of(4 * size)
 }
 
-/// How to run `op` with params of these values.
-pub fn plan(op: Op, names: &Names) -> Plan {
+/// How to run `op` with params of these values; `large`: the place of the tile for large products.
+pub fn plan(op: Op, names: &Names, large: usize) -> Plan {
     match op.spec().file {
-        "matmul" => matmul(names),
+        "matmul" => matmul(names, large),
         "grouped" => grouped(op, names),
         "attention" => attention(op, names),
+        "embedding" => Plan { consts: vec![("WINDOWED", 0)], ..Plan::default() },
         _ => Plan::default(),
     }
+}
+
+/// A look-up in the rows of a table that a shader sees, the first and how many; other tokens keep what they have.
+pub fn windowed((first, count): (u32, u32)) -> Plan {
+    Plan { consts: vec![("WINDOWED", 1)], extra: vec![("first", first), ("count", count)], ..Plan::default() }
 }
 
 /// Every plan that [`plan`] can come to, but for sizes: what a test of all shader texts has to try.
 pub fn variants(op: Op) -> Vec<Plan> {
     match op.spec().file {
         "matmul" => {
-            let tiles = [LARGE, MIDDLE, SMALL, TALL, WIDE];
+            let tiles = LARGE.iter().chain([&MIDDLE, &SMALL, &TALL, &WIDE]);
             let splits = |tile: &Tile| [tile.plan(false), tile.plan(true)];
             let extra = vec![("splits", 1), ("part", 1)];
-            tiles.iter().flat_map(splits).map(|p| Plan { extra: extra.clone(), scratch: 1, ..p }).collect()
+            tiles.flat_map(splits).map(|p| Plan { extra: extra.clone(), scratch: 1, ..p }).collect()
         }
         "grouped" => [MIDDLE, SMALL].iter().map(Tile::by_group).collect(),
         "attention" => (1..=4).map(|nd| Plan { consts: vec![("ND", nd)], ..Plan::default() }).collect(),
+        "embedding" => vec![Plan { consts: vec![("WINDOWED", 0)], ..Plan::default() }, windowed((0, 1))],
         _ => vec![Plan::default()],
     }
 }

@@ -89,6 +89,11 @@ impl Recorder {
         self.open()
     }
 
+    /// Seconds of one unit of a timestamp.
+    pub fn timestamp_seconds(&self) -> f64 {
+        self.queue.get_timestamp_period() as f64 * 1e-9
+    }
+
     /// Submits what is recorded.
     pub fn flush(&mut self) {
         self.pass = None;

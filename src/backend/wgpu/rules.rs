@@ -3,6 +3,7 @@ use super::adapter::MatrixUnit;
 use super::coop::{self, Products};
 use super::plan::{self, Plan};
 use super::text::SLACK;
+use super::tune::Tiles;
 use super::{attention, kernel_text};
 use crate::backend::Launch;
 use crate::backend::dry;
@@ -22,6 +23,7 @@ pub struct Rules {
     /// Bytes on the device in all, where the driver says so.
     pub memory: Option<u64>,
     pub products: Cell<Products>,
+    pub tiles: Cell<Tiles>,
     /// A card of its own, and not a part of the processor.
     pub discrete: bool,
 }
@@ -30,16 +32,20 @@ impl Rules {
     /// How a launch is to be run.
     pub(super) fn plan(&self, launch: &Launch, names: &Names) -> Plan {
         let fast = || {
-            let device = coop::Device::new(self.matrix_unit?, &self.limits, self.memory);
+            let large = coop::LARGE[self.tiles.get().coop];
+            let device = coop::Device::new(self.matrix_unit?, &self.limits, self.memory, large);
             let floats = launch.op().spec().args.iter().zip(launch.args()).filter(|(arg, _)| arg.elem == Elem::Float);
             let dtypes: Vec<_> = floats.filter_map(|(_, buf)| buf.map(|b| b.dtype)).collect();
             match launch.op().spec().file {
                 "matmul" => coop::plan(launch.op(), names, dtypes.try_into().ok()?, device, self.products.get()),
-                "attention" => attention::plan(launch.op(), names, &dtypes, device, self.products.get()),
+                "attention" => {
+                    let capped = kernel_text::float(launch.op().spec().fields, launch.params(), "softcap") != Some(0.0);
+                    attention::plan(launch.op(), names, capped, &dtypes, device, self.products.get())
+                }
                 _ => None,
             }
         };
-        fast().unwrap_or_else(|| plan::plan(launch.op(), names))
+        fast().unwrap_or_else(|| plan::plan(launch.op(), names, self.tiles.get().plain))
     }
 }
 
@@ -66,6 +72,14 @@ impl dry::Rules for Rules {
     fn scratch(&self, launch: &Launch) -> Result<[usize; 2]> {
         let plan = self.plan(launch, &kernel_text::names(launch.op().spec().fields, launch.params()));
         Ok([plan.scratch, plan.packed])
+    }
+    /// Each chunk's products write the head's weight anew: fewer chunks where there is room.
+    fn logits(&self) -> usize {
+        (self.memory.unwrap_or(0) / 256).min(1 << 30) as usize
+    }
+    fn room(&self) -> usize {
+        let align = self.limits.min_storage_buffer_offset_alignment as u64;
+        (self.limits.max_storage_buffer_binding_size / 4 * 4).saturating_sub(align + SLACK as u64) as usize
     }
     fn host_is_apart(&self) -> bool {
         self.discrete

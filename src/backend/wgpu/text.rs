@@ -32,7 +32,7 @@ pub struct TextArg {
     pub name: &'static str,
     pub elem: Elem,
     pub dtype: Option<DType>,
-    /// Four elements (from i, a multiple of 4) are one load. Only for arguments that are read by `ld4` or `ldr4` alone.
+    /// Four elements (from i, a multiple of 4) are one load or store. Only for arguments that are used by `ld4`, `ldr4` and `st4` alone.
     pub wide: bool,
 }
 
@@ -93,9 +93,13 @@ pub fn module(request: &Request) -> Result<Module, String> {
     for (binding, i) in bound.iter().enumerate() {
         let arg = &request.args[*i];
         let native = NATIVE.iter().any(|f| uses(&code, f, arg.name));
-        let fits = |f: &str| if native { NATIVE.contains(&f) } else { !arg.wide || ["ld4", "ldr4"].contains(&f) };
+        let fits =
+            |f: &str| if native { NATIVE.contains(&f) } else { !arg.wide || ["ld4", "ldr4", "st4"].contains(&f) };
         if ACCESSORS.iter().any(|f| !fits(f) && uses(&code, f, arg.name)) {
-            return Err(format!("`{}` is wide, but not read by ld4 or ldr4 alone, nor as native f16 alone", arg.name));
+            return Err(format!(
+                "`{}` is wide, but not used by ld4, ldr4 and st4 alone, nor as native f16 alone",
+                arg.name
+            ));
         }
         text += &accessors(&request.args[*i], binding, w, &code, request.params_in);
     }
@@ -294,14 +298,31 @@ const NATIVE_F16: [Accessor; 3] = [
     ("ldh4", "(i: u32) -> vec4<f16> { return MEM[BASE / 2u + i / 4u]; }"),
     ("sth4", "(i: u32, h: vec4<f16>) { MEM[BASE / 2u + i / 4u] = h; }"),
 ];
-const WIDE_F32: [Accessor; 1] = [(
-    "ld4",
-    "(i: u32, rest: u32) -> vec4<f32> {
+const WIDE_F32: [Accessor; 2] = [
+    (
+        "ld4",
+        "(i: u32, rest: u32) -> vec4<f32> {
   if (rest == 0u) { return vec4<f32>(); }
   return first4(MEM[(BASE + i) / 4u], rest);
 }",
-)];
-const WIDE_PACKED: [Accessor; 3] = [
+    ),
+    (
+        "st4",
+        "(i: u32, v: vec4<f32>, rest: u32) {
+  let a = (BASE + i) / 4u;
+  if (rest >= 4u) { MEM[a] = v; } else { MEM[a] = select(MEM[a], v, vec4(rest) > vec4(0u, 1u, 2u, 3u)); }
+}",
+    ),
+];
+const WIDE_PACKED: [Accessor; 4] = [
+    (
+        "st4",
+        "(i: u32, v: vec4<f32>, rest: u32) {
+  let a = (BASE + i / 2u) / 2u;
+  let h = vec2(PACK(v.xy), PACK(v.zw));
+  if (rest >= 4u) { MEM[a] = h; } else { MEM[a] = first4_of(h, MEM[a], rest); }
+}",
+    ),
     (
         "ld4",
         "(i: u32, rest: u32) -> vec4<f32> {

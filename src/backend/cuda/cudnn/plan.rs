@@ -3,7 +3,7 @@ use super::backward;
 use super::descriptor::{Descriptor, check};
 use super::forward;
 use super::problem::{Direction, Problem};
-use crate::backend::cuda::kept::Kept;
+use crate::backend::kept::Kept;
 use crate::error::{Error, Result};
 use cudarc::cudnn::sys;
 use std::ffi::c_void;

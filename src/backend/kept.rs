@@ -1,9 +1,9 @@
-//! What a library took long to make, kept on disk for the next process: kernels and plans.
+//! What took long to make or to find, kept on disk for the next process: kernels, pipelines, plans, tiles.
 use crate::io::disk;
 use std::path::{Path, PathBuf};
 
 /// A file of the cache. No file where there is no place for one: that costs time, not correctness.
-pub(super) struct Kept(Option<PathBuf>);
+pub(crate) struct Kept(Option<PathBuf>);
 
 impl Kept {
     /// The thing made of `from`, down to the versions of who makes it.

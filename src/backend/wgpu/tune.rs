@@ -1,0 +1,86 @@
+//! The tiles that a device multiplies large matrices fastest with: a few candidates are timed when it is first used, and the choice
+//! is remembered on disk. All candidates add in the same order, so the choice changes no bit.
+use super::adapter::AdapterReport;
+use super::{Wgpu, coop, plan};
+use crate::backend::kept::Kept;
+use crate::backend::{Backend, Buf};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::ops::matmul::MatMul;
+use serde::{Deserialize, Serialize};
+use std::time::Instant;
+
+/// Places in [`plan::LARGE`] and in [`coop::LARGE`]; the first suits most devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tiles {
+    pub plain: usize,
+    pub coop: usize,
+}
+
+/// Side of the product that is timed.
+const SIDE: usize = 2048;
+/// Runs of it in a row, and how often; the fastest counts.
+const RUNS: usize = 4;
+const TIMES: usize = 3;
+
+/// Those of this adapter. Software is not timed: it would take longer than it brings.
+pub fn tiles(report: &AdapterReport, trial: impl FnOnce() -> Result<Wgpu>) -> Result<Tiles> {
+    if !report.hardware {
+        return Ok(Tiles::default());
+    }
+    let candidates = format!("{:?} {:?}", plan::LARGE, coop::LARGE.map(|place| coop::TILES[place]));
+    let kept = Kept::new("wgpu-tiles", "json", &[&report.name, &report.api, &report.driver, &candidates]);
+    let known = kept.read().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    if let Some(known) = known.filter(|t: &Tiles| t.plain < plan::LARGE.len() && t.coop < coop::LARGE.len()) {
+        return Ok(known);
+    }
+    let found = time(&trial()?)?;
+    kept.write(&serde_json::to_vec(&found).unwrap_or_default());
+    Ok(found)
+}
+
+/// By a backend of its own, whose memory nobody counts.
+fn time(b: &Wgpu) -> Result<Tiles> {
+    let mut tiles = Tiles::default();
+    tiles.plain = fastest(plan::LARGE.len(), |place| {
+        b.set_tiles(Tiles { plain: place, ..tiles });
+        seconds(b, DType::F32)
+    });
+    if b.report().matrix_unit.is_some() {
+        tiles.coop = fastest(coop::LARGE.len(), |place| {
+            b.set_tiles(Tiles { coop: place, ..tiles });
+            seconds(b, DType::F16)
+        });
+    }
+    Ok(tiles)
+}
+
+/// One that does not run is not chosen.
+fn fastest(count: usize, seconds: impl Fn(usize) -> Result<f64>) -> usize {
+    let times = (0..count).map(|place| (place, seconds(place).unwrap_or(f64::INFINITY)));
+    times.min_by(|(_, a), (_, b)| a.total_cmp(b)).map_or(0, |(place, _)| place)
+}
+
+fn seconds(b: &Wgpu, dtype: DType) -> Result<f64> {
+    let bufs = [b.alloc(SIDE * SIDE, dtype)?, b.alloc(SIDE * SIDE, dtype)?, b.alloc(SIDE * SIDE, dtype)?];
+    let time = run(b, &bufs);
+    bufs.into_iter().for_each(|buf| b.free(buf));
+    time
+}
+
+fn run(b: &Wgpu, [out, x, y]: &[Buf; 3]) -> Result<f64> {
+    let n = SIDE as u32;
+    let p = MatMul { I: n, J: n, Q: n, ld_out: n, ld_a: n, ld_b: n, alpha: 1.0 };
+    let whole = |buf: &Buf| buf.view(0, SIDE * SIDE);
+    // values that are no zeros: those cost less power, and so less time
+    (b as &dyn Backend).fill(&mut whole(x), 0.37)?;
+    (b as &dyn Backend).fill(&mut whole(y), -1.3)?;
+    let batch = |runs: usize| {
+        let start = Instant::now();
+        (0..runs).try_for_each(|_| b.matmul_nt(&mut whole(out), x, y, &p))?;
+        b.sync()?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    batch(1)?;
+    (0..TIMES).map(|_| batch(RUNS)).try_fold(f64::INFINITY, |best, time| Ok(time?.min(best)))
+}
