@@ -96,12 +96,14 @@ const WRITTEN: [&str; 32] = [
 fn plainer() -> Vec<(&'static str, serde_json::Value)> {
     let yarn = json!({ "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "mscale": 0.707,
         "mscale_all_dim": 0.707 });
+    let mut kimi = yarn.clone();
+    kimi["beta_fast"] = json!(1.0);
     let no_window = json!({ "sliding_window": null, "layer_types": ["full_attention", "full_attention"] });
     vec![
         ("cohere_qk_norm", json!({ "use_qk_norm": false })),
         ("deepseek_v3_plain", json!({ "attention_bias": false, "rope_interleave": true })),
         ("deepseek_v3_yarn", json!({ "rope_parameters": yarn })),
-        ("kimi_k2", json!({ "rope_scaling": yarn })),
+        ("kimi_k2", json!({ "rope_scaling": kimi })),
         ("glm", json!({ "head_dim": 12 })),
         ("gpt_oss", json!({ "swiglu_limit": 7.0 })),
         ("ministral", no_window),

@@ -47,16 +47,18 @@ fn load(b: &dyn Backend, folder: &Path, options: &LoadOptions) -> Model {
     model
 }
 
-const N: usize = 24;
+/// More than few tokens, whose products go other ways.
+const N: usize = 2 * T;
+const T: usize = 36;
 
 /// Two sequences in which a token tells the next.
 fn batch(step: u64) -> (Tokens, Vec<u32>) {
     let starts = [step * 7 % 96, step * 13 % 96];
-    let ids: Vec<u32> = starts.iter().flat_map(|s| (0..12).map(move |t| ((s + t * 5) % 96) as u32)).collect();
-    let label = |n: usize| if n % 12 == 11 { u32::MAX } else { ids[n + 1] };
+    let ids: Vec<u32> = starts.iter().flat_map(|s| (0..T as u64).map(move |t| ((s + t * 5) % 96) as u32)).collect();
+    let label = |n: usize| if (n + 1).is_multiple_of(T) { u32::MAX } else { ids[n + 1] };
     let labels = (0..N).map(label).collect();
-    let positions = (0..N).map(|n| (n % 12) as u32).collect();
-    (Tokens { positions, cu_seqlens: vec![0, 12, 24], ids }, labels)
+    let positions = (0..N).map(|n| (n % T) as u32).collect();
+    (Tokens { positions, cu_seqlens: vec![0, T as u32, N as u32], ids }, labels)
 }
 
 /// Log-probabilities and the gradients of the adapters.
@@ -110,7 +112,7 @@ fn losses(b: &dyn Backend, folder: &Path, options: &LoadOptions) -> Vec<f64> {
         optimizer.step(b, 5e-3).unwrap();
         loss
     };
-    (0..40).map(&mut step).collect()
+    (0..30).map(&mut step).collect()
 }
 
 #[test]
@@ -122,7 +124,7 @@ fn a_run_learns_as_it_does_in_floats() {
         let got = losses(&*b, &folder, &options(Compute::Fp8, DType::Bf16));
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
         let apart = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f64::max);
-        let ends = [&want[..5], &want[35..], &got[35..]].map(mean);
+        let ends = [&want[..5], &want[25..], &got[25..]].map(mean);
         println!("{}: {ends:?}, at most {apart:.3} apart", b.name());
         assert!(ends[1] < 0.7 * ends[0], "{}: {ends:?}", b.name());
         assert!(

@@ -22,6 +22,9 @@
 //! What stays with Burn's own ops: products and attention. luthier has cuBLASLt, cuDNN and kernels with dynamic shared memory for
 //! them; cubecl keeps its stream to itself, and gives kernels that it did not make no dynamic shared memory.
 #![expect(non_snake_case, reason = "N, C, O … are the dims of luthier's ops")]
+#[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+compile_error!("luthier-burn has kernels for the features `wgpu` and `cuda`: turn one on");
+
 mod kernel;
 mod kernels;
 mod layer;

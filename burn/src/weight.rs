@@ -90,29 +90,31 @@ impl PackedWeight {
         let ([rows, columns], device) = (weight.dims(), weight.device());
         // packed weights are constants to the tape
         let weight = if weight.is_autodiff() { weight.inner() } else { weight }.into_dispatch();
+        let nf4 = |weight| {
+            let (codes, absmax) = Dispatch::nf4_quantize(weight);
+            (int(Tensor::from_dispatch(codes)), Tensor::<1>::from_dispatch(absmax))
+        };
         let parts = match format {
+            Format::Nf4 => {
+                let (codes, absmax) = nf4(weight);
+                Parts::Nf4(Nf4Parts { codes, absmax: frozen(absmax) })
+            }
+            Format::Nf4Double => {
+                let (codes, absmax) = nf4(weight);
+                let absmax = absmax.into_data().try_to_vec::<f32>().expect("scales are f32");
+                let (qabsmax, nested, offset) = nf4::double_quantize(&absmax);
+                Parts::Nf4Double(Nf4DoubleParts {
+                    codes,
+                    qabsmax: words(&qabsmax, &device),
+                    nested: floats(nested, &device),
+                    map: floats(dyn8::dynamic_map(true).to_vec(), &device),
+                    offset: offset as f64,
+                })
+            }
             Format::Int8 => {
                 let (codes, scb) = Dispatch::int8_quantize(weight);
                 let (codes, scb) = (int(Tensor::from_dispatch(codes)), frozen(Tensor::from_dispatch(scb)));
                 Parts::Int8(Int8Parts { codes, scb })
-            }
-            Format::Nf4 | Format::Nf4Double => {
-                let (codes, absmax) = Dispatch::nf4_quantize(weight);
-                let (codes, absmax) = (int(Tensor::from_dispatch(codes)), Tensor::<1>::from_dispatch(absmax));
-                match format {
-                    Format::Nf4Double => {
-                        let absmax = absmax.into_data().try_to_vec::<f32>().expect("scales are f32");
-                        let (codes8, nested, offset) = nf4::double_quantize(&absmax);
-                        Parts::Nf4Double(Nf4DoubleParts {
-                            codes,
-                            qabsmax: words(&codes8, &device),
-                            nested: floats(nested, &device),
-                            map: floats(dyn8::dynamic_map(true).to_vec(), &device),
-                            offset: offset as f64,
-                        })
-                    }
-                    _ => Parts::Nf4(Nf4Parts { codes, absmax: frozen(absmax) }),
-                }
             }
         };
         PackedWeight { parts, rows, columns }

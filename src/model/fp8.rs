@@ -161,7 +161,7 @@ impl Linear {
         quantize(b, &mut codes, &mut scales, inp, None, self.C)
     }
 
-    /// out [N, O] = X·Wᵀ by the rows first..first + O, of the X in the scratch.
+    /// out [N, O] = (or +=) X·Wᵀ by the rows first..first + O, of the X in the scratch.
     pub(super) fn forward_fp8(
         &self,
         b: &dyn Backend,
@@ -170,10 +170,11 @@ impl Linear {
         weight: &Fp8Weight,
         (first, O): (usize, usize),
         N: usize,
+        add: bool,
     ) -> Result<()> {
         let (codes, scales) = scratch.fp8.rows(N, self.C);
         let rows = (&weight.codes.view(first * self.C, O * self.C), &weight.scales.view(first, O));
-        product(b, out, (&codes, &scales), rows, false)
+        product(b, out, (&codes, &scales), rows, add)
     }
 
     /// dinp [N, C] = (or +=) dout [N, O] times the rows first..first + O.

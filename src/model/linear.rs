@@ -8,26 +8,24 @@
 use super::dora::{Dora, DoraScratch};
 use super::dropout::{Dropout, DropoutScratch};
 use super::experts::{Experts, Rows};
-use super::fp8::{Fp8Scratch, Fp8Weight};
+use super::fp8::Fp8Scratch;
 use super::lora::pissa::Start;
 use super::param::{Param, Sum};
 use super::thin::FEW;
-use crate::backend::{Backend, Buf, Launch, Scope};
+use crate::backend::{Backend, Buf, Scope};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::bias::{Bias, BiasBackward};
-use crate::ops::fp8::Fp8;
-use crate::ops::gguf::{Blocks32, Packed};
-use crate::ops::int8::Int8;
 use crate::ops::matmul::MatMul;
-use crate::ops::mxfp4::{self, Mxfp4};
-use crate::ops::nf4::{Nf4, Nf4Double};
 use std::rc::Rc;
 
+mod adapter;
 mod low;
 mod projections;
+mod weight;
 use low::Columns;
 pub use projections::Projections;
+pub use weight::{GgufWeight, Int8Weight, Mxfp4Weight, Nf4Scales, Nf4Weight, Weight};
 
 pub struct Linear {
     /// The module's name: `model.layers.0.self_attn.q_proj`.
@@ -41,75 +39,6 @@ pub struct Linear {
     pub weight: Weight,
     pub bias: Option<Param>,
     pub lora: Option<Lora>,
-}
-
-pub enum Weight {
-    Dense(Param),
-    Nf4(Nf4Weight),
-    Int8(Int8Weight),
-    Gguf(GgufWeight),
-    Mxfp4(Mxfp4Weight),
-    Fp8(Fp8Weight),
-}
-
-/// A frozen weight in 4 bits: 4.5 bits a value, 4.127 with double quantization.
-pub struct Nf4Weight {
-    pub codes: Buf,
-    pub scales: Nf4Scales,
-}
-
-pub enum Nf4Scales {
-    Single {
-        absmax: Buf,
-    },
-    Double {
-        qabsmax: Buf,
-        nested: Buf,
-        /// The 256 levels of `qabsmax`.
-        map: Buf,
-        offset: f32,
-    },
-}
-
-/// A frozen weight in 8 bits with one scale a row.
-pub struct Int8Weight {
-    pub codes: Buf,
-    pub scb: Buf,
-}
-
-/// A frozen weight in one of ggml's block formats.
-pub struct GgufWeight {
-    pub format: Packed,
-    pub blocks: Buf,
-}
-
-impl Packed {
-    /// out = the values of `blocks` in out's dtype.
-    pub fn dequantize(self, b: &dyn Backend, out: &mut Buf, blocks: &Buf) -> Result<()> {
-        // the params of all formats are alike; each op checks its own
-        let p = Blocks32 { P: out.len() as u32 };
-        b.launch(&Launch::new(self.op(), &[Some(out), Some(blocks)], bytemuck::bytes_of(&p))?)
-    }
-}
-
-/// A frozen weight in 4.25 bits, of experts.
-pub struct Mxfp4Weight {
-    pub codes: Buf,
-    pub scales: Buf,
-    /// Values that are unpacked at a time: those of some whole experts.
-    pub at_once: usize,
-}
-
-impl Weight {
-    /// Values that are unpacked at a time, of `len`.
-    fn unpacked(&self, len: usize) -> usize {
-        match self {
-            // what is in e4m3 is multiplied so
-            Weight::Dense(_) | Weight::Fp8(_) => 0,
-            Weight::Nf4(_) | Weight::Int8(_) | Weight::Gguf(_) => len,
-            Weight::Mxfp4(packed) => packed.at_once.min(len),
-        }
-    }
 }
 
 /// A low-rank adapter: A [R, C] and B [O, R].
@@ -132,16 +61,6 @@ pub trait Observer {
     fn linear(&self, b: &dyn Backend, linear: &Linear, inp: &Buf, N: usize) -> Result<()>;
     /// inp [M, C], sorted by expert.
     fn experts(&self, b: &dyn Backend, experts: &Experts, inp: &Buf, rows: &Rows) -> Result<()>;
-}
-
-impl Mxfp4Weight {
-    /// out = the values from `first` on, which begin at a word of scales.
-    fn dequantize(&self, b: &dyn Backend, out: &mut Buf, first: usize) -> Result<()> {
-        let len = out.len();
-        let codes = self.codes.view(first / 2, len.div_ceil(2));
-        let scales = self.scales.view(first / mxfp4::BLOCK, len.div_ceil(mxfp4::BLOCK));
-        b.mxfp4_dequantize(out, &codes, &scales, &Mxfp4 { P: len as u32 })
-    }
 }
 
 /// What the linears of a model share while they run, sized for the largest.
@@ -210,41 +129,6 @@ fn nn(I: usize, J: usize, Q: usize, alpha: f32) -> MatMul {
 }
 fn tn(I: usize, J: usize, Q: usize, alpha: f32) -> MatMul {
     MatMul { ld_a: I as u32, ld_b: J as u32, ..nt(I, J, Q, alpha) }
-}
-
-impl Weight {
-    /// out [O, C] = the weight in out's dtype.
-    pub fn dequantize(&self, b: &dyn Backend, out: &mut Buf, (O, C): (usize, usize)) -> Result<()> {
-        let P = (O * C) as u32;
-        match self {
-            Weight::Dense(param) => b.cast(out, &param.value),
-            Weight::Gguf(q) => q.format.dequantize(b, out, &q.blocks),
-            Weight::Mxfp4(packed) => packed.dequantize(b, out, 0),
-            Weight::Fp8(q) => b.fp8_dequantize(out, &q.codes, &q.scales, &Fp8 { N: O as u32, C: C as u32 }),
-            Weight::Int8(q) => b.int8_dequantize(out, &q.codes, &q.scb, &Int8 { O: O as u32, C: C as u32 }),
-            Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
-                Nf4Scales::Single { absmax } => b.nf4_dequantize(out, codes, absmax, &Nf4 { P }),
-                Nf4Scales::Double { qabsmax, nested, map, offset } => {
-                    b.nf4_dequantize_double(out, codes, qabsmax, nested, map, &Nf4Double { P, offset: *offset })
-                }
-            },
-        }
-    }
-
-    /// What a quantized weight lies in; a dense one is a parameter.
-    pub fn quantized(&self) -> Vec<&Buf> {
-        match self {
-            Weight::Dense(_) => vec![],
-            Weight::Int8(Int8Weight { codes, scb }) => vec![codes, scb],
-            Weight::Fp8(Fp8Weight { codes, scales }) => vec![codes, scales],
-            Weight::Gguf(GgufWeight { blocks, .. }) => vec![blocks],
-            Weight::Mxfp4(Mxfp4Weight { codes, scales, .. }) => vec![codes, scales],
-            Weight::Nf4(Nf4Weight { codes, scales }) => match scales {
-                Nf4Scales::Single { absmax } => vec![codes, absmax],
-                Nf4Scales::Double { qabsmax, nested, map, .. } => vec![codes, qabsmax, nested, map],
-            },
-        }
-    }
 }
 
 impl Linear {
@@ -319,12 +203,12 @@ impl Linear {
                     let (rows, p) = (weight.view(first * C, O * C), nt(N, O, C, 1.0));
                     if add { b.matmul_nt_add(out, inp, &rows, &p) } else { b.matmul_nt(out, inp, &rows, &p) }
                 }
-                (None, Some(weight)) => self.forward_fp8(b, scratch, out, weight, (first, O), N),
+                (None, Some(weight)) => self.forward_fp8(b, scratch, out, weight, (first, O), N, add),
                 (None, None) => self.forward_thin(b, out, inp, (first, O), N),
             };
             match &self.lora {
                 // few tokens are a matter of the weights alone, which some products read fastest if they only write
-                Some(lora) if weight.is_some() && N > FEW && lora.is_plain(scratch) => {
+                Some(lora) if !thin && N > FEW && lora.is_plain(scratch) => {
                     lora.widen(b, scratch, out, (first, O), N, at, false)?;
                     base(out, inp, true)?;
                 }
@@ -572,69 +456,5 @@ impl Linear {
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
         let dense = if let Weight::Dense(p) = &mut self.weight { Some(p) } else { None };
         dense.into_iter().chain(&mut self.bias).chain(self.lora.iter_mut().flat_map(Lora::params_mut))
-    }
-}
-
-impl Lora {
-    /// T, alone, of the X [N, C] that A sees.
-    fn narrow(&self, b: &dyn Backend, scratch: &LinearScratch, seen: &Buf, N: usize, C: usize) -> Result<()> {
-        let mut t = part(&scratch.xa, N * self.R);
-        b.matmul_nt(&mut t, seen, &self.a.value, &nt(N, self.R, C, self.scale))
-    }
-    /// out [N, O] = (or +=) T·Bᵀ for rows first..first + O of B.
-    fn widen(
-        &self,
-        b: &dyn Backend,
-        scratch: &LinearScratch,
-        out: &mut Buf,
-        (first, O): (usize, usize),
-        N: usize,
-        at: Columns,
-        add: bool,
-    ) -> Result<()> {
-        let (t, rows, p) = (at.of(&scratch.xa, N), self.b_rows(first, O), at.a(nt(N, O, self.R, 1.0)));
-        if add { b.matmul_nt_add(out, &t, &rows, &p) } else { b.matmul_nt(out, &t, &rows, &p) }
-    }
-    /// P = (or +=) s·G·B for rows first..first + O of B.
-    fn narrow_gradient(
-        &self,
-        b: &dyn Backend,
-        scratch: &LinearScratch,
-        dout: &Buf,
-        (first, O): (usize, usize),
-        N: usize,
-        at: Columns,
-        add: bool,
-    ) -> Result<()> {
-        let (mut out, rows, p) = (at.of(&scratch.p, N), self.b_rows(first, O), at.out(nn(N, self.R, O, self.scale)));
-        if add { b.matmul_nn_add(&mut out, dout, &rows, &p) } else { b.matmul_nn(&mut out, dout, &rows, &p) }
-    }
-    /// dinp [N, C] = (or +=) P·A, with P alone.
-    fn backward_widen(
-        &self,
-        b: &dyn Backend,
-        scratch: &LinearScratch,
-        dinp: &mut Buf,
-        N: usize,
-        C: usize,
-        add: bool,
-    ) -> Result<()> {
-        let (p, params) = (part(&scratch.p, N * self.R), nn(N, C, self.R, 1.0));
-        match add {
-            true => b.matmul_nn_add(dinp, &p, &self.a.value, &params),
-            false => b.matmul_nn(dinp, &p, &self.a.value, &params),
-        }
-    }
-    fn b_rows(&self, first: usize, O: usize) -> Buf {
-        self.b.value.view(first * self.R, O * self.R)
-    }
-    fn params(&self) -> impl Iterator<Item = &Param> {
-        [&self.a, &self.b].into_iter().chain(self.dora.as_ref().map(|dora| &dora.magnitude))
-    }
-    fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
-        if let Some(dora) = &self.dora {
-            dora.touch();
-        }
-        [&mut self.a, &mut self.b].into_iter().chain(self.dora.as_mut().map(|dora| &mut dora.magnitude))
     }
 }

@@ -47,7 +47,7 @@ impl Case {
     fn numbers(mut self, names: &[&str]) -> Case {
         for name in names {
             let at = self.at(name);
-            self.buffers[at].1.iter_mut().for_each(|code| *code = (*code & 0x80) | (*code & 0x7f) % 0x48);
+            self.buffers[at].1.iter_mut().for_each(|code| *code = (*code & 0x80) | ((*code & 0x7f) % 0x48));
         }
         self
     }

@@ -7,7 +7,7 @@ use values::{Data, Values};
 fn numbers(values: &mut Values) {
     for name in ["a", "b"] {
         let Some(Data::U8(codes)) = values.get_mut(name) else { panic!("codes are bytes") };
-        codes.iter_mut().for_each(|code| *code = (*code & 0x80) | (*code & 0x7f) % 0x50);
+        codes.iter_mut().for_each(|code| *code = (*code & 0x80) | ((*code & 0x7f) % 0x50));
     }
     for name in ["a_scales", "b_scales"] {
         values.get_mut(name).expect("scales").floats_mut().iter_mut().for_each(|x| *x = x.abs() + 0.01);

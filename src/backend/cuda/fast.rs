@@ -109,7 +109,7 @@ pub const FP8: Variant =
 /// Wants sm_89, sums of whole sixteens, pairs of outputs, and rows that start at multiples of 16 bytes.
 fn fp8_fits(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> bool {
     let p: Fp8MatMul = bytemuck::pod_read_unaligned(launch.params());
-    let aligned = [0, 1, 3].iter().all(|i| pointers[*i] % 16 == 0);
+    let aligned = [0, 1, 3].iter().all(|i| pointers[*i].is_multiple_of(16));
     aligned && p.Q.is_multiple_of(16) && p.J.is_multiple_of(2) && cuda.device.capability >= (8, 9)
 }
 

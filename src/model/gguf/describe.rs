@@ -167,10 +167,6 @@ fn scaling(spec: &Spec, rope: &Rope, keys: &mut Keys) -> Result<Vec<(&'static st
             let factors: Vec<f64> = freqs(&plain).iter().zip(freqs(rope)).map(|(plain, own)| plain / own).collect();
             Ok(vec![("rope_freqs.weight", f32s(&factors))])
         }
-        // other ends of its ramp are in files, and nothing reads them
-        RopeScaling::Yarn(yarn) if (yarn.fast, yarn.slow) != (32.0, 1.0) => {
-            refuse(spec, "llama.cpp has YaRN's ramp from 32 turns to 1 (beta_fast, beta_slow)")
-        }
         RopeScaling::Yarn(yarn) => {
             kind(keys, "yarn");
             keys.real("rope.scaling.factor", yarn.factor);
