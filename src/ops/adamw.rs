@@ -17,7 +17,7 @@ use crate::dtype::{Real, bf16_by_chance};
 params! {
     AdamW { P: u32, lr: f32, beta1: f32, beta2: f32, rest1: f32, rest2: f32, eps: f32, decay: f32, correct1: f32, correct2: f32,
         /** 1: weights are rounded by chance */ chance: u32, seed: u32, stream: u32, /** Place of the first weight */ first: u32 }
-    wants |p| p.chance <= 1 && p.first % 2 == 0, "chance must be 0 or 1, and first even";
+    wants |p| p.chance <= 1 && p.first.is_multiple_of(2), "chance must be 0 or 1, and first even";
 }
 
 impl AdamW {

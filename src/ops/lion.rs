@@ -13,7 +13,7 @@ use crate::dtype::Real;
 
 params! {
     Lion { P: u32, lr: f32, beta1: f32, beta2: f32, rest1: f32, rest2: f32, decay: f32, chance: u32, seed: u32, stream: u32, first: u32 }
-    wants |p| p.chance <= 1 && p.first % 2 == 0, "chance must be 0 or 1, and first even";
+    wants |p| p.chance <= 1 && p.first.is_multiple_of(2), "chance must be 0 or 1, and first even";
 }
 
 impl Lion {

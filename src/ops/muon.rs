@@ -21,7 +21,7 @@ params! {
 }
 params! {
     MuonStep { P: u32, keep: f32, lr: f32, chance: u32, seed: u32, stream: u32, first: u32 }
-    wants |p| p.chance <= 1 && p.first % 2 == 0, "chance must be 0 or 1, and first even";
+    wants |p| p.chance <= 1 && p.first.is_multiple_of(2), "chance must be 0 or 1, and first even";
 }
 
 impl MuonStep {

@@ -11,7 +11,7 @@ use crate::dtype::Real;
 params! {
     Sgd { P: u32, lr: f32, decay: f32, momentum: f32, rest: f32, nesterov: u32, chance: u32, seed: u32, stream: u32, first: u32 }
     wants |p| p.nesterov <= 1, "nesterov must be 0 or 1";
-    wants |p| p.chance <= 1 && p.first % 2 == 0, "chance must be 0 or 1, and first even";
+    wants |p| p.chance <= 1 && p.first.is_multiple_of(2), "chance must be 0 or 1, and first even";
 }
 
 impl Sgd {
