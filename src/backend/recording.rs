@@ -4,8 +4,10 @@ use std::any::Any;
 /// What a backend has kept of some calls, see [`super::Backend::record`]. It holds no buffer: whoever frees one that the calls
 /// use drops the recording first.
 #[derive(Default)]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "no other backend keeps calls"))]
 pub struct Recording(Option<Box<dyn Any>>);
 
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "no other backend keeps calls"))]
 impl Recording {
     /// The backend's own part of it.
     pub(crate) fn part<T: Default + 'static>(&mut self) -> &mut T {
