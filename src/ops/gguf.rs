@@ -230,21 +230,11 @@ impl Packed {
     pub fn place(self) -> u32 {
         Packed::ALL.iter().position(|(packed, _)| *packed == self).expect("all are there") as u32
     }
-
     /// Values of a block, and its bytes.
     pub fn block(self) -> (usize, usize) {
-        match self {
-            Packed::Q4_0 => (32, 18),
-            Packed::Q4_1 => (32, 20),
-            Packed::Q5_0 => (32, 22),
-            Packed::Q5_1 => (32, 24),
-            Packed::Q8_0 => (32, 34),
-            Packed::Q4K => (256, 144),
-            Packed::Q5K => (256, 176),
-            Packed::Q6K => (256, 210),
-        }
+        let format = Format::named(Packed::ALL[self.place() as usize].1).expect("files know it");
+        (format.len, format.bytes)
     }
-
     fn values<R: Real>(self, out: &mut [R], blocks: &[u8]) {
         // the params of all formats are alike
         let p = Blocks32 { P: out.len() as u32 };
