@@ -267,7 +267,7 @@ impl Linear {
     ) -> Result<()> {
         let Some(lora) = &self.lora else { return Ok(()) };
         let parts = douts.iter().zip(self.rows()).enumerate();
-        parts.map(|(i, (dout, rows))| lora.narrow_gradient(b, scratch, dout, rows, N, at, i > 0)).collect()
+        parts.try_for_each(|(i, (dout, rows))| lora.narrow_gradient(b, scratch, dout, rows, N, at, i > 0))
     }
 
     /// dinp [N, C] = (or +=) the gradient through the base weight.
@@ -283,9 +283,9 @@ impl Linear {
         assert_eq!(douts.len(), self.parts.len(), "{}: one gradient a part", self.name);
         let weight = if self.fp8().is_some() { None } else { Some(self.dense(b, scratch)?) };
         let parts = douts.iter().zip(self.rows()).enumerate();
-        parts
-            .map(|(i, (dout, rows))| self.through(b, scratch, (dinp, dout), &weight, rows, N, add || i > 0, 1.0))
-            .collect()
+        parts.try_for_each(|(i, (dout, rows))| {
+            self.through(b, scratch, (dinp, dout), &weight, rows, N, add || i > 0, 1.0)
+        })
     }
 
     /// dinp [N, C] = (or +=) alpha·dout [N, O] times the rows first..first + O of `weight`, or of one in e4m3.
