@@ -12,11 +12,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 mod format;
+mod packed;
 mod read;
 #[cfg(test)]
 mod tests;
 mod write;
 pub use format::{FORMATS, Format};
+pub use packed::Packed;
 pub use write::{Item, Outline, Pairs, Writer};
 
 /// A value of the metadata.

@@ -266,7 +266,7 @@ impl Linear {
         at: Columns,
     ) -> Result<()> {
         let Some(lora) = &self.lora else { return Ok(()) };
-        let parts = douts.iter().zip(self.rows()).enumerate();
+        let mut parts = douts.iter().zip(self.rows()).enumerate();
         parts.try_for_each(|(i, (dout, rows))| lora.narrow_gradient(b, scratch, dout, rows, N, at, i > 0))
     }
 
@@ -282,7 +282,7 @@ impl Linear {
     ) -> Result<()> {
         assert_eq!(douts.len(), self.parts.len(), "{}: one gradient a part", self.name);
         let weight = if self.fp8().is_some() { None } else { Some(self.dense(b, scratch)?) };
-        let parts = douts.iter().zip(self.rows()).enumerate();
+        let mut parts = douts.iter().zip(self.rows()).enumerate();
         parts.try_for_each(|(i, (dout, rows))| {
             self.through(b, scratch, (dinp, dout), &weight, rows, N, add || i > 0, 1.0)
         })

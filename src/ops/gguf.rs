@@ -15,7 +15,7 @@
 //! The layouts are those of ggml's `ggml-common.h`; "k" formats: Kawrakow 2023, llama.cpp pull request 1684.
 use super::{Op, Slice, params};
 use crate::dtype::Real;
-use crate::io::gguf::Format;
+pub use crate::io::gguf::Packed;
 
 params! {
     /// Formats with blocks of 32.
@@ -183,36 +183,7 @@ pub fn thin_gguf<R: Real>(out: &mut [R], inp: &[R], blocks: &[u8], p: &ThinGguf)
     }
 }
 
-/// The formats that have an op.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Packed {
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-    Q8_0,
-    Q4K,
-    Q5K,
-    Q6K,
-}
-
 impl Packed {
-    /// With the names that files and tools know.
-    pub const ALL: [(Packed, &str); 8] = [
-        (Packed::Q4_0, "Q4_0"),
-        (Packed::Q4_1, "Q4_1"),
-        (Packed::Q5_0, "Q5_0"),
-        (Packed::Q5_1, "Q5_1"),
-        (Packed::Q8_0, "Q8_0"),
-        (Packed::Q4K, "Q4_K"),
-        (Packed::Q5K, "Q5_K"),
-        (Packed::Q6K, "Q6_K"),
-    ];
-
-    pub fn of(format: Format) -> Option<Packed> {
-        Packed::ALL.iter().find(|(_, name)| *name == format.name).map(|(packed, _)| *packed)
-    }
-
     pub fn op(self) -> Op {
         match self {
             Packed::Q4_0 => Op::q4_0_dequantize,
@@ -224,16 +195,6 @@ impl Packed {
             Packed::Q5K => Op::q5_k_dequantize,
             Packed::Q6K => Op::q6_k_dequantize,
         }
-    }
-
-    /// In [`Packed::ALL`].
-    pub fn place(self) -> u32 {
-        Packed::ALL.iter().position(|(packed, _)| *packed == self).expect("all are there") as u32
-    }
-    /// Values of a block, and its bytes.
-    pub fn block(self) -> (usize, usize) {
-        let format = Format::named(Packed::ALL[self.place() as usize].1).expect("files know it");
-        (format.len, format.bytes)
     }
     fn values<R: Real>(self, out: &mut [R], blocks: &[u8]) {
         // the params of all formats are alike

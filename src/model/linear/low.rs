@@ -114,7 +114,7 @@ impl Stack {
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
-        let trained = linears.iter_mut().filter_map(|linear| linear.lora.as_mut()?.a.train.as_mut());
+        let mut trained = linears.iter_mut().filter_map(|linear| linear.lora.as_mut()?.a.train.as_mut());
         trained.try_for_each(|train| train.sum(b).map(|_| ()))?;
         let Some(mut grad) = Self::gradient(linears) else { return Ok(()) };
         b.matmul_tn_add(&mut grad, &part(&scratch.p, N * self.R), inp, &tn(self.R, self.C, N, 1.0))
