@@ -214,7 +214,7 @@ fn decoding(out: &mut Vec<(String, Case)>, float: DType) {
 
 /// Few rows times weights of their own type.
 fn dense(out: &mut Vec<(String, Case)>, float: DType) {
-    for (I, J, Q, pad) in [(1, 16, 1152, 0), (8, 33, 256, 8), (13, 8, 128, 0), (32, 20, 640, 16), (64, 16, 384, 0)] {
+    for (I, J, Q, pad) in [(1, 16, 1152, 0), (8, 34, 256, 8), (13, 8, 128, 0), (32, 20, 640, 16), (64, 16, 384, 0)] {
         for few in DENSE_NARROW.into_iter().chain([DENSE_WIDE]).filter(|few| I <= few.rows) {
             let p = matmul::MatMul { I, J, Q, ld_out: J + pad, ld_a: Q + pad, ld_b: Q + 2 * pad, alpha: 0.5 };
             let name = format!("matmul_nt {p:?} {float:?} {}", few.variant.name);
