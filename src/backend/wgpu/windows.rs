@@ -124,7 +124,7 @@ impl Wgpu {
     pub(super) fn in_parts(&self, launch: &Launch, run: impl FnMut(&Launch) -> Result<()>) -> Result<bool> {
         let (spec, room) = (launch.op().spec(), self.room());
         let large = |buf: &&Buf| buf.bytes() > room;
-        if !BY_ROWS.contains(&spec.file) || !launch.args().iter().flatten().any(|buf| large(buf)) {
+        if !BY_ROWS.contains(&spec.file) || !launch.args().iter().flatten().any(large) {
             return Ok(false);
         }
         let Some(parts) = spec.dims.iter().find_map(|dim| Parts::along(launch, dim, room)) else { return Ok(false) };
