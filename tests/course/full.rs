@@ -8,8 +8,10 @@ const SHAPE: &str = r#"{"model_type": "llama", "hidden_size": 32, "intermediate_
     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 4096, "max_position_embeddings": 64}"#;
 const LEAN: [&str; 2] = ["bf16_stochastic_round=true", "gradient_accumulation_dtype=\"bfloat16\""];
 
-/// Weights, states and the course of a run.
-fn ran(bench: &Bench, b: &dyn Backend, out: &str, keys: &[&str]) -> (Vec<u8>, Vec<u8>, Vec<(f64, f64)>, Log) {
+/// Weights, states, the course (loss and gradient norm of each step) and what was said.
+type Ran = (Vec<u8>, Vec<u8>, Vec<(f64, f64)>, Log);
+
+fn ran(bench: &Bench, b: &dyn Backend, out: &str, keys: &[&str]) -> Ran {
     let mut log = Log::default();
     let all = [&["eval_strategy=\"no\"", "save_strategy=\"no\"", "max_steps=4"], keys].concat();
     bench.run(b, out, &all, &mut log).unwrap_or_else(|e| panic!("{keys:?}: {e}"));
