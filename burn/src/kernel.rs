@@ -111,10 +111,11 @@ struct Prepared {
 }
 
 type Key = (Op, Language, Vec<luthier::dtype::DType>);
-static PREPARED: LazyLock<Mutex<HashMap<Key, Arc<[Arc<Prepared>]>>>> = LazyLock::new(Default::default);
+type Stages = Arc<[Arc<Prepared>]>;
+static PREPARED: LazyLock<Mutex<HashMap<Key, Stages>>> = LazyLock::new(Default::default);
 
 /// The op's stages for arguments that are stored so; texts are made once.
-fn prepared(op: Op, language: Language, args: &[foreign::Arg]) -> luthier::Result<Arc<[Arc<Prepared>]>> {
+fn prepared(op: Op, language: Language, args: &[foreign::Arg]) -> luthier::Result<Stages> {
     let key = (op, language, args.iter().map(|arg| arg.dtype).collect::<Vec<_>>());
     let mut made = PREPARED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(found) = made.get(&key) {
@@ -125,7 +126,7 @@ fn prepared(op: Op, language: Language, args: &[foreign::Arg]) -> luthier::Resul
         stage.text.hash(&mut hasher);
         Arc::new(Prepared { stage, hash: hasher.finish() })
     };
-    let stages: Arc<[_]> = foreign::stages(op, language, &key.2)?.into_iter().map(with_hash).collect();
+    let stages: Stages = foreign::stages(op, language, &key.2)?.into_iter().map(with_hash).collect();
     made.insert(key, stages.clone());
     Ok(stages)
 }

@@ -103,7 +103,7 @@ mod tests {
         let (other, fresh) = exponents.slot(&a, [4, 8, 16]);
         assert!(fresh && other != first, "another part of it");
         exponents.slot(&b, [8, 8, 8]);
-        exponents.forget(&buf(0, 120, 8));
+        exponents.forget(&buf(0, 120, 4));
         assert!(!exponents.slot(&b, [8, 8, 8]).1, "its neighbour was written");
         assert!(exponents.slot(&a, [8, 8, 8]).1, "its end was written");
         exponents.forget(&buf(1, 0, 64));
