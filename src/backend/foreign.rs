@@ -111,9 +111,14 @@ fn cuda(op: Op, dtypes: &[DType]) -> Result<Vec<Stage>> {
 fn wgsl(op: Op, dtypes: &[DType]) -> Result<Vec<Stage>> {
     use super::wgpu::{plan, text};
     let (spec, language) = (op.spec(), Language::Wgsl);
-    if plan::variants(op) != [plan::Plan::default()] {
+    // all that a launcher may switch on is off
+    let plain = |plan: &plan::Plan| {
+        plan.consts.iter().all(|(_, value)| *value == 0)
+            && plan::Plan { consts: Vec::new(), ..plan.clone() } == plan::Plan::default()
+    };
+    let Some(plan) = plan::variants(op).into_iter().find(plain) else {
         return Err(refused(op, language, "has tiles and scratch that our own launcher chooses"));
-    }
+    };
     let arg = |(arg, dtype): (&crate::ops::Arg, &DType)| text::TextArg {
         name: arg.name,
         elem: arg.elem,
@@ -124,7 +129,7 @@ fn wgsl(op: Op, dtypes: &[DType]) -> Result<Vec<Stage>> {
     let (common, sections) = kernel_text::parse(op.wgsl()).map_err(Error::Bug)?;
     let stage = |section: Section<'static>| {
         let (fields, params_in) = (spec.fields, text::ParamsIn::Behind);
-        let request = text::Request { common, section: &section, fields, args: &args, consts: &[], params_in };
+        let request = text::Request { common, section: &section, fields, args: &args, consts: &plan.consts, params_in };
         let text::Module { text, bound } = text::module(&request).map_err(Error::Bug)?;
         let (name, width) = (section.name, text::width(&args));
         Ok(Stage { name, text, buffers: bound, op, language, section, width })
