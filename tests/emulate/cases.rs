@@ -495,6 +495,13 @@ pub fn all() -> Vec<(String, Case)> {
             add!(q5_k_dequantize, k, plain);
             add!(q6_k_dequantize, k, plain);
         }
+        for (format, (packed, _)) in gguf::Packed::ALL.into_iter().enumerate() {
+            let (len, bytes) = packed.block();
+            for (N, O, blocks, rows, first) in [(1, 1, 1, 1, 0), (3, 18, 2, 21, 3), (9, 34, 3, 40, 6)] {
+                let (C, P) = (blocks * len as u32, rows * blocks * bytes as u32);
+                add!(thin_gguf, gguf::ThinGguf { N, O, C, P, first, format: format as u32 }, plain);
+            }
+        }
         for (N, C) in [(1, 8), (70, 34), (33, 66)] {
             add!(rmsnorm_backward_weight, rmsnorm::RmsNorm { N, C, eps: 1e-5, shift: 0.5 });
             let ids: Vec<u32> = (0..N).map(|n| if n % 3 == 0 { 1 } else { n * 7 % 5 }).collect();
