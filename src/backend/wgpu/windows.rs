@@ -124,7 +124,9 @@ impl Wgpu {
     pub(super) fn in_parts(&self, launch: &Launch, run: impl FnMut(&Launch) -> Result<()>) -> Result<bool> {
         let (spec, room) = (launch.op().spec(), self.room());
         let large = |buf: &&Buf| buf.bytes() > room;
-        if !BY_ROWS.contains(&spec.file) || !launch.args().iter().flatten().any(large) {
+        // a look-up's outputs are by rows, what its backward adds to a table is not
+        let by_rows = BY_ROWS.contains(&spec.file) || launch.op() == Op::embedding_forward;
+        if !by_rows || !launch.args().iter().flatten().any(large) {
             return Ok(false);
         }
         let Some(parts) = spec.dims.iter().find_map(|dim| Parts::along(launch, dim, room)) else { return Ok(false) };
