@@ -53,8 +53,8 @@ fn a_gradient_that_is_no_number_is_named() {
     let bench = Bench::new();
     let cpu = Cpu::new();
     let keys = ["eval_strategy=\"no\"", "gradient_accumulation_steps=2"];
-    // the backward's first weight gradient is the head's, which is the embedding here
-    let b = Faulty::new(&cpu, Op::matmul_tn, 0, f32::NAN, 0);
+    // the backward's last weight gradient is the embedding's
+    let b = Faulty::new(&cpu, Op::embedding_backward, 0, f32::NAN, 0);
     let error = bench.run(&b, "out", &keys, &mut Log::default()).unwrap_err().to_string();
     assert!(error.contains("step 1: the gradient norm is NaN: the first gradient that is not finite"), "{error}");
     assert!(error.contains("model.embed_tokens.weight; no micro-batch alone does it again"), "{error}");
