@@ -14,6 +14,7 @@ mod kept;
 pub mod kernel_text;
 mod launch;
 mod ledger;
+mod pass_on;
 pub mod pick;
 pub mod profile;
 mod recording;

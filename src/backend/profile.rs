@@ -2,12 +2,11 @@
 //!
 //! What would be recorded is asked for again, call by call. A call's time is from its mark to the next call's ([`Backend::mark`]): where the device marks its own queue, nothing waits in
 //! between, and what the host leaves idle counts to the call before.
-use super::{Backend, Buf, HostBuf, Launch, Memory, Use, dry};
+use super::{Backend, Buf, Launch};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::{Access, Op};
 use std::cell::RefCell;
-use std::rc::Rc;
 
 /// A moment in a backend's queue.
 #[derive(Debug)]
@@ -73,6 +72,9 @@ impl<'b> Profile<'b> {
 }
 
 impl Backend for Profile<'_> {
+    crate::pass_on! { inner: name device driver alloc free upload download sequences set_deterministic sync mark
+    elapsed memory available rules is_dry charge host_alloc host_free to_host from_host rows_from_host
+    host_upload host_download }
     fn launch(&self, launch: &Launch) -> Result<()> {
         self.note(|| Call::of(launch))?;
         self.inner.launch(launch)
@@ -81,78 +83,6 @@ impl Backend for Profile<'_> {
         let bytes = 2 * (to.len * to.dtype.size()) as u64;
         self.note(|| Call { op: None, dims: vec![to.len], dtype: to.dtype, bytes })?;
         self.inner.copy(to, from)
-    }
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-    fn device(&self) -> String {
-        self.inner.device()
-    }
-    fn driver(&self) -> Option<String> {
-        self.inner.driver()
-    }
-    fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
-        self.inner.alloc(len, dtype)
-    }
-    fn free(&self, buf: Buf) {
-        self.inner.free(buf)
-    }
-    fn upload(&self, to: &mut Buf, bytes: &[u8]) -> Result<()> {
-        self.inner.upload(to, bytes)
-    }
-    fn download(&self, from: &Buf) -> Result<Vec<u8>> {
-        self.inner.download(from)
-    }
-    fn sync(&self) -> Result<()> {
-        self.inner.sync()
-    }
-    fn mark(&self) -> Result<Mark> {
-        self.inner.mark()
-    }
-    fn elapsed(&self, marks: Vec<Mark>) -> Result<Vec<f64>> {
-        self.inner.elapsed(marks)
-    }
-    fn memory(&self) -> Memory {
-        self.inner.memory()
-    }
-    fn available(&self) -> Option<u64> {
-        self.inner.available()
-    }
-    fn rules(&self) -> Rc<dyn dry::Rules> {
-        self.inner.rules()
-    }
-    fn is_dry(&self) -> bool {
-        self.inner.is_dry()
-    }
-    fn charge(&self, to: Use) -> Use {
-        self.inner.charge(to)
-    }
-    fn host_alloc(&self, len: usize, dtype: DType) -> Result<HostBuf> {
-        self.inner.host_alloc(len, dtype)
-    }
-    fn host_free(&self, buf: HostBuf) {
-        self.inner.host_free(buf)
-    }
-    fn to_host(&self, to: &mut HostBuf, from: &Buf) -> Result<()> {
-        self.inner.to_host(to, from)
-    }
-    fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
-        self.inner.from_host(to, from)
-    }
-    fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
-        self.inner.rows_from_host(to, from, ids)
-    }
-    fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
-        self.inner.host_upload(to, bytes)
-    }
-    fn host_download(&self, from: &HostBuf) -> Result<Vec<u8>> {
-        self.inner.host_download(from)
-    }
-    fn sequences(&self, span: &Buf, cu_seqlens: &[u32], window: Option<u32>) {
-        self.inner.sequences(span, cu_seqlens, window)
-    }
-    fn set_deterministic(&self, wanted: bool) {
-        self.inner.set_deterministic(wanted)
     }
 }
 

@@ -1,6 +1,5 @@
 //! A tiny model, some sums to learn, runs of them in this process, and a backend that fails as it is told.
-use luthier::backend::dry::Rules;
-use luthier::backend::{Backend, Buf, HostBuf, Launch, Memory, Use};
+use luthier::backend::{Backend, Launch};
 use luthier::dtype::DType;
 use luthier::error::{Error, Result};
 use luthier::io::safetensors::Tensors;
@@ -136,27 +135,8 @@ impl<'b> Faulty<'b> {
 }
 
 impl Backend for Faulty<'_> {
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-    fn device(&self) -> String {
-        self.inner.device()
-    }
-    fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
-        self.inner.alloc(len, dtype)
-    }
-    fn free(&self, buf: Buf) {
-        self.inner.free(buf);
-    }
-    fn upload(&self, to: &mut Buf, bytes: &[u8]) -> Result<()> {
-        self.inner.upload(to, bytes)
-    }
-    fn download(&self, from: &Buf) -> Result<Vec<u8>> {
-        self.inner.download(from)
-    }
-    fn copy(&self, to: &mut Buf, from: &Buf) -> Result<()> {
-        self.inner.copy(to, from)
-    }
+    luthier::pass_on! { inner: name device alloc free upload download copy sync memory available rules charge
+    host_alloc host_free to_host from_host rows_from_host host_upload host_download }
     fn launch(&self, launch: &Launch) -> Result<()> {
         self.inner.launch(launch)?;
         self.trains.set(self.trains.get() || launch.op() == Op::logprob_backward);
@@ -170,41 +150,5 @@ impl Backend for Faulty<'_> {
         let buf = launch.args()[self.argument].ok_or_else(|| Error::Bug("no such argument".into()))?;
         let mut start = buf.view(0, buf.len().min(2));
         self.inner.upload_f32(&mut start, &vec![self.value; buf.len().min(2)])
-    }
-    fn sync(&self) -> Result<()> {
-        self.inner.sync()
-    }
-    fn memory(&self) -> Memory {
-        self.inner.memory()
-    }
-    fn available(&self) -> Option<u64> {
-        self.inner.available()
-    }
-    fn rules(&self) -> std::rc::Rc<dyn Rules> {
-        self.inner.rules()
-    }
-    fn charge(&self, to: Use) -> Use {
-        self.inner.charge(to)
-    }
-    fn host_alloc(&self, len: usize, dtype: DType) -> Result<HostBuf> {
-        self.inner.host_alloc(len, dtype)
-    }
-    fn host_free(&self, buf: HostBuf) {
-        self.inner.host_free(buf);
-    }
-    fn to_host(&self, to: &mut HostBuf, from: &Buf) -> Result<()> {
-        self.inner.to_host(to, from)
-    }
-    fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
-        self.inner.from_host(to, from)
-    }
-    fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
-        self.inner.rows_from_host(to, from, ids)
-    }
-    fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
-        self.inner.host_upload(to, bytes)
-    }
-    fn host_download(&self, from: &HostBuf) -> Result<Vec<u8>> {
-        self.inner.host_download(from)
     }
 }

@@ -3,11 +3,9 @@ use super::cases::{Data, case};
 use super::{nmse, open};
 use luthier::backend::cpu::Cpu;
 use luthier::backend::cuda::{AttentionPath, Cuda};
-use luthier::backend::dry::Rules;
-use luthier::backend::{Backend, Buf, HostBuf, Launch, Memory, Use};
-use luthier::dtype::DType::{self, Bf16, F32};
+use luthier::backend::{Backend, Buf};
+use luthier::dtype::DType::{Bf16, F32};
 use std::cell::RefCell;
-use std::rc::Rc;
 
 /// The forward's output over `span`, which was told `cu_seqlens` before something happened to it.
 fn told_then(cuda: &Cuda, d: &Data, happens: impl FnOnce(&dyn Backend, &mut Buf)) -> (Vec<f32>, u64) {
@@ -62,66 +60,8 @@ struct Listener {
 }
 
 impl Backend for Listener {
-    fn name(&self) -> &'static str {
-        self.cpu.name()
-    }
-    fn device(&self) -> String {
-        self.cpu.device()
-    }
-    fn alloc(&self, len: usize, dtype: DType) -> luthier::Result<Buf> {
-        self.cpu.alloc(len, dtype)
-    }
-    fn free(&self, buf: Buf) {
-        self.cpu.free(buf);
-    }
-    fn upload(&self, to: &mut Buf, bytes: &[u8]) -> luthier::Result<()> {
-        self.cpu.upload(to, bytes)
-    }
-    fn download(&self, from: &Buf) -> luthier::Result<Vec<u8>> {
-        self.cpu.download(from)
-    }
-    fn copy(&self, to: &mut Buf, from: &Buf) -> luthier::Result<()> {
-        self.cpu.copy(to, from)
-    }
-    fn launch(&self, launch: &Launch) -> luthier::Result<()> {
-        self.cpu.launch(launch)
-    }
-    fn sync(&self) -> luthier::Result<()> {
-        self.cpu.sync()
-    }
-    fn memory(&self) -> Memory {
-        self.cpu.memory()
-    }
-    fn available(&self) -> Option<u64> {
-        self.cpu.available()
-    }
-    fn rules(&self) -> Rc<dyn Rules> {
-        self.cpu.rules()
-    }
-    fn charge(&self, to: Use) -> Use {
-        self.cpu.charge(to)
-    }
-    fn host_alloc(&self, len: usize, dtype: DType) -> luthier::Result<HostBuf> {
-        self.cpu.host_alloc(len, dtype)
-    }
-    fn host_free(&self, buf: HostBuf) {
-        self.cpu.host_free(buf);
-    }
-    fn to_host(&self, to: &mut HostBuf, from: &Buf) -> luthier::Result<()> {
-        self.cpu.to_host(to, from)
-    }
-    fn from_host(&self, to: &mut Buf, from: &HostBuf) -> luthier::Result<()> {
-        self.cpu.from_host(to, from)
-    }
-    fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> luthier::Result<()> {
-        self.cpu.rows_from_host(to, from, ids)
-    }
-    fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> luthier::Result<()> {
-        self.cpu.host_upload(to, bytes)
-    }
-    fn host_download(&self, from: &HostBuf) -> luthier::Result<Vec<u8>> {
-        self.cpu.host_download(from)
-    }
+    luthier::pass_on! { cpu: name device alloc free upload download copy launch sync memory available rules
+    charge host_alloc host_free to_host from_host rows_from_host host_upload host_download }
     fn sequences(&self, span: &Buf, cu_seqlens: &[u32], window: Option<u32>) {
         // the hint must say what the table says
         let first = |n: u32, start: u32| window.map_or(start, |w| start.max((n + 1).saturating_sub(w)));

@@ -1,7 +1,6 @@
 //! Negative controls: what is wrong on purpose must turn the matrix red.
 use super::*;
-use luthier::backend::{Backend, Buf, HostBuf, Launch, Memory, Use, cpu::Cpu};
-use luthier::dtype::DType;
+use luthier::backend::{Backend, Buf, Launch, cpu::Cpu};
 use luthier::error::Result;
 use luthier::ops::Slice;
 use luthier::ops::nf4::Nf4;
@@ -64,20 +63,13 @@ impl Broken {
 }
 
 impl Backend for Broken {
+    luthier::pass_on! { cpu: alloc free upload copy memory available rules charge host_alloc host_free to_host
+    from_host rows_from_host host_upload host_download }
     fn name(&self) -> &'static str {
         "broken"
     }
     fn device(&self) -> String {
         format!("{:?}", self.fault)
-    }
-    fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
-        self.cpu.alloc(len, dtype)
-    }
-    fn free(&self, buf: Buf) {
-        self.cpu.free(buf)
-    }
-    fn upload(&self, to: &mut Buf, bytes: &[u8]) -> Result<()> {
-        self.cpu.upload(to, bytes)
     }
     /// A whole buffer of the matrix with the fault `Outside` in it, which no view of the argument could reach.
     fn download(&self, from: &Buf) -> Result<Vec<u8>> {
@@ -87,9 +79,6 @@ impl Backend for Broken {
             bytes[last_guard] ^= 1;
         }
         Ok(bytes)
-    }
-    fn copy(&self, to: &mut Buf, from: &Buf) -> Result<()> {
-        self.cpu.copy(to, from)
     }
     fn launch(&self, launch: &Launch) -> Result<()> {
         if self.fault == Fault::Idle {
@@ -107,39 +96,6 @@ impl Backend for Broken {
     }
     fn sync(&self) -> Result<()> {
         Ok(())
-    }
-    fn memory(&self) -> Memory {
-        self.cpu.memory()
-    }
-    fn available(&self) -> Option<u64> {
-        self.cpu.available()
-    }
-    fn rules(&self) -> std::rc::Rc<dyn luthier::backend::dry::Rules> {
-        self.cpu.rules()
-    }
-    fn charge(&self, to: Use) -> Use {
-        self.cpu.charge(to)
-    }
-    fn host_alloc(&self, len: usize, dtype: DType) -> Result<HostBuf> {
-        self.cpu.host_alloc(len, dtype)
-    }
-    fn host_free(&self, buf: HostBuf) {
-        self.cpu.host_free(buf)
-    }
-    fn to_host(&self, to: &mut HostBuf, from: &Buf) -> Result<()> {
-        self.cpu.to_host(to, from)
-    }
-    fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
-        self.cpu.from_host(to, from)
-    }
-    fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
-        self.cpu.rows_from_host(to, from, ids)
-    }
-    fn host_upload(&self, to: &mut HostBuf, bytes: &[u8]) -> Result<()> {
-        self.cpu.host_upload(to, bytes)
-    }
-    fn host_download(&self, from: &HostBuf) -> Result<Vec<u8>> {
-        self.cpu.host_download(from)
     }
 }
 
