@@ -19,7 +19,8 @@ fn ran(bench: &Bench, b: &dyn Backend, out: &str, keys: &[&str], log: &mut Log) 
     let course = lines.iter().filter(|line| !line["loss"].is_null());
     let course = course.map(|line| format!("{} {}", line["loss"], line["grad_norm"])).collect();
     let adapter = bench.at(out).join("checkpoint-3/adapter_model.safetensors").exists();
-    (read(if adapter { "adapter_model.safetensors" } else { "model.safetensors" }), read("optimizer.safetensors"), course)
+    let trained = if adapter { "adapter_model.safetensors" } else { "model.safetensors" };
+    (read(trained), read("optimizer.safetensors"), course)
 }
 
 /// A limit that some layers' activations fit in, and not all.

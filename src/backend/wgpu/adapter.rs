@@ -66,7 +66,8 @@ impl Faults {
         let mut told = self.0.lock().unwrap_or_else(|e| e.into_inner());
         let errors = std::mem::take(&mut told.errors);
         if let Some(why) = &told.lost {
-            let hint = "a reset or an update of its driver does that, and too little memory; it comes back with a new process";
+            let hint =
+                "a reset or an update of its driver does that, and too little memory; it comes back with a new process";
             return Err(Error::device("wgpu", format!("the device was lost: {why} ({hint})")));
         }
         if errors.is_empty() { Ok(()) } else { Err(Error::device("wgpu", errors.join("; "))) }
