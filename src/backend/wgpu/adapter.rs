@@ -49,6 +49,9 @@ const INTEREST: [(Features, &str); 7] = [
     (Features::MAPPABLE_PRIMARY_BUFFERS, "host buffers"),
 ];
 
+/// What others on our device ([`Shared`]) may count on where the adapter has it: cubecl asks the adapter, not the device.
+const GUESTS: Features = Features::SHADER_INT64.union(Features::SHADER_F64).union(Features::SHADER_FLOAT32_ATOMIC);
+
 /// What the device reported by itself; it comes out of the next call that waits or takes memory.
 #[derive(Clone, Default)]
 pub struct Faults(Arc<Mutex<Told>>);
@@ -215,7 +218,7 @@ fn none() -> Error {
 }
 
 fn request(adapter: &Adapter) -> Result<(Device, Queue)> {
-    let wanted = INTEREST.iter().fold(Features::empty(), |all, (f, _)| all | *f);
+    let wanted = INTEREST.iter().fold(GUESTS, |all, (f, _)| all | *f);
     let experimental = Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
     let (wanted, experimental_features) = match matrix_unit(adapter) {
         // SAFETY: wgpu vouches for none of its experimental features; ours is used by one shader of ours, whose results the
