@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::ops::{Access, Arg, Op};
 
 /// Files of ops that may be made in parts.
-const BY_ROWS: [&str; 21] = [
+const BY_ROWS: [&str; 25] = [
     "activation",
     "adamw",
     "attention",
@@ -16,13 +16,17 @@ const BY_ROWS: [&str; 21] = [
     "cast",
     "clamped_swiglu",
     "dora",
+    "dyn8",
     "fill",
+    "fp8",
     "gguf",
+    "gradnorm",
     "int8",
     "layernorm",
     "lion",
     "logprob",
     "matmul",
+    "mxfp4",
     "nf4",
     "residual",
     "rmsnorm",
@@ -31,7 +35,7 @@ const BY_ROWS: [&str; 21] = [
     "swiglu",
     "expert_bias",
 ];
-/// Parts begin at multiples of this many rows, and of as many blocks: views begin at whole words, and 16-bit rows in pairs.
+/// Parts begin at multiples of this many rows, and of as many blocks of bytes: views begin at whole words, and 16-bit rows in pairs.
 const ROWS: usize = 64;
 
 /// One call as several.
@@ -111,7 +115,7 @@ impl Parts {
                 (Some(per), Some(buf)) => {
                     let stride = extent.elements() / extent.dims[0].max(1);
                     part = part.min(room / (stride * buf.width).max(1) * per);
-                    round = round.max(ROWS * per);
+                    round = round.max(if buf.width < 4 { ROWS * per } else { per });
                     Seen::Rows(stride, per)
                 }
                 (None, _) if columns => Seen::Columns,
