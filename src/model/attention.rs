@@ -213,16 +213,17 @@ impl Attention {
         dout: &Buf,
         N: usize,
     ) -> Result<()> {
+        let with = linear.keeping(&saved.low[1]);
         let g = t.grads.as_mut().expect("the scratch was made for training");
         match (&s.latent, &t.latent) {
             (Some(l), Some(latent)) => {
                 let mut dvalues = latent.dvalues();
-                self.o.backward_input(b, linear, &mut dvalues, &[dout], N, false)?;
+                self.o.backward_input(b, with, &mut dvalues, &[dout], N, false)?;
                 b.latent_output_backward(&mut g.datt, &dvalues, &latent::params(s, l, N))?;
             }
-            _ => self.o.backward_input(b, linear, &mut g.datt, &[dout], N, false)?,
+            _ => self.o.backward_input(b, with, &mut g.datt, &[dout], N, false)?,
         }
-        self.o.backward_weight(b, linear.keeping(&saved.low[1]), &[dout], values(b, s, &mut t.latent, saved, N)?, N)
+        self.o.backward_weight(b, with, &[dout], values(b, s, &mut t.latent, saved, N)?, N)
     }
 
     /// dx [N, C] = ∂L/∂x from the datt that `backward_output` left. `saved` is used up.

@@ -237,18 +237,23 @@ impl Linear {
     }
 
     /// dinp [N, C] = (or +=) ∂L/∂inp from douts [N, parts[i]]. `backward_weight` of the same layer comes next.
-    pub fn backward_input(
-        &self,
+    pub fn backward_input<'a>(
+        &mut self,
         b: &dyn Backend,
-        scratch: &LinearScratch,
+        with: impl Into<With<'a>>,
         dinp: &mut Buf,
         douts: &[&Buf],
         N: usize,
         add: bool,
     ) -> Result<()> {
+        let with = with.into();
+        let plain = self.lora.as_ref().filter(|lora| lora.is_plain(&with));
+        if let Some(at) = plain.map(|lora| Columns::alone(lora.R)) {
+            self.backward_narrow(b, with, douts, N, at)?;
+        }
+        let scratch: &LinearScratch = &with;
         match &self.lora {
             Some(lora) if lora.is_plain(scratch) => {
-                self.backward_narrow(b, scratch, douts, N, Columns::alone(lora.R))?;
                 lora.backward_widen(b, scratch, dinp, N, self.C, add)?;
                 self.backward_base(b, scratch, dinp, douts, N, true)
             }
@@ -257,18 +262,20 @@ impl Linear {
         }
     }
 
-    /// P of a plain adapter, to its columns.
-    fn backward_narrow(
-        &self,
-        b: &dyn Backend,
-        scratch: &LinearScratch,
-        douts: &[&Buf],
-        N: usize,
-        at: Columns,
-    ) -> Result<()> {
+    /// P of a plain adapter, to its columns; and B's gradient, if that comes with it.
+    fn backward_narrow(&mut self, b: &dyn Backend, with: With, douts: &[&Buf], N: usize, at: Columns) -> Result<()> {
+        if let ([dout], true) = (douts, self.joins(b, with)) {
+            return self.lora.iter_mut().try_for_each(|lora| lora.backward_joined(b, with, dout, self.O, N, at));
+        }
         let Some(lora) = &self.lora else { return Ok(()) };
         let mut parts = douts.iter().zip(self.rows()).enumerate();
-        parts.try_for_each(|(i, (dout, rows))| lora.narrow_gradient(b, scratch, dout, rows, N, at, i > 0))
+        parts.try_for_each(|(i, (dout, rows))| lora.narrow_gradient(b, &with, dout, rows, N, at, i > 0))
+    }
+
+    /// Whether P and B's gradient are made together: each reads all of G, and T is there before P.
+    fn joins(&self, b: &dyn Backend, with: With) -> bool {
+        let lora = self.lora.as_ref().filter(|lora| lora.is_plain(&with) && lora.b.train.is_some());
+        lora.is_some() && with.is_kept() && self.parts.len() == 1 && b.has_low_rank()
     }
 
     /// dinp [N, C] = (or +=) the gradient through the base weight.
@@ -425,7 +432,7 @@ impl Linear {
         N: usize,
         at: Columns,
     ) -> Result<()> {
-        if self.lora.as_ref().is_none_or(|lora| lora.b.train.is_none()) {
+        if self.lora.as_ref().is_none_or(|lora| lora.b.train.is_none()) || self.joins(b, with) {
             return Ok(());
         }
         let scaled = self.scaled(b, &with, dout, first, O, N)?;

@@ -282,7 +282,7 @@ impl Mlp {
                 Saved { dense: Some(Dense { gate: Some(gate), up, low }), .. },
                 Scratch { dense: Some(h), .. },
             ) => {
-                down.backward_input(b, linear, h, &[dout], N, false)?;
+                down.backward_input(b, linear.keeping(&low.down), h, &[dout], N, false)?;
                 b.swiglu_backward(h, gate, up, &swiglu_params(s, N, down.C))?;
                 down.backward_weight(b, linear.keeping(&low.down), &[dout], h, N)
             }
@@ -291,7 +291,7 @@ impl Mlp {
                 Saved { dense: Some(Dense { up, low, .. }), .. },
                 Scratch { dense: Some(h), .. },
             ) => {
-                down.backward_input(b, linear, h, &[dout], N, false)?;
+                down.backward_input(b, linear.keeping(&low.down), h, &[dout], N, false)?;
                 b.activation_backward(h, up, &activation_params(s, N))?;
                 down.backward_weight(b, linear.keeping(&low.down), &[dout], h, N)
             }
@@ -326,7 +326,7 @@ impl Mlp {
                 gate_up.backward(b, linear.keeping(&low.gate_up), dn, &[gate, up], n2, N)
             }
             (Mlp::Plain { up: linear_up, .. }, Saved { dense: Some(Dense { up, low, .. }), .. }, _) => {
-                linear_up.backward_input(b, linear, dn, &[up], N, false)?;
+                linear_up.backward_input(b, linear.keeping(&low.gate_up), dn, &[up], N, false)?;
                 linear_up.backward_weight(b, linear.keeping(&low.gate_up), &[up], n2, N)
             }
             (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {

@@ -4,6 +4,7 @@ use super::low::{Columns, With};
 use super::{LinearScratch, Lora, nn, nt, part};
 use crate::backend::{Backend, Buf};
 use crate::error::Result;
+use crate::ops::low_rank::LowRank;
 
 impl Lora {
     /// T, alone, of the X [N, C] that A sees.
@@ -37,6 +38,21 @@ impl Lora {
     ) -> Result<()> {
         let (mut out, rows, p) = (at.of(&scratch.p, N), self.b_rows(first, O), at.out(nn(N, self.R, O, self.scale)));
         if add { b.matmul_nn_add(&mut out, dout, &rows, &p) } else { b.matmul_nn(&mut out, dout, &rows, &p) }
+    }
+    /// P and B's gradient, from G [N, O] and T.
+    pub(super) fn backward_joined(
+        &mut self,
+        b: &dyn Backend,
+        with: With,
+        dout: &Buf,
+        O: usize,
+        N: usize,
+        at: Columns,
+    ) -> Result<()> {
+        let Some(train) = &mut self.b.train else { return Ok(()) };
+        let [n, o, r, ld] = [N, O, self.R, at.ld].map(|x| x as u32);
+        let p = LowRank { N: n, O: o, R: r, ld_dt: ld, ld_t: ld, scale: self.scale };
+        b.low_rank_backward(&mut at.of(&with.p, N), train.sum(b)?, dout, &self.b.value, &with.t(at, N), &p)
     }
     /// dinp [N, C] = (or +=) P·A, with P alone.
     pub(super) fn backward_widen(

@@ -56,7 +56,7 @@ impl Projections {
             return self.backward_stacked(b, with, &stack, (dinp, douts), inp, N);
         }
         for (i, (linear, douts)) in each(&mut self.0, douts).enumerate() {
-            linear.backward_input(b, &with, dinp, douts, N, i > 0)?;
+            linear.backward_input(b, with, dinp, douts, N, i > 0)?;
             linear.backward_weight(b, with, douts, inp, N)?;
             with = with.behind(linear, N);
         }
@@ -74,7 +74,7 @@ impl Projections {
         N: usize,
     ) -> Result<()> {
         for (i, (linear, douts)) in each(&mut self.0, douts).enumerate() {
-            linear.backward_narrow(b, &with, douts, N, stack.columns(i))?;
+            linear.backward_narrow(b, with, douts, N, stack.columns(i))?;
         }
         stack.widen(b, &with, dinp, N)?;
         stack.backward_a(b, &with, &mut self.0, inp, N)?;
