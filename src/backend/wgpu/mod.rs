@@ -266,7 +266,7 @@ impl Wgpu {
     }
 
     fn parsed(state: &mut State, op: Op, fast: Option<Fast>) -> Result<Rc<Parsed>> {
-        let (file, text) = fast.map_or((op.spec().file, op.wgsl()), |f| (f.name, f.text));
+        let (file, text) = fast.map_or((op.spec().file, op.wgsl()), |f| (f.file, f.text));
         if let Some(found) = state.files.get(file) {
             return Ok(found.clone());
         }

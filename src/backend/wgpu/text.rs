@@ -78,7 +78,7 @@ pub fn width(args: &[TextArg]) -> u64 {
 pub fn module(request: &Request) -> Result<Module, String> {
     let w = width(request.args);
     let names: Names = request.consts.iter().copied().chain([("W", w)]).collect();
-    let code = expand(request.common, &names)? + &expand(request.section.text, &names)?;
+    let code = expand(&[request.common, request.section.text].concat(), &names)?;
     let bound: Vec<usize> = (0..request.args.len()).filter(|i| uses_arg(&code, &request.args[*i])).collect();
 
     // directives of the language come first
