@@ -6,6 +6,7 @@
 //! #if W - 1       keeps its body when the expression is not 0
 //! #part name x y  keeps its body for `#use name one two`, which puts it there with $x = one, $y = two
 //! #end            closes any of them
+//! #include tile   puts shaders/shared/tile.wgsl there
 //! ```
 //! Expressions are those of `kernel_text`, over the constants of the variant. A part is declared before it is used.
 use crate::backend::kernel_text::{Names, eval};
@@ -14,6 +15,14 @@ use std::collections::BTreeMap;
 /// `text` without directives.
 pub fn expand(text: &str, names: &Names) -> Result<String, String> {
     expand_with(text, names, &mut BTreeMap::new())
+}
+
+/// What files may include.
+fn shared(name: &str) -> Option<&'static str> {
+    match name {
+        "tile" => Some(include_str!("../../../shaders/shared/tile.wgsl")),
+        _ => None,
+    }
 }
 
 /// What stands under the name of a part.
@@ -52,6 +61,10 @@ fn expand_with(text: &str, names: &Names, parts: &mut BTreeMap<String, Part>) ->
                     out += &expand_with(&lines[at + 1..end].join("\n"), names, parts)?;
                 }
                 at = end;
+            }
+            ["#include", name] => {
+                let text = shared(name).ok_or_else(|| format!("`{}`: no such file", lines[at].trim()))?;
+                out += &expand_with(text, names, parts)?;
             }
             ["#part", name, holes @ ..] => {
                 let end = end_of(&lines, at)?;
@@ -102,7 +115,7 @@ mod tests {
         let names = Names::from([("R", 2)]);
         let text = "#part sum x by\n#for i 0 R\n  $x$i += $by;\n#end\n#end\nf\n#use sum a b$i\n#for i 0 1\n#use sum c d$i\n#end\n";
         assert_eq!(expand(text, &names).unwrap(), "f\n  a0 += b0;\n  a1 += b1;\n  c0 += d0;\n  c1 += d0;\n");
-        for wrong in ["#use sum a b\n", "#part sum x\n#end\n#use sum\n", "#part sum\n"] {
+        for wrong in ["#use sum a b\n", "#include no\n", "#part sum x\n#end\n#use sum\n", "#part sum\n"] {
             assert!(expand(wrong, &names).is_err(), "{wrong}");
         }
     }

@@ -42,12 +42,13 @@ pub fn tiles(report: &AdapterReport, trial: impl FnOnce() -> Result<Wgpu>) -> Re
 /// By a backend of its own, whose memory nobody counts.
 fn time(b: &Wgpu) -> Result<Tiles> {
     let mut tiles = Tiles::default();
-    tiles.plain = fastest(plan::LARGE.len(), |place| {
+    let limits = &b.rules.limits;
+    tiles.plain = fastest((0..plan::LARGE.len()).filter(|place| plan::LARGE[*place].fits(limits)), |place| {
         b.set_tiles(Tiles { plain: place, ..tiles });
         seconds(b, DType::F32)
     });
     if b.report().matrix_unit.is_some() {
-        tiles.coop = fastest(coop::LARGE.len(), |place| {
+        tiles.coop = fastest(0..coop::LARGE.len(), |place| {
             b.set_tiles(Tiles { coop: place, ..tiles });
             seconds(b, DType::F16)
         });
@@ -56,8 +57,8 @@ fn time(b: &Wgpu) -> Result<Tiles> {
 }
 
 /// One that does not run is not chosen.
-fn fastest(count: usize, seconds: impl Fn(usize) -> Result<f64>) -> usize {
-    let times = (0..count).map(|place| (place, seconds(place).unwrap_or(f64::INFINITY)));
+fn fastest(places: impl Iterator<Item = usize>, seconds: impl Fn(usize) -> Result<f64>) -> usize {
+    let times = places.map(|place| (place, seconds(place).unwrap_or(f64::INFINITY)));
     times.min_by(|(_, a), (_, b)| a.total_cmp(b)).map_or(0, |(place, _)| place)
 }
 
