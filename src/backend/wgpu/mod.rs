@@ -135,6 +135,11 @@ impl Wgpu {
         self.rules.products.set(products);
     }
 
+    /// Places in [`plan::LARGE`] of the tiles that run here.
+    pub fn tiles(&self) -> Vec<usize> {
+        (0..plan::LARGE.len()).filter(|place| plan::LARGE[*place].fits(&self.rules.limits)).collect()
+    }
+
     /// What large products run by from now on.
     pub fn set_tiles(&self, tiles: Tiles) {
         self.rules.tiles.set(tiles);

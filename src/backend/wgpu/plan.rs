@@ -52,10 +52,11 @@ const fn tile([bm, bn]: [u64; 2], [rm, rn]: [u64; 2], bk: u64, unroll4: u64) -> 
     Tile { bm, bn, rm, rn, bk, unroll4 }
 }
 /// For large products, the one that suits most devices first: what runs there is chosen by `tune`.
-pub const LARGE: [Tile; 4] = [
+pub const LARGE: [Tile; 5] = [
     tile([128, 128], [2, 2], 16, 1),
     tile([128, 128], [2, 2], 16, 4),
-    tile([128, 128], [2, 2], 32, 8),
+    tile([128, 128], [2, 2], 32, 2),
+    tile([64, 128], [2, 2], 16, 4),
     tile([64, 64], [2, 2], 16, 4),
 ];
 const MIDDLE: Tile = tile([64, 64], [1, 1], 16, 1);
