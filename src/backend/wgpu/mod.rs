@@ -135,6 +135,11 @@ impl Wgpu {
         self.rules.products.set(products);
     }
 
+    /// Places in [`plan::LARGE`] of the tiles that run here.
+    pub fn tiles(&self) -> Vec<usize> {
+        (0..plan::LARGE.len()).filter(|place| plan::LARGE[*place].fits(&self.rules.limits)).collect()
+    }
+
     /// What large products run by from now on.
     pub fn set_tiles(&self, tiles: Tiles) {
         self.rules.tiles.set(tiles);
@@ -270,7 +275,7 @@ impl Wgpu {
     }
 
     fn parsed(state: &mut State, op: Op, fast: Option<Fast>) -> Result<Rc<Parsed>> {
-        let (file, text) = fast.map_or((op.spec().file, op.wgsl()), |f| (f.name, f.text));
+        let (file, text) = fast.map_or((op.spec().file, op.wgsl()), |f| (f.file, f.text));
         if let Some((parsed, calls)) = state.files.get_mut(file) {
             *calls += 1;
             return Ok(parsed.clone());
