@@ -205,10 +205,10 @@ impl Wgpu {
                 return Ok(((buf.slab, offset, size), ((buf.start as u64 - offset) / 4) as u32));
             }
         }
+        let (bytes, limit) = (buf.bytes() >> 20, limit >> 20);
+        let hint = "shorter sequences or smaller batches make it smaller, or it wants another device";
         let what = format!(
-            "{op}: an argument of {} MiB; this device shows a shader {} MiB at once",
-            buf.bytes() >> 20,
-            limit >> 20
+            "{op}: an argument of {bytes} MiB; this device shows a shader {limit} MiB at once, and this call cannot be made in parts: {hint}"
         );
         Err(fail(what))
     }
@@ -410,7 +410,8 @@ impl Backend for Wgpu {
     }
 
     fn launch(&self, launch: &Launch) -> Result<()> {
-        if self.in_parts(launch, |part| self.launch_whole(part))? { Ok(()) } else { self.launch_whole(launch) }
+        // a part may be too large along another dim
+        if self.in_parts(launch, |part| self.launch(part))? { Ok(()) } else { self.launch_whole(launch) }
     }
 
     fn sync(&self) -> Result<()> {
