@@ -1,14 +1,20 @@
 // Copies between heads of other sizes. A thread takes the W elements of a word; those it reads may lie anywhere.
 
-// op latent_query_forward grid(ceil(N*ceil(H*D, W), 256))
-@compute @workgroup_size(256)
-fn latent_query_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+// The thread's elements: first <= at < end of row n, of which there are `row`.
+#part word length
   let i = flat(group) * 256u + t;
-  let row = p.H * p.D;
+  let row = $length;
   let n = i / ceil_div(row, W);
   if (n >= p.N) { return; }
   let first = (i % ceil_div(row, W)) * W;
-  for (var at = first; at < min(first + W, row); at++) {
+  let end = min(first + W, row);
+#end
+
+// op latent_query_forward grid(ceil(N*ceil(H*D, W), 256))
+@compute @workgroup_size(256)
+fn latent_query_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+#use word p.H*p.D
+  for (var at = first; at < end; at++) {
     let head = (n * p.H + at / p.D) * (p.U + p.A);
     let d = at % p.D;
     var x = 0.0;
@@ -20,12 +26,8 @@ fn latent_query_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_
 // op latent_query_backward grid(ceil(N*ceil(H*(U + A), W), 256))
 @compute @workgroup_size(256)
 fn latent_query_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
-  let i = flat(group) * 256u + t;
-  let row = p.H * (p.U + p.A);
-  let n = i / ceil_div(row, W);
-  if (n >= p.N) { return; }
-  let first = (i % ceil_div(row, W)) * W;
-  for (var at = first; at < min(first + W, row); at++) {
+#use word p.H*(p.U+p.A)
+  for (var at = first; at < end; at++) {
     let head = (n * p.H + at / (p.U + p.A)) * p.D;
     let c = at % (p.U + p.A);
     var d = p.A + c;
@@ -37,12 +39,8 @@ fn latent_query_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
 // op latent_kv_forward grid(ceil(N*ceil(H*D, W), 256))
 @compute @workgroup_size(256)
 fn latent_kv_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
-  let i = flat(group) * 256u + t;
-  let row = p.H * p.D;
-  let n = i / ceil_div(row, W);
-  if (n >= p.N) { return; }
-  let first = (i % ceil_div(row, W)) * W;
-  for (var at = first; at < min(first + W, row); at++) {
+#use word p.H*p.D
+  for (var at = first; at < end; at++) {
     let head = (n * p.H + at / p.D) * (p.U + p.Y);
     let d = at % p.D;
     var x = 0.0;
@@ -57,12 +55,8 @@ fn latent_kv_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
 // op latent_kv_backward grid(ceil(N*ceil(H*(U + Y), W), 256))
 @compute @workgroup_size(256)
 fn latent_kv_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
-  let i = flat(group) * 256u + t;
-  let row = p.H * (p.U + p.Y);
-  let n = i / ceil_div(row, W);
-  if (n >= p.N) { return; }
-  let first = (i % ceil_div(row, W)) * W;
-  for (var at = first; at < min(first + W, row); at++) {
+#use word p.H*(p.U+p.Y)
+  for (var at = first; at < end; at++) {
     let head = (n * p.H + at / (p.U + p.Y)) * p.D;
     let c = at % (p.U + p.Y);
     var x = 0.0;
@@ -74,26 +68,19 @@ fn latent_kv_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
 // op latent_kv_backward__rope grid(ceil(N*ceil(A, W), 256))
 @compute @workgroup_size(256)
 fn latent_kv_backward__rope(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
-  let i = flat(group) * 256u + t;
-  let n = i / ceil_div(p.A, W);
-  if (n >= p.N) { return; }
-  let first = (i % ceil_div(p.A, W)) * W;
-  for (var c = first; c < min(first + W, p.A); c++) {
+#use word p.A
+  for (var c = first; c < end; c++) {
     var sum = 0.0;
     for (var h = 0u; h < p.H; h++) { sum += ld1_dk((n * p.H + h) * p.D + c); }
-    st1_drope(n * p.A + c, sum);
+    st1_drope(n * row + c, sum);
   }
 }
 
 // op latent_output_forward grid(ceil(N*ceil(H*Y, W), 256))
 @compute @workgroup_size(256)
 fn latent_output_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
-  let i = flat(group) * 256u + t;
-  let row = p.H * p.Y;
-  let n = i / ceil_div(row, W);
-  if (n >= p.N) { return; }
-  let first = (i % ceil_div(row, W)) * W;
-  for (var at = first; at < min(first + W, row); at++) {
+#use word p.H*p.Y
+  for (var at = first; at < end; at++) {
     st1_out(n * row + at, ld1_att((n * p.H + at / p.Y) * p.D + at % p.Y));
   }
 }
@@ -101,12 +88,8 @@ fn latent_output_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
 // op latent_output_backward grid(ceil(N*ceil(H*D, W), 256))
 @compute @workgroup_size(256)
 fn latent_output_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
-  let i = flat(group) * 256u + t;
-  let row = p.H * p.D;
-  let n = i / ceil_div(row, W);
-  if (n >= p.N) { return; }
-  let first = (i % ceil_div(row, W)) * W;
-  for (var at = first; at < min(first + W, row); at++) {
+#use word p.H*p.D
+  for (var at = first; at < end; at++) {
     var x = 0.0;
     if (at % p.D < p.Y) { x = ld1_dout((n * p.H + at / p.D) * p.Y + at % p.D); }
     st1_datt(n * row + at, x);

@@ -31,7 +31,7 @@ macro_rules! files {
 }
 files! {
     activation, adamw, attention, attention_sink, balance, bias, cast, clamped_swiglu, dora, dropout, dyn8, embedding, expert_bias, expert_count, fill, fp8, fp8_matmul, gguf,
-    gradnorm, group_router, grouped, int8, latent, layernorm, lion, logprob, matmul, muon, mxfp4, nf4, noise, paged_attention, pages, residual, rmsnorm, rope,
+    gradnorm, group_router, grouped, int8, latent, layernorm, lion, logprob, low_rank, matmul, muon, mxfp4, nf4, noise, paged_attention, pages, residual, rmsnorm, rope,
     route, routed_swiglu, router, rows, sample, sgd, swiglu, thin,
 }
 

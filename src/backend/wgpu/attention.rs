@@ -1,4 +1,4 @@
-//! When and how attention runs on cooperative matrices: `shaders/fast/attention_coop.wgsl`.
+//! When and how attention runs on cooperative matrices: `shaders/fast/attention_coop*.wgsl`.
 use super::adapter::MatrixUnit;
 use super::coop::{Device, Products};
 use super::plan::{Fast, Plan};
@@ -7,7 +7,24 @@ use crate::dtype::DType;
 use crate::ops::Op;
 use wgpu::Limits;
 
-pub const FILE: Fast = Fast { name: "attention_coop", text: include_str!("../../../shaders/fast/attention_coop.wgsl") };
+macro_rules! continued {
+    ($file:literal) => {
+        concat!(include_str!("../../../shaders/fast/attention_coop.wgsl"), include_str!($file))
+    };
+}
+const FORWARD: Fast = Fast {
+    file: "attention_coop_forward",
+    name: "attention_coop",
+    text: continued!("../../../shaders/fast/attention_coop_forward.wgsl"),
+};
+const BACKWARD: Fast = Fast {
+    file: "attention_coop_backward",
+    name: "attention_coop",
+    text: continued!("../../../shaders/fast/attention_coop_backward.wgsl"),
+};
+fn file(op: Op) -> Fast {
+    if op == Op::attention_forward { FORWARD } else { BACKWARD }
+}
 
 /// Subgroups of a workgroup.
 const G: u32 = 4;
@@ -15,8 +32,6 @@ const G: u32 = 4;
 const PAD: u32 = 64;
 /// Largest head: its sums are in registers.
 const D_MAX: u64 = 128;
-/// Largest head whose sums are in registers twice.
-const D_TWICE: u32 = 64;
 /// Parts whose maxima are taken at a time.
 const PARTS: u32 = 256;
 /// Scores of a head from which it pays to pack.
@@ -25,18 +40,14 @@ const WORTH: u64 = 64 * 64;
 /// The u32 params behind the row's own.
 pub const EXTRA: [&str; 6] = ["parts", "tensors", "len", "blocks", "heads", "keys"];
 
-/// What a subgroup works on at a time.
+/// The columns that a subgroup, which holds a fragment of rows, works on at a time.
 #[derive(Clone, Copy)]
 struct Block {
-    /// Fragments of rows, which it holds.
-    rows: u32,
-    /// Columns, which it walks over.
     columns: u32,
 }
 
 /// The best first.
-const BLOCKS: [Block; 3] =
-    [Block { rows: 1, columns: 16 }, Block { rows: 1, columns: 32 }, Block { rows: 2, columns: 32 }];
+const BLOCKS: [Block; 2] = [Block { columns: 16 }, Block { columns: 32 }];
 
 fn threads(unit: MatrixUnit) -> u32 {
     G * unit.lanes
@@ -52,22 +63,22 @@ fn fragment_pad(unit: MatrixUnit) -> u32 {
     if unit.size == 16 { 8 } else { 0 }
 }
 
-impl Block {
-    /// Rows of a workgroup.
-    fn own(self, unit: MatrixUnit) -> u32 {
-        G * self.rows * unit.size
-    }
-    fn pad(self, unit: MatrixUnit) -> u32 {
-        PAD.max(self.own(unit))
-    }
+/// Rows of a workgroup.
+fn own(unit: MatrixUnit) -> u32 {
+    G * unit.size
+}
+fn pad(unit: MatrixUnit) -> u32 {
+    PAD.max(own(unit))
+}
 
+impl Block {
     /// Bytes of workgroup memory of the largest stage, for heads of `size` channels.
     fn workgroup_memory(self, op: Op, unit: MatrixUnit, size: u32) -> u32 {
         let cols = self.columns;
         let fragments = 2 * cols * (size / unit.size) * (unit.size + fragment_pad(unit));
         let (scores, halves) = (4 * (cols + 4), 2 * (cols + 8));
-        let rows = unit.size * self.rows * subgroups(unit);
-        let lse = fragments + rows * scores + 8 * self.rows * threads(unit);
+        let rows = unit.size * subgroups(unit);
+        let lse = fragments + rows * scores + 8 * threads(unit);
         let sums = 2 * fragments + rows * (scores + halves);
         let largest = if op == Op::attention_forward { lse.max(sums) } else { sums + 8 * cols };
         largest.max(1024) + 32
@@ -76,8 +87,7 @@ impl Block {
     /// Whether a device with these limits runs it, and every lane has whole quads of a row of scores.
     fn fits(self, op: Op, unit: MatrixUnit, size: u32, limits: &Limits) -> bool {
         let lanes_of_a_row = unit.lanes.max(unit.size) / unit.size;
-        (self.rows == 1 || size <= D_TWICE)
-            && self.columns.is_multiple_of(unit.size)
+        self.columns.is_multiple_of(unit.size)
             && self.columns.is_multiple_of(4 * lanes_of_a_row)
             && self.workgroup_memory(op, unit, size) <= limits.max_compute_workgroup_storage_size
     }
@@ -87,9 +97,8 @@ impl Block {
         let small = [
             ("S", unit.size),
             ("G", G),
-            ("RB", self.rows),
             ("CB", self.columns / unit.size),
-            ("PAD", self.pad(unit)),
+            ("PAD", pad(unit)),
             ("FRAGMENT_PAD", fragment_pad(unit)),
             ("SUBGROUPS", subgroups(unit)),
             ("THREADS", threads(unit)),
@@ -114,11 +123,6 @@ fn block(op: Op, unit: MatrixUnit, size: u64, limits: &Limits) -> Option<Block> 
     BLOCKS.into_iter().find(|block| suits && block.fits(op, unit, size as u32, limits))
 }
 
-/// The stages that belong to the other op.
-fn skipped(op: Op) -> Vec<&'static str> {
-    if op == Op::attention_forward { vec!["dot", "grad"] } else { vec!["lse"] }
-}
-
 /// How to run attention on cooperative matrices, or none where the plain shader is better or has to. `capped`: scores are.
 /// `dtypes`: of its float arguments but for statistics; all of one 16-bit type are wanted.
 pub fn plan(op: Op, names: &Names, capped: bool, dtypes: &[DType], d: Device, products: Products) -> Option<Plan> {
@@ -136,7 +140,7 @@ pub fn plan(op: Op, names: &Names, capped: bool, dtypes: &[DType], d: Device, pr
     }
     let block = block(op, d.unit, size, d.limits)?;
     let backward = op == Op::attention_backward;
-    let rows = |count: u64| count.next_multiple_of(block.pad(d.unit).into()) * size;
+    let rows = |count: u64| count.next_multiple_of(pad(d.unit).into()) * size;
     let len = h * rows(n) * if backward { 2 } else { 1 } + 2 * k * rows(t);
     if len > d.room {
         return None;
@@ -144,7 +148,7 @@ pub fn plan(op: Op, names: &Names, capped: bool, dtypes: &[DType], d: Device, pr
     let tensors = if backward { 4 } else { 3 };
     let products = if backward { 8.0 } else { 3.0 };
     let pass = |rows: u64, heads: u64, keys: u32| {
-        let blocks = rows.div_ceil(block.own(d.unit).into()) as u32;
+        let blocks = rows.div_ceil(own(d.unit).into()) as u32;
         vec![("blocks", blocks), ("heads", heads as u32), ("keys", keys)]
     };
     let (queries, keys) = (pass(n, h, 0), pass(t, k, 1));
@@ -152,14 +156,14 @@ pub fn plan(op: Op, names: &Names, capped: bool, dtypes: &[DType], d: Device, pr
         consts: block.consts(op, d.unit, size, capped),
         extra: EXTRA.into_iter().zip([PARTS, tensors, len as u32, 0, 0, 0]).collect(),
         passes: if backward { vec![keys, queries] } else { vec![queries] },
-        once: vec!["amax", "scale", "pack", "dot", "mix"],
+        once: vec!["amax", "scale", "pack", "dv", "dot"],
         scratch: 4 * PARTS as usize + 4,
         packed: len as usize,
         scaled: Vec::new(),
-        skip: skipped(op),
+        skip: Vec::new(),
         // a batch of commands counts in the time of the plain shader
         work: products * (n * t * h * size) as f64 / 8.0,
-        fast: Some(FILE),
+        fast: Some(file(op)),
     })
 }
 
@@ -170,11 +174,10 @@ pub fn variants(op: Op, unit: MatrixUnit) -> Vec<Plan> {
         extra: EXTRA.map(|name| (name, 1)).into(),
         scratch: 1,
         packed: 1,
-        skip: skipped(op),
-        fast: Some(FILE),
+        fast: Some(file(op)),
         ..Plan::default()
     };
-    let [narrow, one, two] = BLOCKS;
-    let all = [(1, two, false), (4, two, true), (4, one, false), (8, one, true), (8, narrow, false)];
+    let [narrow, wide] = BLOCKS;
+    let all = [(1, narrow, false), (4, wide, false), (8, wide, true), (8, narrow, false)];
     if op.spec().file == "attention" && suits(unit) { all.map(plan).into() } else { Vec::new() }
 }

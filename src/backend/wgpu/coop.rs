@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::ops::Op;
 use wgpu::Limits;
 
-pub const FILE: Fast = Fast { name: "matmul_coop", text: include_str!("../../../shaders/fast/matmul_coop.wgsl") };
+pub const FILE: Fast =
+    Fast { file: "matmul_coop", name: "matmul_coop", text: include_str!("../../../shaders/fast/matmul_coop.wgsl") };
 
 /// What runs products of 16-bit operands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -68,7 +68,9 @@ struct State {
     recorder: Recorder,
     marks: marks::Marks,
     /// By file: all ops of a file have the same text. And how often it was taken.
-    files: HashMap<&'static str, (Rc<Parsed>, u64)>,
+    files: HashMap<&'static str, Rc<Parsed>>,
+    /// How often each text was run, by its name.
+    calls: HashMap<&'static str, u64>,
     /// For stages that hand values to each other, as f32 and as f16; they grow, never shrink.
     scratch: Option<Buf>,
     packed: Option<Buf>,
@@ -113,8 +115,8 @@ impl Wgpu {
             Some(_) => Some(heap.own_use(&device, exponents::SLOTS as usize, DType::F32)?),
             None => None,
         };
-        let (files, marks, scratch, packed, exponents) = Default::default();
-        let state = State { heap, pipelines, recorder, marks, files, scratch, packed, exponents, exponent_values };
+        let (files, calls, marks, scratch, packed, exponents) = Default::default();
+        let state = State { heap, pipelines, recorder, marks, files, calls, scratch, packed, exponents, exponent_values };
         let limits = device.limits();
         let products = match std::env::var("LUTHIER_WGPU_PRODUCTS") {
             Ok(name) => Products::named(&name)?,
@@ -133,6 +135,11 @@ impl Wgpu {
     /// What multiplies matrices from now on.
     pub fn set_products(&self, products: Products) {
         self.rules.products.set(products);
+    }
+
+    /// Places in [`plan::LARGE`] of the tiles that run here.
+    pub fn tiles(&self) -> Vec<usize> {
+        (0..plan::LARGE.len()).filter(|place| plan::LARGE[*place].fits(&self.rules.limits)).collect()
     }
 
     /// What large products run by from now on.
@@ -168,9 +175,9 @@ impl Wgpu {
         &self.rules.limits
     }
 
-    /// Calls so far that ran by this file's text: `matmul`, `matmul_coop`.
-    pub fn calls(&self, file: &str) -> u64 {
-        self.state.borrow().files.get(file).map_or(0, |(_, calls)| *calls)
+    /// Calls so far that ran by the text of this name: `matmul`, `matmul_coop`.
+    pub fn calls(&self, name: &str) -> u64 {
+        self.state.borrow().calls.get(name).copied().unwrap_or(0)
     }
 
     /// The adapter.
@@ -270,13 +277,13 @@ impl Wgpu {
     }
 
     fn parsed(state: &mut State, op: Op, fast: Option<Fast>) -> Result<Rc<Parsed>> {
-        let (file, text) = fast.map_or((op.spec().file, op.wgsl()), |f| (f.name, f.text));
-        if let Some((parsed, calls)) = state.files.get_mut(file) {
-            *calls += 1;
+        let (file, text) = fast.map_or((op.spec().file, op.wgsl()), |f| (f.file, f.text));
+        *state.calls.entry(fast.map_or(op.spec().file, |f| f.name)).or_default() += 1;
+        if let Some(parsed) = state.files.get(file) {
             return Ok(parsed.clone());
         }
         let parsed = kernel_text::parse(text).map_err(|e| Error::Bug(format!("shader {file}: {e}")))?;
-        Ok(state.files.entry(file).or_insert((Rc::new(parsed), 1)).0.clone())
+        Ok(state.files.entry(file).or_insert(Rc::new(parsed)).clone())
     }
 
     /// `old` if it has `len` values, or another in its place; none where none are wanted.

@@ -28,9 +28,10 @@ pub struct Plan {
     pub work: f64,
 }
 
-/// A file that serves several rows, told apart by constants; its entry points bear its own name.
+/// A file that serves several rows, told apart by constants; its entry points bear `name`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fast {
+    pub file: &'static str,
     pub name: &'static str,
     pub text: &'static str,
 }
@@ -42,18 +43,28 @@ pub struct Tile {
     bn: u64,
     rm: u64,
     rn: u64,
-    /// Channels of inner length that follow each other without a turn of a loop.
-    unroll: u64,
+    /// Channels of inner length per step.
+    bk: u64,
+    /// Channels that follow each other without a turn of a loop, in fours.
+    unroll4: u64,
+}
+const fn tile([bm, bn]: [u64; 2], [rm, rn]: [u64; 2], bk: u64, unroll4: u64) -> Tile {
+    Tile { bm, bn, rm, rn, bk, unroll4 }
 }
 /// For large products, the one that suits most devices first: what runs there is chosen by `tune`.
-pub const LARGE: [Tile; 2] =
-    [Tile { bm: 128, bn: 128, rm: 2, rn: 2, unroll: 4 }, Tile { bm: 128, bn: 128, rm: 2, rn: 2, unroll: 16 }];
-const MIDDLE: Tile = Tile { bm: 64, bn: 64, rm: 1, rn: 1, unroll: 4 };
-const SMALL: Tile = Tile { bm: 32, bn: 32, rm: 1, rn: 1, unroll: 4 };
-const TALL: Tile = Tile { bm: 128, bn: 32, rm: 1, rn: 1, unroll: 4 };
-const WIDE: Tile = Tile { bm: 32, bn: 128, rm: 1, rn: 1, unroll: 4 };
-/// Channels of inner length per step.
-const BK: u64 = 16;
+pub const LARGE: [Tile; 5] = [
+    tile([128, 128], [2, 2], 16, 1),
+    tile([128, 128], [2, 2], 16, 4),
+    tile([128, 128], [2, 2], 32, 2),
+    tile([64, 128], [2, 2], 16, 4),
+    tile([64, 64], [2, 2], 16, 4),
+];
+const MIDDLE: Tile = tile([64, 64], [1, 1], 16, 1);
+const SMALL: Tile = tile([32, 32], [1, 1], 16, 1);
+const TALL: Tile = tile([128, 32], [1, 1], 16, 1);
+const WIDE: Tile = tile([32, 128], [1, 1], 16, 1);
+/// The most channels of inner length per step of a tile.
+const BK_MOST: u64 = 32;
 
 /// Workgroups that keep a GPU busy; below it, inner lengths are split.
 const BUSY: u64 = 256;
@@ -72,35 +83,43 @@ impl Tile {
             (..=32, ..=32) => &SMALL,
             (_, ..=32) => &TALL,
             (..=32, _) => &WIDE,
-            _ if LARGE[large].count(i, j) >= BUSY / 2 => &LARGE[large],
+            _ if LARGE[0].count(i, j) >= BUSY / 2 => &LARGE[large],
             _ if MIDDLE.count(i, j) >= 16 => &MIDDLE,
             _ => &SMALL,
         }
     }
-    fn plan(&self, split: bool) -> Plan {
-        let threads = self.bm * self.bn / (16 * self.rm * self.rn);
-        let consts = [("BM", self.bm), ("BN", self.bn), ("BK", BK), ("RM", self.rm), ("RN", self.rn)];
-        let consts = [consts.as_slice(), &[("UNROLL", self.unroll)]].concat();
-        let consts = consts.into_iter().chain([("THREADS", threads), ("SPLIT", split as u64)]).collect();
-        Plan { consts, ..Plan::default() }
+    fn threads(&self) -> u64 {
+        self.bm * self.bn / (16 * self.rm * self.rn)
+    }
+    /// Whether a workgroup of it is within a device's limits.
+    pub fn fits(&self, limits: &wgpu::Limits) -> bool {
+        let padded = |side: u64| 4 * self.bk * side + 16 * 8;
+        padded(self.bm) + padded(self.bn) <= limits.max_compute_workgroup_storage_size as u64
+            && self.threads() <= limits.max_compute_invocations_per_workgroup as u64
     }
     /// For products by group, whose inner length is never split.
     fn by_group(&self) -> Plan {
-        let Plan { mut consts, .. } = self.plan(false);
-        consts.retain(|(name, _)| !["SPLIT", "UNROLL"].contains(name));
-        Plan { consts, ..Plan::default() }
+        let sides = [("BM", self.bm), ("BN", self.bn), ("BK", self.bk), ("RM", self.rm), ("RN", self.rn)];
+        let turns = [("UNROLL4", self.unroll4), ("THREADS", self.threads())];
+        Plan { consts: sides.into_iter().chain(turns).collect(), ..Plan::default() }
+    }
+    fn plan(&self, split: bool) -> Plan {
+        let mut plan = self.by_group();
+        plan.consts.push(("SPLIT", split as u64));
+        plan
     }
 }
 
 fn matmul(names: &Names, large: usize) -> Plan {
     let [i, j, q] = ["I", "J", "Q"].map(|d| names[d]);
     let tile = Tile::choose(i, j, large);
-    let tiles = tile.count(i, j).max(1);
+    // as if by the first of the large ones, so that the choice among them changes no sum
+    let tiles = Tile::choose(i, j, 0).count(i, j).max(1);
     let row = j.next_multiple_of(4);
     let most = (q / PART).min(SCRATCH / (i * row).max(1));
     let splits = (BUSY / tiles).min(most).max(1);
-    // whole steps of BK, so that no step belongs to two parts
-    let part = q.div_ceil(splits).next_multiple_of(BK);
+    // whole steps, so that no step belongs to two parts
+    let part = q.div_ceil(splits).next_multiple_of(BK_MOST);
     let splits = q.div_ceil(part.max(1)).max(1);
     Plan {
         extra: vec![("splits", splits as u32), ("part", part as u32)],
@@ -133,7 +152,7 @@ fn attention(op: Op, names: &Names) -> Plan {
 /// Arguments that their file uses four at a time alone, so that they may be wide; and what must be a multiple of 4 for that.
 pub fn wide(op: Op) -> &'static [(&'static str, &'static str)] {
     match op.spec().file {
-        "matmul" => &[("a", "ld_a"), ("b", "ld_b")],
+        "matmul" => &[("out", "ld_out"), ("a", "ld_a"), ("b", "ld_b")],
         "nf4" if op != Op::nf4_quantize => &[("out", "P")],
         "grouped" if matches!(op, Op::grouped_nt | Op::grouped_nt_add) => &[("a", "Q"), ("b", "Q")],
         "grouped" if op == Op::grouped_tn_add => &[("a", "J"), ("b", "Q")],

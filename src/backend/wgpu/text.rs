@@ -23,8 +23,8 @@ use crate::backend::kernel_text::{Names, Section};
 use crate::dtype::DType;
 use crate::ops::Elem;
 
-/// Tensors may lie 3 bytes short of a word, and a V may be read one element past a row: allocations end this much later.
-pub const SLACK: usize = 4;
+/// Tensors may lie 3 bytes short of a word, and four elements may be read where a row has one more: allocations end this much later.
+pub const SLACK: usize = 12;
 
 /// An argument as its row declares it and its buffer stores it; `None` is an absent `opt` one.
 #[derive(Clone, Debug)]
@@ -78,7 +78,7 @@ pub fn width(args: &[TextArg]) -> u64 {
 pub fn module(request: &Request) -> Result<Module, String> {
     let w = width(request.args);
     let names: Names = request.consts.iter().copied().chain([("W", w)]).collect();
-    let code = expand(request.common, &names)? + &expand(request.section.text, &names)?;
+    let code = expand(&[request.common, request.section.text].concat(), &names)?;
     let bound: Vec<usize> = (0..request.args.len()).filter(|i| uses_arg(&code, &request.args[*i])).collect();
 
     // directives of the language come first

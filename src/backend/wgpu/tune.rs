@@ -17,8 +17,11 @@ pub struct Tiles {
     pub coop: usize,
 }
 
-/// Side of the product that is timed.
+/// Side of the product that is timed, and of the one that is where that takes less than so many seconds: waves of workgroups that
+/// fill such a device only in part tell little of larger products.
 const SIDE: usize = 2048;
+const LONG_SIDE: usize = 4096;
+const SHORT: f64 = 2e-3;
 /// Runs of it in a row, and how often; the fastest counts.
 const RUNS: usize = 4;
 const TIMES: usize = 3;
@@ -42,36 +45,38 @@ pub fn tiles(report: &AdapterReport, trial: impl FnOnce() -> Result<Wgpu>) -> Re
 /// By a backend of its own, whose memory nobody counts.
 fn time(b: &Wgpu) -> Result<Tiles> {
     let mut tiles = Tiles::default();
-    tiles.plain = fastest(plan::LARGE.len(), |place| {
+    let first = seconds(b, DType::F32, SIDE)?;
+    let side = if first < SHORT * RUNS as f64 { LONG_SIDE } else { SIDE };
+    tiles.plain = fastest(b.tiles().into_iter(), |place| {
         b.set_tiles(Tiles { plain: place, ..tiles });
-        seconds(b, DType::F32)
+        seconds(b, DType::F32, side)
     });
     if b.report().matrix_unit.is_some() {
-        tiles.coop = fastest(coop::LARGE.len(), |place| {
+        tiles.coop = fastest(0..coop::LARGE.len(), |place| {
             b.set_tiles(Tiles { coop: place, ..tiles });
-            seconds(b, DType::F16)
+            seconds(b, DType::F16, SIDE)
         });
     }
     Ok(tiles)
 }
 
 /// One that does not run is not chosen.
-fn fastest(count: usize, seconds: impl Fn(usize) -> Result<f64>) -> usize {
-    let times = (0..count).map(|place| (place, seconds(place).unwrap_or(f64::INFINITY)));
+fn fastest(places: impl Iterator<Item = usize>, seconds: impl Fn(usize) -> Result<f64>) -> usize {
+    let times = places.map(|place| (place, seconds(place).unwrap_or(f64::INFINITY)));
     times.min_by(|(_, a), (_, b)| a.total_cmp(b)).map_or(0, |(place, _)| place)
 }
 
-fn seconds(b: &Wgpu, dtype: DType) -> Result<f64> {
-    let bufs = [b.alloc(SIDE * SIDE, dtype)?, b.alloc(SIDE * SIDE, dtype)?, b.alloc(SIDE * SIDE, dtype)?];
-    let time = run(b, &bufs);
+fn seconds(b: &Wgpu, dtype: DType, side: usize) -> Result<f64> {
+    let bufs = [b.alloc(side * side, dtype)?, b.alloc(side * side, dtype)?, b.alloc(side * side, dtype)?];
+    let time = run(b, &bufs, side);
     bufs.into_iter().for_each(|buf| b.free(buf));
     time
 }
 
-fn run(b: &Wgpu, [out, x, y]: &[Buf; 3]) -> Result<f64> {
-    let n = SIDE as u32;
+fn run(b: &Wgpu, [out, x, y]: &[Buf; 3], side: usize) -> Result<f64> {
+    let n = side as u32;
     let p = MatMul { I: n, J: n, Q: n, ld_out: n, ld_a: n, ld_b: n, alpha: 1.0 };
-    let whole = |buf: &Buf| buf.view(0, SIDE * SIDE);
+    let whole = |buf: &Buf| buf.view(0, side * side);
     // values that are no zeros: those cost less power, and so less time
     (b as &dyn Backend).fill(&mut whole(x), 0.37)?;
     (b as &dyn Backend).fill(&mut whole(y), -1.3)?;
