@@ -3,6 +3,7 @@
 //! `LUTHIER_REQUIRE=wgpu,cuda` makes an absent one a failure; without it an absent one is skipped, and said so. `coop` among them:
 //! wgpu must have cooperative matrices, and what can run on them must. `LUTHIER_ONLY=cpu` leaves the others out,
 //! `LUTHIER_CASES='Q: 66;D: 16'` all cases but those whose labels contain one of these.
+#![allow(dead_code, reason = "not every test that opens devices asks for all of this")]
 use luthier::backend::Backend;
 use luthier::backend::cpu::Cpu;
 use luthier::error::Result;
