@@ -116,7 +116,8 @@ impl Wgpu {
             None => None,
         };
         let (files, calls, marks, scratch, packed, exponents) = Default::default();
-        let state = State { heap, pipelines, recorder, marks, files, calls, scratch, packed, exponents, exponent_values };
+        let state =
+            State { heap, pipelines, recorder, marks, files, calls, scratch, packed, exponents, exponent_values };
         let limits = device.limits();
         let products = match std::env::var("LUTHIER_WGPU_PRODUCTS") {
             Ok(name) => Products::named(&name)?,
