@@ -23,11 +23,16 @@ fn embedding_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
   if (first >= p.N || c >= p.C) { return; }
   let id = ld_ids(ld_order(first));
   if (first > 0u && ld_ids(ld_order(max(first, 1u) - 1u)) == id) { return; }
+  var row = id;
+#if WINDOWED
+  if (id < p.first || id - p.first >= p.count) { return; }
+  row -= p.first;
+#end
   var sum = V();
   for (var i = first; i < p.N; i++) {
     let n = ld_order(i);
     if (ld_ids(n) != id) { break; }
     sum += ld_dout(n * p.C + c);
   }
-  st_dweight(id * p.C + c, ld_dweight(id * p.C + c) + sum * p.scale, p.C - c);
+  st_dweight(row * p.C + c, ld_dweight(row * p.C + c) + sum * p.scale, p.C - c);
 }

@@ -7,8 +7,23 @@ fn rows_gather(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
   let end = p.N * p.C;
   if (i >= end) { return; }
   var bytes = 0u;
+#if WINDOWED
+  bytes = ldw_out(word);
+#end
 #for k 0 4
-  if (i + $k < end) { bytes |= ld_weight(ld_ids((i + $k) / p.C) * p.C + (i + $k) % p.C) << (8u * $k); }
+  if (i + $k < end) {
+    let id = ld_ids((i + $k) / p.C);
+    let c = (i + $k) % p.C;
+#if WINDOWED
+    if (id >= p.first && id - p.first < p.count) {
+      bytes &= ~(255u << (8u * $k));
+      bytes |= ld_weight((id - p.first) * p.C + c) << (8u * $k);
+    }
+#end
+#if 1 - WINDOWED
+    bytes |= ld_weight(id * p.C + c) << (8u * $k);
+#end
+  }
 #end
   stw_out(word, bytes, end - i);
 }

@@ -6,8 +6,9 @@
 #![allow(non_snake_case, reason = "N, C, O … are the dims of the docs, the WGSL and the CUDA")]
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 use luthier::backend::cuda::fast::{
-    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, GROUPED, LONG_ROWS, Scores, THIN,
+    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, GROUPED, LONG_ROWS, LONG_ROWS_BACKWARD, Scores, THIN,
 };
+use luthier::backend::cuda::low_rank::JOINED;
 use luthier::backend::cuda::source::{Kernel, Variant};
 use luthier::backend::kernel_text::eval;
 use luthier::backend::{Backend, Launch, cpu::Cpu};
@@ -102,6 +103,13 @@ fn replace_body(text: &str, head: &str, body: &str) -> String {
     format!("{}{{ {body} {continued}{}", &text[..open], &text[close..])
 }
 
+/// Whether a kernel is given memory for parts of its sums behind its arguments.
+fn has_room(variant: &Variant) -> bool {
+    JOINED.iter().any(|joined| joined.variant == *variant)
+}
+/// Bytes of it, for any case here.
+const ROOM: usize = 8 << 20;
+
 /// The kernel as C++ with one `run_<entry>` per stage.
 fn host_text(kernel: &Kernel) -> String {
     let mut text = kernel.source().unwrap_or_else(|e| panic!("{e}"));
@@ -124,8 +132,9 @@ fn host_text(kernel: &Kernel) -> String {
     let spec = kernel.op.spec();
     let mut out = format!("{}\n{text}\n", include_str!("emulate/gpu.h"));
     for section in kernel.sections().unwrap() {
-        let args: Vec<String> =
-            spec.args.iter().enumerate().map(|(i, a)| format!("(T_{}*)args[{i}]", a.name)).collect();
+        let own = spec.args.iter().map(|a| format!("T_{}", a.name));
+        let room = kernel.variant.filter(has_room).map(|_| "float".into());
+        let args: Vec<String> = own.chain(room).enumerate().map(|(i, ty)| format!("({ty}*)args[{i}]")).collect();
         let _ = writeln!(
             out,
             "static void* args_{0}[16]; static Params params_{0};
@@ -138,7 +147,7 @@ extern \"C\" void run_{0}(void** args, const void* params, unsigned gx, unsigned
 }}",
             section.name,
             args.join(", "),
-            spec.args.len()
+            args.len()
         );
     }
     out
@@ -181,6 +190,9 @@ fn emulate(case: &Case, order: u32) -> Vec<Vec<u8>> {
         bytemuck::cast_slice_mut::<u128, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
         bytemuck::cast_slice_mut::<u128, u8>(&mut words)[bytes.len()..].fill(0xa5);
         memory.push(words);
+    }
+    if case.variant.as_ref().is_some_and(has_room) {
+        memory.push(vec![u128::MAX; ROOM / 16]);
     }
     let pointers: Vec<*mut u128> = memory.iter_mut().map(|m| m.as_mut_ptr()).collect();
     let names = kernel.names(&case.params);

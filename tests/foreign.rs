@@ -92,11 +92,15 @@ fn geometry_is_of_this_call() {
 fn kernels_compile_with_another_hosts_options() {
     use luthier::backend::cuda::nvrtc;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    let options = ["--gpu-architecture=sm_90a", "--include-path=include", "-lineinfo"].map(String::from);
-    let all: Vec<_> = offered(Language::Cuda, DType::F32);
+    let of = |arch: &'static str, float| {
+        offered(Language::Cuda, float).into_iter().map(move |(op, stages)| (arch, op, stages))
+    };
+    let all: Vec<_> = of("80", DType::Bf16).chain(of("90a", DType::F32)).chain(of("120a", DType::F16)).collect();
     let (next, threads) = (AtomicUsize::new(0), std::thread::available_parallelism().map_or(2, |n| n.get()));
     let work = || {
-        while let Some((op, stages)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some((arch, op, stages)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let arch = format!("--gpu-architecture=sm_{arch}");
+            let options = [arch, "--include-path=include".into(), "-lineinfo".into()];
             let text = &stages[0].text;
             assert!(
                 stages.iter().all(|s| s.text == *text && !text.contains("#include")),
@@ -107,5 +111,5 @@ fn kernels_compile_with_another_hosts_options() {
     };
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
     println!("{} texts", all.len());
-    assert!(all.len() > 50);
+    assert!(all.len() > 150);
 }

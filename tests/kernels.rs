@@ -2,8 +2,9 @@
 //! uses. No GPU is wanted, NVRTC is: `pip install "nvidia-cuda-nvrtc==13.0.*"`.
 #![cfg(feature = "cuda")]
 use luthier::backend::cuda::fast::{
-    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, FP8_SHORT, GROUPED, LONG_ROWS, THIN,
+    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, FP8_SHORT, GROUPED, LONG_ROWS, LONG_ROWS_BACKWARD, THIN,
 };
+use luthier::backend::cuda::low_rank::JOINED;
 use luthier::backend::cuda::nvrtc;
 use luthier::backend::cuda::source::Kernel;
 use luthier::dtype::DType;
@@ -79,9 +80,9 @@ fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
             jobs.extend(ARCHES[1..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
         }
     }
-    for op in [Op::rmsnorm_forward, Op::rmsnorm_backward] {
+    for (op, known) in [(Op::rmsnorm_forward, LONG_ROWS), (Op::rmsnorm_backward, LONG_ROWS_BACKWARD)] {
         for (float, (_, variant)) in
-            [DType::Bf16, DType::F16].into_iter().flat_map(|f| LONG_ROWS.iter().map(move |v| (f, v)))
+            [DType::Bf16, DType::F16].into_iter().flat_map(|f| known.iter().map(move |v| (f, v)))
         {
             let dtypes = dtypes(op.spec(), float, false);
             let text =
@@ -89,6 +90,14 @@ fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
             let name = format!("{}_{}", op.spec().name, variant.name);
             jobs.extend(ARCHES.iter().map(|arch| (name.clone(), text.clone(), *arch)));
         }
+    }
+    for (joined, float) in JOINED.iter().zip([DType::Bf16, DType::F16]) {
+        let op = Op::low_rank_backward;
+        let dtypes = dtypes(op.spec(), float, true);
+        let text =
+            Kernel { op, dtypes: &dtypes, variant: Some(joined.variant) }.source().unwrap_or_else(|e| panic!("{e}"));
+        let name = format!("{}_{}", op.spec().name, joined.variant.name);
+        jobs.extend(ARCHES[1..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
     }
     let thin = Op::ALL.iter().copied().filter(|op| op.spec().file == "thin");
     let few = thin.flat_map(|op| THIN.into_iter().map(move |few| (op, few)));

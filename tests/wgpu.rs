@@ -15,6 +15,7 @@ use luthier::ops::embedding::Embedding;
 use luthier::ops::matmul::MatMul;
 use luthier::ops::nf4::Nf4;
 use luthier::ops::rmsnorm::RmsNorm;
+use luthier::ops::rows::Rows;
 use luthier::ops::swiglu::SwiGlu;
 use std::time::Instant;
 
@@ -50,6 +51,7 @@ fn matmul(b: &dyn Backend, op: Op, bufs: [&mut Buf; 3], p: &MatMul) {
     let done = match op {
         Op::matmul_nt => b.matmul_nt(out, x, y, p),
         Op::matmul_nn => b.matmul_nn(out, x, y, p),
+        Op::matmul_tn => b.matmul_tn(out, x, y, p),
         Op::matmul_tn_add => b.matmul_tn_add(out, x, y, p),
         other => panic!("{other:?} is not tried here"),
     };
@@ -57,7 +59,7 @@ fn matmul(b: &dyn Backend, op: Op, bufs: [&mut Buf; 3], p: &MatMul) {
 }
 
 fn dense(op: Op, [I, J, Q]: [u32; 3], alpha: f32) -> MatMul {
-    let ld_a = if op == Op::matmul_tn_add { I } else { Q };
+    let ld_a = if matches!(op, Op::matmul_tn | Op::matmul_tn_add) { I } else { Q };
     let ld_b = if op == Op::matmul_nt { Q } else { J };
     MatMul { I, J, Q, ld_out: J, ld_a, ld_b, alpha }
 }
@@ -153,6 +155,8 @@ fn the_choice_of_a_large_tile_changes_no_bit() {
 fn open_coop() -> Option<(Wgpu, Vec<usize>)> {
     let wgpu = open()?;
     let Some(unit) = wgpu.report().matrix_unit else {
+        let required = std::env::var("LUTHIER_REQUIRE").is_ok_and(|r| r.contains("coop"));
+        assert!(!required, "LUTHIER_REQUIRE names coop, but {} has no cooperative matrices", wgpu.report().name);
         eprintln!("{}: no cooperative matrices", wgpu.report().name);
         return None;
     };
@@ -271,6 +275,11 @@ fn attention(b: &dyn Backend, p: &Attention, dtype: DType) -> (Vec<Vec<f32>>, [f
     ([&out, &dq, &dk, &dv].map(|x| b.download_f32(x).unwrap()).into(), seconds)
 }
 
+fn causal(N: u32, H: u32, K: u32, D: u32) -> Attention {
+    let (ld_q, ld_k) = (H * D, K * D);
+    Attention { N, T: N, H, K, D, ld_q, ld_k, ld_v: ld_k, scale: (D as f32).powf(-0.5), softcap: 0.0 }
+}
+
 #[test]
 fn long_attention() {
     let Some(wgpu) = open() else { return };
@@ -279,18 +288,7 @@ fn long_attention() {
         shapes.push((4096, 16, 4, 128));
     }
     for (N, H, K, D) in shapes {
-        let p = Attention {
-            N,
-            T: N,
-            H,
-            K,
-            D,
-            ld_q: H * D,
-            ld_k: K * D,
-            ld_v: K * D,
-            scale: (D as f32).powf(-0.5),
-            softcap: 0.0,
-        };
+        let p = causal(N, H, K, D);
         for (dtype, limit) in [(F32, 1e-10), (Bf16, 3e-4)] {
             let (want, _) = attention(&Cpu::new(), &p, dtype);
             let (got, seconds) = attention(&wgpu, &p, dtype);
@@ -355,11 +353,12 @@ fn calls_on_large_tensors_are_made_in_parts() {
     }
     // what cannot be made in parts says so
     let small: &dyn Backend = &small;
-    let (N, V, C) = (4u32, 4096, 64);
-    let x = small.alloc_f32(&noise((N * C) as usize, 1), F32).unwrap();
-    let weight = small.alloc((V * C) as usize, F32).unwrap();
-    let mut out = small.alloc((N * V) as usize, F32).unwrap();
-    let e = small.matmul_nt(&mut out, &x, &weight, &dense(Op::matmul_nt, [N, V, C], 1.0)).unwrap_err();
+    let p = causal(300, 1, 1, 64);
+    let new = |len| small.alloc(len, F32).unwrap();
+    let mut d = [new(300 * 64), new(300 * 64), new(300 * 64), new(300)];
+    let [dq, dk, dv, dot] = &mut d;
+    let (x, lse, span) = (new(300 * 64), new(300), small.alloc(600, DType::U32).unwrap());
+    let e = small.attention_backward(dq, dk, dv, dot, &x, &x, &lse, &x, &x, &x, &span, &span, &p).unwrap_err();
     assert!(e.to_string().contains("at once") && e.exit_code() == 69, "{e}");
 }
 
@@ -387,6 +386,20 @@ fn large(b: &dyn Backend, dtype: DType) -> Vec<(&'static str, Vec<f32>)> {
     let mut grad = zeros(F * ld, F32);
     b.matmul_tn_add(&mut grad, &up, &gate, &dense(Op::matmul_tn_add, [f, ld as u32, n], 0.5)).unwrap();
     all.push(("matmul_tn_add", grad));
+    // the second operand alone, what is summed over, and all three
+    for (name, op, [I, J, Q]) in [
+        ("rows of b", Op::matmul_nt, [6, 2046, 70]),
+        ("a sum of nn", Op::matmul_nn, [6, 70, 2046]),
+        ("a sum of tn", Op::matmul_tn, [6, 70, 4100]),
+        ("rows of out, then of b", Op::matmul_nt, [n, 200, 140]),
+        ("rows of out, then a sum", Op::matmul_nn, [n, 200, 140]),
+    ] {
+        let mut out = zeros((I * J) as usize, dtype);
+        let (a, y) = (new((I * Q) as usize, 7), new((J * Q) as usize, 8));
+        let p = dense(op, [I, J, Q], 0.5);
+        matmul(b, op, [&mut out, &mut a.view(0, a.len()), &mut y.view(0, y.len())], &p);
+        all.push((name, out));
+    }
     let (P, V, C) = (150_016usize, 3001usize, 50usize);
     let (mut codes, mut absmax, mut values) = (zeros(P / 2, DType::U8), zeros(P / 64, F32), zeros(P, dtype));
     let p = Nf4 { P: P as u32 };
@@ -400,6 +413,19 @@ fn large(b: &dyn Backend, dtype: DType) -> Vec<(&'static str, Vec<f32>)> {
     let p = Embedding { N: n, V: V as u32, C: C as u32, scale: 2.0 };
     b.embedding_forward(&mut rows, &ids, &new(V * C, 6), &p).unwrap();
     all.push(("embedding", rows));
+    // each row twice, of tokens that do not follow each other
+    let some: Vec<u32> = (0..300).map(|i| i % 150 * 19).collect();
+    let mut sorted: Vec<u32> = (0..300).collect();
+    sorted.sort_by_key(|i| some[*i as usize]);
+    let (some, order, mut grad) = (b.alloc_u32(&some).unwrap(), b.alloc_u32(&sorted).unwrap(), new(V * C, 9));
+    let p = Embedding { N: 300, V: V as u32, C: C as u32, scale: 0.5 };
+    b.embedding_backward(&mut grad, &new(300 * C, 10), &some, &order, &p).unwrap();
+    all.push(("embedding_backward", grad));
+    // rows of odd length, which share words
+    let (mut packed, mut table) = (zeros(N * 51, DType::U8), zeros(V * 51, DType::U8));
+    b.upload(&mut table, &(0..V * 51).map(|i| (i * 7 + i / 51) as u8).collect::<Vec<_>>()).unwrap();
+    b.rows_gather(&mut packed, &ids, &table, &Rows { N: n, V: V as u32, C: 51 }).unwrap();
+    all.push(("rows_gather", packed));
     all.iter().map(|(name, buf)| (*name, b.download_f32(buf).unwrap())).collect()
 }
 

@@ -4,6 +4,7 @@
 //! [`luthier::backend::foreign`]'s contract. A kernel is known by a hash of its text, everywhere and in caches on disk.
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeDevice;
+pub use burn_cubecl::kernel::cast;
 use burn_cubecl::tensor::CubeTensor;
 use bytemuck::Pod;
 use cubecl::ir::UIntKind;
@@ -58,6 +59,17 @@ pub fn zeros(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTe
 /// The tensor without gaps between its rows.
 pub fn dense(tensor: CubeTensor) -> CubeTensor {
     burn_cubecl::kernel::into_contiguous(tensor)
+}
+
+/// What rows of so many values are for our kernels: in 16 bits they begin at even ones, so odd rows are in f32.
+pub fn stored(dtype: DType, columns: usize) -> DType {
+    if columns % 2 == 1 && dtype.size() == 2 { DType::F32 } else { dtype }
+}
+
+/// Rows without gaps, stored so.
+pub fn row_wise(tensor: CubeTensor, columns: usize) -> CubeTensor {
+    let dtype = stored(tensor.dtype, columns);
+    dense(cast(tensor, dtype))
 }
 
 /// The same, and nobody else's: what a kernel changes in place.

@@ -1,6 +1,6 @@
 //! luthier's kernels as a Burn backend extension: forward and backward as what they are, without a tape. [`crate::ops`] puts them
 //! on it. Rows are the last dim's; a tensor of more dims is so many rows.
-use crate::kernel::{bytes, dense, empty, own, run, values, zeros};
+use crate::kernel::{bytes, cast, dense, empty, own, row_wise, run, stored, values, zeros};
 use crate::packed::Packed;
 #[cfg(feature = "fusion")]
 use burn::backend::fusion::custom::TensorSpec;
@@ -179,8 +179,8 @@ impl Kernels for CubeBackend {
     }
 
     fn int8_quantize(weight: CubeTensor) -> (CubeTensor, CubeTensor) {
-        let weight = dense(weight);
         let [o, c] = rows(weight.meta.shape());
+        let weight = row_wise(weight, c);
         let codes = zeros(&weight, [(o * c).div_ceil(4)], DType::I32);
         let scb = empty(&weight, [o], DType::F32);
         let [O, C] = dims([o, c]);
@@ -209,16 +209,17 @@ impl Kernels for CubeBackend {
             }
             Packed::Int8 { codes, scb } => {
                 let (codes, scb) = (dense(codes), dense(scb));
-                let out = empty(&codes, shape, dtype);
+                let out = empty(&codes, shape, stored(dtype, c));
                 run(Op::int8_dequantize, &[values(&out), bytes(&codes, o * c), values(&scb)], &int8::Int8 { O, C });
-                out
+                cast(out, dtype)
             }
         }
     }
 
     fn thin(x: CubeTensor, weight: Packed<Self>, shape: [usize; 2]) -> CubeTensor {
-        let ([o, c], x) = (shape, dense(x));
-        let [n, _] = rows(x.meta.shape());
+        let ([o, c], [n, _], dtype) = (shape, rows(x.meta.shape()), x.dtype);
+        // odd if one of them is
+        let x = row_wise(x, (o % 2) | (c % 2));
         let [N, O, C, P] = dims([n, o, c, o * c]);
         let (p, first) = (thin::Thin { N, O, C, P, first: 0 }, 0);
         let (out, blocks) = (empty(&x, [n, o], x.dtype), (o * c).div_ceil(nf4::BLOCK));
@@ -239,7 +240,7 @@ impl Kernels for CubeBackend {
                 run(Op::thin_int8, &[values(&out), values(&x), bytes(&codes, o * c), values(&scb)], &p);
             }
         }
-        out
+        cast(out, dtype)
     }
 
     fn swiglu_forward(gate: CubeTensor, up: CubeTensor, act: Activation) -> CubeTensor {
@@ -263,12 +264,12 @@ impl Kernels for CubeBackend {
     }
 
     fn rmsnorm_forward(x: CubeTensor, weight: CubeTensor, norm: Norm) -> (CubeTensor, CubeTensor) {
-        let (x, weight) = (dense(x), dense(weight));
-        let p = rmsnorm_params(x.meta.shape(), norm);
+        let (p, dtype) = (rmsnorm_params(x.meta.shape(), norm), x.dtype);
+        let (x, weight) = (row_wise(x, p.C as usize), dense(weight));
         let out = empty(&x, x.meta.shape().clone(), x.dtype);
         let rstd = empty(&x, [p.N as usize], DType::F32);
         run(Op::rmsnorm_forward, &[values(&out), values(&rstd), values(&x), values(&weight)], &p);
-        (out, rstd)
+        (cast(out, dtype), rstd)
     }
 
     fn rmsnorm_backward(
@@ -278,17 +279,19 @@ impl Kernels for CubeBackend {
         rstd: CubeTensor,
         norm: Norm,
     ) -> CubeTensor {
-        let [dout, x, weight, rstd] = [dout, x, weight, rstd].map(dense);
-        let p = rmsnorm_params(x.meta.shape(), norm);
+        let (p, dtype) = (rmsnorm_params(x.meta.shape(), norm), x.dtype);
+        let [dout, x] = [dout, x].map(|rows| row_wise(rows, p.C as usize));
+        let (weight, rstd) = (dense(weight), dense(rstd));
         let dx = zeros(&x, x.meta.shape().clone(), x.dtype);
         let args = [values(&dx), values(&dout), values(&x), values(&weight), values(&rstd)];
         run(Op::rmsnorm_backward, &args, &p);
-        dx
+        cast(dx, dtype)
     }
 
     fn rmsnorm_backward_weight(dout: CubeTensor, x: CubeTensor, rstd: CubeTensor, norm: Norm) -> CubeTensor {
-        let [dout, x, rstd] = [dout, x, rstd].map(dense);
         let p = rmsnorm_params(x.meta.shape(), norm);
+        let [dout, x] = [dout, x].map(|rows| row_wise(rows, p.C as usize));
+        let rstd = dense(rstd);
         let dweight = zeros(&x, [p.C as usize], DType::F32);
         let args = [values(&dweight), values(&dout), values(&x), values(&rstd)];
         run(Op::rmsnorm_backward_weight, &args, &p);
@@ -308,8 +311,8 @@ impl Kernels for CubeBackend {
     }
 
     fn logprob_forward(logits: CubeTensor, labels: CubeTensor, softcap: f32) -> (CubeTensor, CubeTensor) {
-        let (logits, labels) = (dense(logits), dense(labels));
         let p = logprob_params(&logits, softcap);
+        let (logits, labels) = (row_wise(logits, p.V as usize), dense(labels));
         let [logp, lse] = [(); 2].map(|()| empty(&logits, [p.N as usize], DType::F32));
         run(Op::logprob_forward, &[values(&logp), values(&lse), values(&logits), values(&labels)], &p);
         (logp, lse)
@@ -322,12 +325,13 @@ impl Kernels for CubeBackend {
         labels: CubeTensor,
         softcap: f32,
     ) -> CubeTensor {
-        let [coef, lse, logits, labels] = [coef, lse, logits, labels].map(dense);
-        let p = logprob_params(&logits, softcap);
+        let (p, dtype) = (logprob_params(&logits, softcap), logits.dtype);
+        let logits = row_wise(logits, p.V as usize);
+        let [coef, lse, labels] = [coef, lse, labels].map(dense);
         let dlogits = empty(&logits, logits.meta.shape().clone(), logits.dtype);
         let args = [values(&dlogits), values(&coef), values(&lse), values(&logits), values(&labels)];
         run(Op::logprob_backward, &args, &p);
-        dlogits
+        cast(dlogits, dtype)
     }
 }
 

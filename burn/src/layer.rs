@@ -2,11 +2,12 @@
 //!
 //! y = x·Wᵀ + bias + s·(x·Aᵀ)·Bᵀ; W and bias are frozen, A [R, C] and B [O, R] are trained. Hu et al. 2021, arXiv:2106.09685.
 use crate::ops::Ops;
+use crate::tensor::ours;
 use crate::weight::{Format, PackedWeight};
 use burn::backend::Dispatch;
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig, Linear};
-use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor, TensorData};
 use luthier::Result;
 use luthier::io::safetensors::Tensors;
 use luthier::model::lora::{LoraConfig, Rules};
@@ -25,27 +26,28 @@ pub struct Adapter {
 
 impl Adapter {
     /// An adapter that changes nothing yet, for `module` of [O, C] by that name's rank and alpha: A uniform in ±1/√C (Kaiming with
-    /// a = √5), B zero, as PEFT.
+    /// a = √5), B zero, both in f32 whatever the model's type, as PEFT.
     pub fn new(config: &LoraConfig, module: &str, [o, c]: [usize; 2], device: &Device) -> Result<Adapter> {
         let rules = Rules::new(config, Path::new(module))?;
         if config.use_dora {
             return Err(rules.error("use_dora", "DoRA is not supported here; LoRA and rsLoRA are"));
         }
         let shape = rules.shape(module)?;
-        let bound = 1.0 / (c as f64).sqrt();
+        let (bound, f32s) = (1.0 / (c as f64).sqrt(), (device, DType::F32));
         Ok(Adapter {
-            a: Param::from_tensor(Tensor::random([shape.r, c], Distribution::Uniform(-bound, bound), device)),
-            b: Param::from_tensor(Tensor::zeros([o, shape.r], device)),
+            a: Param::from_tensor(Tensor::random([shape.r, c], Distribution::Uniform(-bound, bound), f32s)),
+            b: Param::from_tensor(Tensor::zeros([o, shape.r], f32s)),
             scale: shape.scale as f64,
             dropout: DropoutConfig::new(config.lora_dropout).init(),
         })
     }
 
-    /// s·(x·Aᵀ)·Bᵀ; x [N, C].
+    /// s·(x·Aᵀ)·Bᵀ; x [N, C]. In the type of A and B, and given back in x's.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let x = self.dropout.forward(x).into_dispatch();
-        let (a, b) = (self.a.val().into_dispatch(), self.b.val().into_dispatch());
-        Tensor::from_dispatch(Dispatch::lora(x, a, b, self.scale as f32))
+        let (a, b, dtype) = (self.a.val(), self.b.val(), x.dtype());
+        let x = self.dropout.forward(x).cast(FloatDType::from(a.dtype()));
+        let y = Tensor::<2>::from_dispatch(Dispatch::lora(ours(x), ours(a), ours(b), self.scale as f32));
+        y.cast(FloatDType::from(dtype))
     }
 
     /// R.
@@ -131,9 +133,10 @@ impl QLoraLinear {
     /// x [.., C] to [.., O].
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         by_rows(x, |x| {
+            let dtype = FloatDType::from(x.dtype());
             let y = self.weight.linear(x.clone()) + self.adapter.forward(x);
             match &self.bias {
-                Some(bias) => y + bias.val().unsqueeze(),
+                Some(bias) => y + bias.val().cast(dtype).unsqueeze(),
                 None => y,
             }
         })

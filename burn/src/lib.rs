@@ -13,6 +13,9 @@
 //! [`luthier::backend::foreign`]. Every backward is written by hand ([`ops`]); under `fusion` the ops are queued like Burn's own,
 //! but not fused with them.
 //!
+//! Ops take f32, f16 and bf16 as far as the device has them, views as well as whole tensors. Rows of an odd length in 16 bits go by
+//! f32, for the kernels read two values at a time. Adapters, RoPE's tables, losses and log-probabilities are f32 always.
+//!
 //! # Where it runs
 //! - Feature `wgpu` (default): wherever Burn's wgpu runs as WGSL. `burn/vulkan` and `burn/metal` compile to SPIR-V and MSL and refuse
 //!   WGSL; an op then says so.

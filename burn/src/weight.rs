@@ -2,6 +2,7 @@
 use crate::kernels::Kernels;
 use crate::ops::Ops;
 use crate::packed::Packed;
+use crate::tensor::ours;
 use burn::backend::Dispatch;
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
@@ -9,6 +10,7 @@ use luthier::io::safetensors::Tensors;
 use luthier::model::quantized::{self, Nested, Stored};
 use luthier::ops::{dyn8, nf4};
 use luthier::{Error, Result};
+use std::sync::{Mutex, PoisonError};
 
 /// How a weight is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +51,34 @@ struct Nf4DoubleParts {
     qabsmax: Param<Tensor<1, Int>>,
     nested: Param<Tensor<1>>,
     map: Param<Tensor<1>>,
-    /// The mean of the scales. Records hold tensors alone: they are loaded into a layer that was made from the same weight.
-    offset: f64,
+    /// The mean of the scales.
+    offset: Param<Tensor<1>>,
+    #[module(skip)]
+    known: Known,
+}
+
+/// A parameter of one value as the host knows it, since kernels' params come from there. A record brings its own id with its value.
+#[derive(Debug, Default)]
+struct Known(Mutex<Option<(ParamId, f32)>>);
+
+impl Known {
+    fn value(&self, param: &Param<Tensor<1>>) -> f32 {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match *known {
+            Some((id, value)) if id == param.id => value,
+            _ => {
+                let value = param.val().into_scalar::<f32>();
+                *known = Some((param.id, value));
+                value
+            }
+        }
+    }
+}
+
+impl Clone for Known {
+    fn clone(&self) -> Self {
+        Known(Mutex::new(*self.0.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
 }
 
 #[derive(Module, Debug)]
@@ -89,7 +117,7 @@ impl PackedWeight {
     pub fn quantize(weight: Tensor<2>, format: Format) -> PackedWeight {
         let ([rows, columns], device) = (weight.dims(), weight.device());
         // packed weights are constants to the tape
-        let weight = if weight.is_autodiff() { weight.inner() } else { weight }.into_dispatch();
+        let weight = ours(if weight.is_autodiff() { weight.inner() } else { weight });
         let nf4 = |weight| {
             let (codes, absmax) = Dispatch::nf4_quantize(weight);
             (int(Tensor::from_dispatch(codes)), Tensor::<1>::from_dispatch(absmax))
@@ -108,7 +136,8 @@ impl PackedWeight {
                     qabsmax: words(&qabsmax, &device),
                     nested: floats(nested, &device),
                     map: floats(dyn8::dynamic_map(true).to_vec(), &device),
-                    offset: offset as f64,
+                    offset: floats(vec![offset], &device),
+                    known: Known::default(),
                 })
             }
             Format::Int8 => {
@@ -132,7 +161,8 @@ impl PackedWeight {
                         qabsmax: words(q.absmax, device),
                         nested: floats(f32s(absmax.bytes), device),
                         map: floats(f32s(map.bytes), device),
-                        offset: *offset as f64,
+                        offset: floats(vec![*offset], device),
+                        known: Known::default(),
                     }),
                 }
             }
@@ -155,7 +185,7 @@ impl PackedWeight {
     /// x [N, C] · Wᵀ. For the backward the packed weight is kept, and no other.
     pub fn linear(&self, x: Tensor<2>) -> Tensor<2> {
         assert_eq!(x.dims()[1], self.columns, "x has as many channels as the weight");
-        Tensor::from_dispatch(Dispatch::packed_linear(x.into_dispatch(), self.packed(), self.dims()))
+        Tensor::from_dispatch(Dispatch::packed_linear(ours(x), self.packed(), self.dims()))
     }
 
     /// W [O, C] in floats.
@@ -165,8 +195,8 @@ impl PackedWeight {
     }
 
     fn packed(&self) -> Packed<Dispatch> {
-        let int = |param: &Param<Tensor<1, Int>>| param.val().into_dispatch();
-        let float = |param: &Param<Tensor<1>>| param.val().into_dispatch();
+        let int = |param: &Param<Tensor<1, Int>>| ours(param.val());
+        let float = |param: &Param<Tensor<1>>| ours(param.val());
         match &self.parts {
             Parts::Nf4(p) => Packed::Nf4 { codes: int(&p.codes), absmax: float(&p.absmax) },
             Parts::Nf4Double(p) => Packed::Nf4Double {
@@ -174,7 +204,7 @@ impl PackedWeight {
                 qabsmax: int(&p.qabsmax),
                 nested: float(&p.nested),
                 map: float(&p.map),
-                offset: p.offset as f32,
+                offset: p.known.value(&p.offset),
             },
             Parts::Int8(p) => Packed::Int8 { codes: int(&p.codes), scb: float(&p.scb) },
         }

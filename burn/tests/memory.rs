@@ -16,7 +16,7 @@ fn in_use(device: &Device) -> u64 {
 /// One test, for others beside it would count as well.
 #[test]
 fn between_forward_and_backward() {
-    let (device, config) = (plain().autodiff(), LoraConfig::default());
+    let (device, config) = (taped(), LoraConfig::default());
     let (n, size) = (100, 512);
     for format in [Format::Nf4, Format::Nf4Double, Format::Int8] {
         let base = LinearConfig::new(size, size).init(&device);
@@ -44,6 +44,4 @@ fn between_forward_and_backward() {
     println!("head: {held} bytes, the logits would be {}", n * v * 4);
     assert!(held < (n * v * 4 / 16) as u64, "{held} bytes");
     kept.backward();
-    // a device that still works when the process ends takes software Vulkan down with it
-    device.sync().unwrap();
 }

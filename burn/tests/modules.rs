@@ -28,7 +28,7 @@ fn golden(path: &str) -> PathBuf {
 
 /// Steps of AdamW on what `forward` makes of the layer; the first loss and the last.
 fn train<M: Module + 'static>(mut layer: M, forward: impl Fn(&M, Tensor<3>) -> Tensor<3>) -> (M, f32, f32) {
-    let device = plain().autodiff();
+    let device = taped();
     let (x, target) = (random([4, 8, 64], &device), random([4, 8, 48], &device));
     let loss = |layer: &M| (forward(layer, x.clone()) - target.clone()).powi_scalar(2).mean();
     let first = values(loss(&layer))[0];
@@ -43,7 +43,7 @@ fn train<M: Module + 'static>(mut layer: M, forward: impl Fn(&M, Tensor<3>) -> T
 
 #[test]
 fn adapters_train_and_their_bases_do_not() {
-    let (device, config) = (plain().autodiff(), config());
+    let (device, config) = (taped(), config());
     let lora = Named { config: &config, module: NAME };
     for format in [Format::Nf4, Format::Nf4Double, Format::Int8] {
         let layer = QLoraLinear::from_linear(linear(48, 64, &device), format, lora).unwrap();
@@ -120,7 +120,7 @@ fn bitsandbytes_checkpoints() {
 /// An adapter that PEFT wrote, with rank-stabilized scales and ranks by pattern; and ours, which PEFT's reader here takes.
 #[test]
 fn peft_adapters() {
-    let device = plain().autodiff();
+    let device = taped();
     let folder = golden("adapters/llama/rslora");
     let saved = peft::Saved::open(&folder).unwrap();
     let file = Tensors::open_folder(&folder, "adapter_model").unwrap();
@@ -178,8 +178,12 @@ fn records_hold_packed_layers() {
     let (device, config) = (plain(), config());
     let lora = Named { config: &config, module: NAME };
     let layer = |format| QLoraLinear::from_linear(linear(48, 64, &device), format, lora).unwrap();
-    for format in [Format::Nf4, Format::Int8] {
-        let (one, other) = (layer(format), layer(format));
+    for format in [Format::Nf4, Format::Nf4Double, Format::Int8] {
+        // of another scale, too
+        let mut wide = linear(48, 64, &device);
+        wide.weight = wide.weight.map(|w| w * 100.0);
+        let one = QLoraLinear::from_linear(wide, format, lora).unwrap();
+        let other = layer(format);
         let x = random([2, 64], &device);
         let want = values(one.forward(x.clone()));
         assert_ne!(values(other.forward(x.clone())), want);

@@ -25,7 +25,7 @@ fn act(x: Tensor<2>, act: Activation) -> Tensor<2> {
 
 #[test]
 fn gated_activations() {
-    let device = plain().autodiff();
+    let device = taped();
     let acts = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu];
     for kind in acts.into_iter().chain([Activation::Relu2]) {
         for shape in [[1, 33], [37, 130], [5, 257]] {
@@ -57,7 +57,7 @@ fn views_are_read_as_they_are() {
 /// An op that works in place must not change what others still hold.
 #[test]
 fn inputs_stay_what_they_are() {
-    let device = plain().autodiff();
+    let device = taped();
     let [gate, up] = [random([8, 32], &device).require_grad(), random([8, 32], &device).require_grad()];
     let before = [values(gate.clone()), values(up.clone())];
     luthier_burn::swiglu(gate.clone(), up.clone()).sum().backward();
@@ -71,7 +71,7 @@ fn inputs_stay_what_they_are() {
 
 #[test]
 fn rms_norms() {
-    let device = plain().autodiff();
+    let device = taped();
     for (shape, shift) in [([1, 1, 1], 0.0), ([2, 19, 96], 0.0), ([3, 5, 257], 1.0), ([1, 300, 64], 1.0)] {
         let x = random(shape, &device).require_grad();
         let weight = random([shape[2]], &device).require_grad();
@@ -133,7 +133,7 @@ fn turned(x: Tensor<4>, channels: usize, pairs: Pairs, positions: Tensor<2, Int>
 
 #[test]
 fn rotary_positions() {
-    let device = plain().autodiff();
+    let device = taped();
     for (shape, channels) in [([1, 1, 1, 2], 2), ([2, 9, 3, 16], 16), ([2, 5, 4, 20], 12), ([1, 64, 2, 14], 14)] {
         for pairs in [Pairs::Halves, Pairs::Interleaved] {
             let x = random(shape, &device).require_grad();
@@ -147,7 +147,7 @@ fn rotary_positions() {
 
 #[test]
 fn packed_linears() {
-    let device = plain().autodiff();
+    let device = taped();
     for format in [Format::Nf4, Format::Nf4Double, Format::Int8] {
         // both kernels: few rows, and many; whole blocks and torn ones
         for (n, o, c) in [(1, 1, 2), (5, 48, 128), (64, 37, 70), (65, 37, 70), (200, 130, 257)] {
@@ -163,7 +163,7 @@ fn packed_linears() {
 
 #[test]
 fn adapters_products() {
-    let device = plain().autodiff();
+    let device = taped();
     for (n, o, c, r) in [(1, 1, 1, 1), (19, 48, 96, 8), (130, 37, 65, 5)] {
         let [x, a, b] = [[n, c], [r, c], [o, r]].map(|shape| random(shape, &device).require_grad());
         let ours = lora(x.clone(), a.clone(), b.clone(), 0.75);
@@ -192,7 +192,7 @@ fn logprobs(hidden: Tensor<2>, weight: Tensor<2>, labels: &[i32], softcap: f32) 
 
 #[test]
 fn heads_and_their_losses() {
-    let device = plain().autodiff();
+    let device = taped();
     for (n, c, v, chunk, softcap) in [(1, 1, 2, 1, 0.0), (50, 33, 301, 16, 0.0), (33, 64, 1000, 1024, 30.0)] {
         let hidden = random([n, c], &device).require_grad();
         let weight = (random([v, c], &device) * 0.3).detach().require_grad();
@@ -216,7 +216,7 @@ fn heads_and_their_losses() {
 /// What is not trained gets no gradient, and costs none.
 #[test]
 fn frozen_inputs_have_no_gradient() {
-    let device = plain().autodiff();
+    let device = taped();
     let (hidden, weight) = (random([6, 8], &device).require_grad(), random([12, 8], &device));
     let labels = Tensor::<1, Int>::from_data([1, 2, 3, 4, 5, 6], &device);
     let loss = luthier_burn::linear_cross_entropy(hidden.clone(), weight.clone(), labels, &Head::default());
@@ -238,8 +238,8 @@ fn gradient_checkpointing() {
         let all = y.powi_scalar(2).sum().backward();
         [values(gate.grad(&all).unwrap()), values(up.grad(&all).unwrap())]
     };
-    let kept = gradients(&plain().autodiff());
-    let again = gradients(&plain().autodiff().gradient_checkpointing());
+    let kept = gradients(&taped());
+    let again = gradients(&plain().clone().autodiff().gradient_checkpointing());
     for (kept, again) in kept.iter().zip(&again) {
         close("computed again", again, kept, ELEMENTWISE);
     }

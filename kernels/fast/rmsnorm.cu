@@ -17,7 +17,7 @@ INLINE void unpack8(float (&x)[8], uint4 w) {
     unpack<T>(w.x, x[0], x[1]), unpack<T>(w.y, x[2], x[3]), unpack<T>(w.z, x[4], x[5]), unpack<T>(w.w, x[6], x[7]);
 }
 
-// op rmsnorm_forward grid(ceil(N, 1 + 3*min(1, 4096/max(C, 1)))) block(128)
+// op rmsnorm_forward grid(ceil(N, 128/THREADS)) block(128)
 extern "C" __global__ void __launch_bounds__(128) rmsnorm_forward(T_out* out, T_rstd* rstd, const T_inp* inp, const T_weight* weight, Params p) {
     u32 C = p.C, n = min(own_row(), p.N - 1);
     uint4 kept[KEEP];
@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(128) rmsnorm_forward(T_out* out, T_
     });
 }
 
-// op rmsnorm_backward grid(ceil(N, 1 + 3*min(1, 4096/max(C, 1)))) block(128)
+// op rmsnorm_backward grid(ceil(N, 128/THREADS)) block(128)
 extern "C" __global__ void __launch_bounds__(128) rmsnorm_backward(T_dinp* dinp, const T_dout* dout, const T_inp* inp, const T_weight* weight, const T_rstd* rstd, Params p) {
     u32 C = p.C, n = min(own_row(), p.N - 1);
     uint4 xs[KEEP], gs[KEEP];

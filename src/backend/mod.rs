@@ -154,6 +154,10 @@ macro_rules! declare {
             fn has_fp8(&self) -> bool {
                 false
             }
+            /// Whether `low_rank_backward` is faster than the two products that it stands for.
+            fn has_low_rank(&self) -> bool {
+                false
+            }
             /// What is allocated from now on counts as this; returns what it counted as before. See [`Charge`].
             fn charge(&self, to: Use) -> Use;
 

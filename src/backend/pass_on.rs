@@ -95,6 +95,16 @@ macro_rules! pass_on {
             self.$field.is_dry()
         }
     };
+    (@ has_fp8 $field:ident) => {
+        fn has_fp8(&self) -> bool {
+            self.$field.has_fp8()
+        }
+    };
+    (@ has_low_rank $field:ident) => {
+        fn has_low_rank(&self) -> bool {
+            self.$field.has_low_rank()
+        }
+    };
     (@ charge $field:ident) => {
         fn charge(&self, to: $crate::backend::Use) -> $crate::backend::Use {
             self.$field.charge(to)

@@ -73,7 +73,7 @@ impl<'b> Profile<'b> {
 
 impl Backend for Profile<'_> {
     crate::pass_on! { inner: name device driver alloc free upload download sequences set_deterministic sync mark
-    elapsed memory available rules is_dry charge host_alloc host_free to_host from_host rows_from_host
+    elapsed memory available rules is_dry has_fp8 has_low_rank charge host_alloc host_free to_host from_host rows_from_host
     host_upload host_download }
     fn launch(&self, launch: &Launch) -> Result<()> {
         self.note(|| Call::of(launch))?;

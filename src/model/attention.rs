@@ -12,6 +12,7 @@
 use super::batch::{Inputs, KindInputs, RopeInputs};
 use super::block::same;
 use super::latent::{self, Latent};
+use super::linear::low::{self, Ranks, With};
 use super::linear::{Linear, LinearScratch, Projections};
 use super::norm::{Norm, NormParams};
 use super::paged::Cache;
@@ -48,6 +49,8 @@ pub struct Saved {
     lse: Buf,
     head_norms: Option<[Normed; 2]>,
     latent: Option<latent::Saved>,
+    /// T of the adapters of q, k and v, and of o, where it waits for the backward.
+    low: [Option<Buf>; 2],
 }
 
 /// A head norm's input and statistics: of q, or of k.
@@ -73,7 +76,8 @@ pub struct Grads {
 }
 
 impl Saved {
-    pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType) -> Result<Saved> {
+    /// `ranks`: of adapters whose T stays.
+    pub fn new(scope: &Scope, s: &Spec, N: usize, dtype: DType, ranks: Ranks) -> Result<Saved> {
         let heads = |heads: usize| scope.alloc(N * heads * s.D, dtype);
         let stat = |rows: usize| scope.alloc(rows, DType::F32);
         let normed = |n: usize| Ok(Normed { inp: heads(n)?, stats: stat(Norm::heads(s, N, n).stats())? });
@@ -83,7 +87,8 @@ impl Saved {
         };
         let latent = s.latent.as_ref().map(|l| latent::Saved::new(scope, l, N, dtype)).transpose()?;
         let (q, att, lse) = (heads(s.H)?, heads(s.H)?, stat(N * s.H)?);
-        Ok(Saved { q, k: heads(s.K)?, v: heads(s.K)?, att, lse, head_norms, latent })
+        let low = [low::kept(scope, ranks.qkv, N, dtype)?, low::kept(scope, ranks.o, N, dtype)?];
+        Ok(Saved { q, k: heads(s.K)?, v: heads(s.K)?, att, lse, head_norms, latent, low })
     }
 
     /// Other handles of the same buffers.
@@ -97,6 +102,7 @@ impl Saved {
             lse: same(&self.lse),
             head_norms: self.head_norms.as_ref().map(|two| two.each_ref().map(normed)),
             latent: self.latent.as_ref().map(latent::Saved::share),
+            low: self.low.each_ref().map(|t| t.as_ref().map(same)),
         }
     }
     /// What attention makes of q, k and v.
@@ -163,7 +169,8 @@ impl Attention {
         x: &Buf,
         inputs: &Inputs,
     ) -> Result<()> {
-        let (N, Saved { q, k, v, head_norms, latent, .. }) = (inputs.N, saved);
+        let (N, Saved { q, k, v, head_norms, latent, low: [t_qkv, _], .. }) = (inputs.N, saved);
+        let linear = linear.keeping(t_qkv);
         match (&self.head_norms, head_norms) {
             (Some(weights), Some(normed)) => {
                 let [nq, nk] = normed;
@@ -193,7 +200,7 @@ impl Attention {
         saved: &Saved,
         N: usize,
     ) -> Result<()> {
-        self.o.forward(b, linear, &mut [out], values(b, s, &mut t.latent, saved, N)?, N)
+        self.o.forward(b, linear.keeping(&saved.low[1]), &mut [out], values(b, s, &mut t.latent, saved, N)?, N)
     }
 
     /// datt, from dout [N, C], the gradient of `output`.
@@ -206,16 +213,17 @@ impl Attention {
         dout: &Buf,
         N: usize,
     ) -> Result<()> {
+        let with = linear.keeping(&saved.low[1]);
         let g = t.grads.as_mut().expect("the scratch was made for training");
         match (&s.latent, &t.latent) {
             (Some(l), Some(latent)) => {
                 let mut dvalues = latent.dvalues();
-                self.o.backward_input(b, linear, &mut dvalues, &[dout], N, false)?;
+                self.o.backward_input(b, with, &mut dvalues, &[dout], N, false)?;
                 b.latent_output_backward(&mut g.datt, &dvalues, &latent::params(s, l, N))?;
             }
-            _ => self.o.backward_input(b, linear, &mut g.datt, &[dout], N, false)?,
+            _ => self.o.backward_input(b, with, &mut g.datt, &[dout], N, false)?,
         }
-        self.o.backward_weight(b, linear, &[dout], values(b, s, &mut t.latent, saved, N)?, N)
+        self.o.backward_weight(b, with, &[dout], values(b, s, &mut t.latent, saved, N)?, N)
     }
 
     /// dx [N, C] = ∂L/∂x from the datt that `backward_output` left. `saved` is used up.
@@ -241,7 +249,7 @@ impl Attention {
             b.rope_backward(&mut g.dq, &rope.table, &rope.rows, &rope_params(s, N, s.H, rope))?;
             b.rope_backward(&mut g.dk, &rope.table, &rope.rows, &rope_params(s, N, s.K, rope))?;
         }
-        let Saved { q, k, head_norms, latent, .. } = saved;
+        let Saved { q, k, head_norms, latent, low: [t_qkv, _], .. } = saved;
         let (mut dq, mut dk) = (&g.dq, &g.dk);
         if let (Some(weights), Some(normed)) = (&mut self.head_norms, head_norms) {
             // q and k have served: the gradients of the norms' inputs take their place
@@ -252,9 +260,14 @@ impl Attention {
             }
             (dq, dk) = (q, k);
         }
-        self.qkv.backward(b, s, (latent, &mut t.latent), linear, dx, [dq, dk, &g.dv], x, N)
+        self.qkv.backward(b, s, (latent, &mut t.latent), linear.keeping(t_qkv), dx, [dq, dk, &g.dv], x, N)
     }
 
+    /// Of adapters whose T may stay: not those of latent attention's projections.
+    pub(super) fn ranks(&self) -> Ranks {
+        let qkv = if let Qkv::Projections(p) = &self.qkv { low::ranks(&p.0) } else { 0 };
+        Ranks { qkv, o: low::ranks([&self.o]), ..Ranks::default() }
+    }
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let (projections, latent) = match &self.qkv {
             Qkv::Projections(p) => (p.0.as_slice(), None),
@@ -307,15 +320,15 @@ impl Qkv {
         b: &dyn Backend,
         s: &Spec,
         (saved, t): LatentBufs,
-        linear: &LinearScratch,
+        with: With,
         mut qkv: [&mut Buf; 3],
         x: &Buf,
         N: usize,
     ) -> Result<()> {
         match (self, &s.latent, saved, t) {
-            (Qkv::Projections(p), ..) => p.forward(b, linear, &mut qkv, x, N),
+            (Qkv::Projections(p), ..) => p.forward(b, with, &mut qkv, x, N),
             (Qkv::Latent(latent), Some(l), Some(saved), Some(t)) => {
-                latent.forward(b, (s, l), saved, (t, linear), qkv, x, N)
+                latent.forward(b, (s, l), saved, (t, &with), qkv, x, N)
             }
             _ => unreachable!("all are of one spec"),
         }
@@ -327,16 +340,16 @@ impl Qkv {
         b: &dyn Backend,
         s: &Spec,
         (saved, t): LatentBufs,
-        linear: &LinearScratch,
+        with: With,
         dx: &mut Buf,
         dqkv: [&Buf; 3],
         x: &Buf,
         N: usize,
     ) -> Result<()> {
         match (self, &s.latent, saved, t) {
-            (Qkv::Projections(p), ..) => p.backward(b, linear, dx, &dqkv, x, N),
+            (Qkv::Projections(p), ..) => p.backward(b, with, dx, &dqkv, x, N),
             (Qkv::Latent(latent), Some(l), Some(saved), Some(t)) => {
-                latent.backward(b, (s, l), saved, (t, linear), dx, dqkv, x, N)
+                latent.backward(b, (s, l), saved, (t, &with), dx, dqkv, x, N)
             }
             _ => unreachable!("all are of one spec"),
         }

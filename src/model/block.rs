@@ -13,6 +13,7 @@
 use super::attention::{self, Attention};
 use super::batch::Inputs;
 use super::experts::Experts;
+use super::linear::low::Ranks;
 use super::linear::{Linear, LinearScratch, Observer};
 use super::mlp::{self, Mlp};
 use super::moe;
@@ -77,6 +78,7 @@ impl Saved {
         dtype: DType,
         tile: Option<usize>,
         room: Option<&mlp::Room>,
+        ranks: Ranks,
     ) -> Result<Saved> {
         let buf = |cols: usize| scope.alloc(N * cols, dtype);
         let stats = || scope.alloc(Norm::rows(s, N).stats(), DType::F32);
@@ -90,9 +92,9 @@ impl Saved {
         }
         Ok(Saved {
             pre: (0..pre_norms(s)).map(|_| stats()).collect::<Result<_>>()?,
-            attention: attention::Saved::new(scope, s, N, dtype)?,
+            attention: attention::Saved::new(scope, s, N, dtype, ranks)?,
             x2: if sequential { Some(buf(s.C)?) } else { None },
-            mlp: mlp::Saved::new(scope, s, mlps, N, dtype, tile, room)?,
+            mlp: mlp::Saved::new(scope, s, mlps, N, dtype, tile, room, ranks)?,
             post: if after { Some([post()?, post()?]) } else { None },
         })
     }
@@ -367,6 +369,10 @@ impl Block {
         Ok(true)
     }
 
+    /// Of adapters whose T may stay from the forward to the backward.
+    pub fn ranks(&self) -> Ranks {
+        self.attention.ranks().max(self.mlp.ranks())
+    }
     /// But for those of experts.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.attention.linears().chain(self.mlp.linears())

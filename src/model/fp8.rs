@@ -7,6 +7,7 @@
 //! ```
 //! Adapters, norms, attention and the head stay in the model's dtype, and so do layers whose sizes are no multiples of 16: tensor
 //! cores do not take them.
+use super::linear::low::With;
 use super::linear::{Linear, LinearScratch, Weight};
 use super::spec::{LinearSpec, Spec};
 use crate::backend::{Backend, Buf, Scope};
@@ -141,18 +142,19 @@ impl Linear {
     }
 
     /// outs [N, parts[i]] from inp [N, C].
-    pub fn forward(
+    pub fn forward<'a>(
         &self,
         b: &dyn Backend,
-        scratch: &LinearScratch,
+        with: impl Into<With<'a>>,
         outs: &mut [&mut Buf],
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
+        let with = with.into();
         if self.fp8().is_some() {
-            self.quantize_fp8(b, scratch, inp, N)?;
+            self.quantize_fp8(b, &with, inp, N)?;
         }
-        self.forward_quantized(b, scratch, outs, inp, N)
+        self.forward_quantized(b, with, outs, inp, N)
     }
 
     /// X [N, C] into the scratch, for the `forward_fp8` of this layer and of others that read the same X.

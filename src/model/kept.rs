@@ -2,7 +2,7 @@
 //! and where the plan saves memory, several layers have handles of the same buffers.
 //!
 //! ```text
-//! keep        x    everything but the norms' outputs  of its own
+//! keep        x    everything but the norms' outputs  of its own, and T of all its adapters
 //! attention   x    att, lse, x2 (`Saved::boundary`)   of its own, the rest of one set for all
 //! recompute   x                                       of its own, the rest of one set for all
 //! offload     x    att, lse, x2                       of one of two slots, by turns, and of the host's
@@ -10,6 +10,7 @@
 //! Layer k of those on the host leaves when its block has run; its slot is layer k + 2's next. In the backward, layer k − 2 comes
 //! back into the slot as soon as layer k is through, while layer k − 1 computes. The last two never leave their slots.
 use super::block::Saved;
+use super::linear::low::Ranks;
 use super::mlp::Room;
 use super::plan::{Keep, Plan};
 use super::spec::Spec;
@@ -41,18 +42,27 @@ struct Away {
 
 impl<'b> Kept<'b> {
     /// `room`: where layers that compute again have their gate and up.
-    pub fn new(scope: &Scope<'b>, s: &Spec, N: usize, dtype: DType, plan: &Plan, room: &Room) -> Result<Kept<'b>> {
+    /// `ranks`: each layer's.
+    pub fn new(
+        scope: &Scope<'b>,
+        s: &Spec,
+        ranks: &[Ranks],
+        N: usize,
+        dtype: DType,
+        plan: &Plan,
+        room: &Room,
+    ) -> Result<Kept<'b>> {
         let (b, layers) = (scope.backend(), s.layers);
         let host = HostScope::new(b);
         let Some(each) = plan.layers(layers) else {
             let two = [scope.alloc(N * s.C, dtype)?, scope.alloc(N * s.C, dtype)?];
-            let one = Saved::new(scope, s, &s.mlps(), N, dtype, None, Some(room))?;
+            let one = Saved::new(scope, s, &s.mlps(), N, dtype, None, Some(room), Ranks::default())?;
             let x = (0..layers + 1).map(|l| two[l % 2].view(0, N * s.C)).collect();
             let saved = (0..layers).map(|_| one.share()).collect();
             return Ok(Kept { plan: None, x, saved, away: Vec::new(), _host: host });
         };
         let _charge = Charge::to(b, Use::Activations);
-        let mut sets = Sets::new(scope, s, &each, N, dtype, plan.tile(N), room)?;
+        let mut sets = Sets::new(scope, s, (&each, ranks), N, dtype, plan.tile(N), room)?;
         let on_host: Vec<usize> = (0..layers).filter(|l| each[*l] == Keep::Host).collect();
         let slots: Vec<(Buf, Saved)> = (0..SLOTS.min(on_host.len()))
             .map(|_| Ok((scope.alloc(N * s.C, dtype)?, sets.boundary(scope)?)))
@@ -71,7 +81,7 @@ impl<'b> Kept<'b> {
             }
             x.push(scope.alloc(N * s.C, dtype)?);
             saved.push(match keep {
-                Keep::All => Saved::new(scope, s, &[s.mlp(l)], N, dtype, None, None)?,
+                Keep::All => Saved::new(scope, s, &[s.mlp(l)], N, dtype, None, None, ranks[l])?,
                 Keep::Attention => sets.boundary(scope)?,
                 _ => sets.common(),
             });
@@ -122,7 +132,7 @@ impl Sets {
     fn new(
         scope: &Scope,
         s: &Spec,
-        each: &[Keep],
+        (each, ranks): (&[Keep], &[Ranks]),
         N: usize,
         dtype: DType,
         tile: Option<usize>,
@@ -130,7 +140,8 @@ impl Sets {
     ) -> Result<Sets> {
         let mut mlps: Vec<_> = (0..each.len()).filter(|l| each[*l] != Keep::All).map(|l| s.mlp(l)).collect();
         mlps.dedup();
-        let common = || Saved::new(scope, s, &mlps, N, dtype, tile, Some(room));
+        let ranks = ranks.iter().copied().fold(Ranks::default(), Ranks::max).again();
+        let common = || Saved::new(scope, s, &mlps, N, dtype, tile, Some(room), ranks);
         let common = (!mlps.is_empty()).then(common).transpose()?;
         Ok(Sets { common, spare: !each.contains(&Keep::Input) })
     }

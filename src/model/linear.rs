@@ -20,10 +20,10 @@ use crate::ops::matmul::MatMul;
 use std::rc::Rc;
 
 mod adapter;
-mod low;
+pub mod low;
 mod projections;
 mod weight;
-use low::Columns;
+use low::{Columns, With};
 pub use projections::Projections;
 pub use weight::{GgufWeight, Int8Weight, Mxfp4Weight, Nf4Scales, Nf4Weight, Weight};
 
@@ -164,30 +164,31 @@ impl Linear {
     pub(super) fn forward_quantized(
         &self,
         b: &dyn Backend,
-        scratch: &LinearScratch,
+        with: With,
         outs: &mut [&mut Buf],
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
         let Some(lora) = &self.lora else {
-            return self.forward_with(b, scratch, outs, (inp, inp), N, Columns::alone(0));
+            return self.forward_with(b, with, outs, (inp, inp), N, Columns::alone(0));
         };
-        let seen = lora.input(b, scratch, inp, N * self.C)?;
-        lora.narrow(b, scratch, &seen, N, self.C)?;
-        self.forward_with(b, scratch, outs, (inp, &seen), N, Columns::alone(lora.R))
+        let seen = lora.input(b, &with, inp, N * self.C)?;
+        lora.narrow(b, with, &seen, N, self.C)?;
+        self.forward_with(b, with, outs, (inp, &seen), N, Columns::alone(lora.R))
     }
 
     /// The same with T in its columns; `seen` is what A has seen of inp.
     fn forward_with(
         &self,
         b: &dyn Backend,
-        scratch: &LinearScratch,
+        with: With,
         outs: &mut [&mut Buf],
         (inp, seen): (&Buf, &Buf),
         N: usize,
         at: Columns,
     ) -> Result<()> {
         assert_eq!(outs.len(), self.parts.len(), "{}: one output a part", self.name);
+        let scratch: &LinearScratch = &with;
         if let Some(observer) = &scratch.observer {
             observer.linear(b, self, inp, N)?;
         }
@@ -209,13 +210,13 @@ impl Linear {
             match &self.lora {
                 // few tokens are a matter of the weights alone, which some products read fastest if they only write
                 Some(lora) if !thin && N > FEW && lora.is_plain(scratch) => {
-                    lora.widen(b, scratch, out, (first, O), N, at, false)?;
+                    lora.widen(b, with, out, (first, O), N, at, false)?;
                     base(out, inp, true)?;
                 }
                 Some(lora) => {
                     let detour = lora.detour(scratch, N * C).is_some();
                     base(out, if detour { seen } else { inp }, false)?;
-                    lora.widen(b, scratch, out, (first, O), N, at, true)?;
+                    lora.widen(b, with, out, (first, O), N, at, true)?;
                     if let Some(dora) = &lora.dora {
                         dora.forward(b, out, first, O, N)?;
                     }
@@ -236,18 +237,23 @@ impl Linear {
     }
 
     /// dinp [N, C] = (or +=) ∂L/∂inp from douts [N, parts[i]]. `backward_weight` of the same layer comes next.
-    pub fn backward_input(
-        &self,
+    pub fn backward_input<'a>(
+        &mut self,
         b: &dyn Backend,
-        scratch: &LinearScratch,
+        with: impl Into<With<'a>>,
         dinp: &mut Buf,
         douts: &[&Buf],
         N: usize,
         add: bool,
     ) -> Result<()> {
+        let with = with.into();
+        let plain = self.lora.as_ref().filter(|lora| lora.is_plain(&with));
+        if let Some(at) = plain.map(|lora| Columns::alone(lora.R)) {
+            self.backward_narrow(b, with, douts, N, at)?;
+        }
+        let scratch: &LinearScratch = &with;
         match &self.lora {
             Some(lora) if lora.is_plain(scratch) => {
-                self.backward_narrow(b, scratch, douts, N, Columns::alone(lora.R))?;
                 lora.backward_widen(b, scratch, dinp, N, self.C, add)?;
                 self.backward_base(b, scratch, dinp, douts, N, true)
             }
@@ -256,18 +262,20 @@ impl Linear {
         }
     }
 
-    /// P of a plain adapter, to its columns.
-    fn backward_narrow(
-        &self,
-        b: &dyn Backend,
-        scratch: &LinearScratch,
-        douts: &[&Buf],
-        N: usize,
-        at: Columns,
-    ) -> Result<()> {
+    /// P of a plain adapter, to its columns; and B's gradient, if that comes with it.
+    fn backward_narrow(&mut self, b: &dyn Backend, with: With, douts: &[&Buf], N: usize, at: Columns) -> Result<()> {
+        if let ([dout], true) = (douts, self.joins(b, with)) {
+            return self.lora.iter_mut().try_for_each(|lora| lora.backward_joined(b, with, dout, self.O, N, at));
+        }
         let Some(lora) = &self.lora else { return Ok(()) };
         let mut parts = douts.iter().zip(self.rows()).enumerate();
-        parts.try_for_each(|(i, (dout, rows))| lora.narrow_gradient(b, scratch, dout, rows, N, at, i > 0))
+        parts.try_for_each(|(i, (dout, rows))| lora.narrow_gradient(b, &with, dout, rows, N, at, i > 0))
+    }
+
+    /// Whether P and B's gradient are made together: each reads all of G, and T is there before P.
+    fn joins(&self, b: &dyn Backend, with: With) -> bool {
+        let lora = self.lora.as_ref().filter(|lora| lora.is_plain(&with) && lora.b.train.is_some());
+        lora.is_some() && with.is_kept() && self.parts.len() == 1 && b.has_low_rank()
     }
 
     /// dinp [N, C] = (or +=) the gradient through the base weight.
@@ -358,33 +366,33 @@ impl Linear {
     }
 
     /// Adds to the gradients of what is trained here, from douts [N, parts[i]] and inp [N, C]; right after `backward_input`.
-    pub fn backward_weight(
+    pub fn backward_weight<'a>(
         &mut self,
         b: &dyn Backend,
-        scratch: &LinearScratch,
+        with: impl Into<With<'a>>,
         douts: &[&Buf],
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
-        let C = self.C;
+        let (C, with) = (self.C, with.into());
         let Some(lora) = &mut self.lora else {
-            return self.backward_with(b, scratch, douts, (inp, inp), N, Columns::alone(0));
+            return self.backward_with(b, with, douts, (inp, inp), N, Columns::alone(0));
         };
-        let (R, seen) = (lora.R, lora.input(b, scratch, inp, N * C)?);
+        let (R, seen) = (lora.R, lora.input(b, &with, inp, N * C)?);
         if let Some(train) = &mut lora.a.train {
-            b.matmul_tn_add(train.sum(b)?, &part(&scratch.p, N * R), &seen, &tn(R, C, N, 1.0))?;
+            b.matmul_tn_add(train.sum(b)?, &part(&with.p, N * R), &seen, &tn(R, C, N, 1.0))?;
         }
-        if lora.b.train.is_some() {
-            lora.narrow(b, scratch, &seen, N, C)?;
+        if lora.b.train.is_some() && !with.is_kept() {
+            lora.narrow(b, with, &seen, N, C)?;
         }
-        self.backward_with(b, scratch, douts, (inp, &seen), N, Columns::alone(R))
+        self.backward_with(b, with, douts, (inp, &seen), N, Columns::alone(R))
     }
 
     /// The gradients of all but A, with T in its columns.
     fn backward_with(
         &mut self,
         b: &dyn Backend,
-        scratch: &LinearScratch,
+        with: With,
         douts: &[&Buf],
         (inp, seen): (&Buf, &Buf),
         N: usize,
@@ -404,7 +412,7 @@ impl Linear {
                 let p = BiasBackward { N: N as u32, O: O as u32, ld_dout: O as u32 };
                 b.bias_backward(&mut train.sum(b)?.view(first, O), dout, &p)?;
             }
-            self.backward_b(b, scratch, dout, seen, (first, O), N, at)?;
+            self.backward_b(b, with, dout, seen, (first, O), N, at)?;
         }
         if let Weight::Dense(Param { train: Some(train), .. }) = &self.weight {
             // all parts
@@ -417,30 +425,30 @@ impl Linear {
     fn backward_b(
         &mut self,
         b: &dyn Backend,
-        scratch: &LinearScratch,
+        with: With,
         dout: &Buf,
         seen: &Buf,
         (first, O): (usize, usize),
         N: usize,
         at: Columns,
     ) -> Result<()> {
-        if self.lora.as_ref().is_none_or(|lora| lora.b.train.is_none()) {
+        if self.lora.as_ref().is_none_or(|lora| lora.b.train.is_none()) || self.joins(b, with) {
             return Ok(());
         }
-        let scaled = self.scaled(b, scratch, dout, first, O, N)?;
-        let weight = if scaled.is_some() { Some(self.dense(b, scratch)?) } else { None };
+        let scaled = self.scaled(b, &with, dout, first, O, N)?;
+        let weight = if scaled.is_some() { Some(self.dense(b, &with)?) } else { None };
         let (C, Some(lora)) = (self.C, &mut self.lora) else { return Ok(()) };
         let R = lora.R;
         if let Some(train) = &mut lora.b.train {
             let scaled = scaled.as_ref().unwrap_or(dout);
-            let t = at.of(&scratch.xa, N);
+            let t = with.t(at, N);
             b.matmul_tn_add(&mut train.sum(b)?.view(first * R, O * R), scaled, &t, &at.b(tn(O, R, N, 1.0)))?;
         }
         if let Some(weight) = weight {
             // the scaled gradient has been used: its place holds the outputs now, as they were before they were scaled
-            let mut out = scratch.dora.rows(N, O);
+            let mut out = with.dora.rows(N, O);
             b.matmul_nt(&mut out, seen, &weight.view(first * C, O * C), &nt(N, O, C, 1.0))?;
-            lora.widen(b, scratch, &mut out, (first, O), N, at, true)?;
+            lora.widen(b, with, &mut out, (first, O), N, at, true)?;
             if let Some(dora) = &mut lora.dora {
                 dora.backward_weight(b, dout, &out, first, O, N)?;
             }

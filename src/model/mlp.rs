@@ -11,6 +11,7 @@
 //! In tiles: the forward makes out some tokens at a time and leaves nothing; the backward makes gate and up of the same tokens again.
 use super::block::same;
 use super::experts::Experts;
+use super::linear::low::{self, Ranks};
 use super::linear::{Linear, LinearScratch, Observer, Projections};
 use super::moe::{self, Moe};
 use super::param::Param;
@@ -40,6 +41,14 @@ struct Dense {
     /// `None`: there is no gate.
     gate: Option<Buf>,
     up: Buf,
+    low: Low,
+}
+
+/// T of the adapters, where it waits for the backward.
+#[derive(Default)]
+struct Low {
+    gate_up: Option<Buf>,
+    down: Option<Buf>,
 }
 
 /// What takes turns with other layers' and other parts' buffers.
@@ -65,7 +74,7 @@ impl Room {
         let h = bufs.next();
         let up = bufs.next();
         let gate = bufs.next();
-        Room { h, dense: up.map(|up| Dense { gate, up }) }
+        Room { h, dense: up.map(|up| Dense { gate, up, low: Low::default() }) }
     }
 }
 
@@ -77,7 +86,8 @@ pub struct Scratch {
 }
 
 impl Saved {
-    /// With a `tile`, MLPs without experts run so many tokens at a time. `room`: where gate and up lie, if not apart.
+    /// With a `tile`, MLPs without experts run so many tokens at a time. `room`: where gate and up lie, if not apart. `ranks`: of
+    /// adapters whose T stays.
     pub fn new(
         scope: &Scope,
         s: &Spec,
@@ -86,12 +96,18 @@ impl Saved {
         dtype: DType,
         tile: Option<usize>,
         room: Option<&Room>,
+        ranks: Ranks,
     ) -> Result<Saved> {
+        let ranks = if tile.is_some() { Ranks::default() } else { ranks };
+        let low = || {
+            let kept = |ranks| low::kept(scope, ranks, N, dtype);
+            Ok(Low { gate_up: kept(ranks.gate_up)?, down: kept(ranks.down)? })
+        };
         let buf = || scope.alloc(tile.unwrap_or(N) * s.F, dtype);
         let gated = s.gating == Gating::Gated;
         let dense = || match room.and_then(|room| room.dense.as_ref()) {
-            Some(dense) => Ok(dense.share()),
-            None => Ok(Dense { gate: gated.then(buf).transpose()?, up: buf()? }),
+            Some(dense) => Ok(Dense { low: low()?, ..dense.share() }),
+            None => Ok(Dense { gate: gated.then(buf).transpose()?, up: buf()?, low: low()? }),
         };
         let dense = kinds.contains(&MlpKind::Dense).then(dense).transpose()?;
         let moe = s.moe.as_ref().filter(|_| kinds.contains(&MlpKind::Moe));
@@ -105,14 +121,17 @@ impl Saved {
     /// For n tokens of a tile.
     fn tile(&self, n: usize, F: usize) -> Saved {
         let part = |buf: &Buf| buf.view(0, n * F);
-        let dense = |dense: &Dense| Dense { gate: dense.gate.as_ref().map(part), up: part(&dense.up) };
+        let dense =
+            |dense: &Dense| Dense { gate: dense.gate.as_ref().map(part), up: part(&dense.up), low: Low::default() };
         Saved { dense: self.dense.as_ref().map(dense), moe: None, tile: None }
     }
 }
 
 impl Dense {
     fn share(&self) -> Dense {
-        Dense { gate: self.gate.as_ref().map(same), up: same(&self.up) }
+        let view = |buf: &Option<Buf>| buf.as_ref().map(same);
+        let low = Low { gate_up: view(&self.low.gate_up), down: view(&self.low.down) };
+        Dense { gate: view(&self.gate), up: same(&self.up), low }
     }
 }
 
@@ -189,11 +208,11 @@ impl Mlp {
             return Ok(());
         }
         match (self, saved, t) {
-            (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate: Some(gate), up }), .. }, _) => {
-                gate_up.forward(b, linear, &mut [gate, up], n2, N)
+            (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate: Some(gate), up, low }), .. }, _) => {
+                gate_up.forward(b, linear.keeping(&low.gate_up), &mut [gate, up], n2, N)
             }
-            (Mlp::Plain { up: linear_up, .. }, Saved { dense: Some(Dense { up, .. }), .. }, _) => {
-                linear_up.forward(b, linear, &mut [up], n2, N)
+            (Mlp::Plain { up: linear_up, .. }, Saved { dense: Some(Dense { up, low, .. }), .. }, _) => {
+                linear_up.forward(b, linear.keeping(&low.gate_up), &mut [up], n2, N)
             }
             (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {
                 moe.forward_saved(b, s, saved, (t, linear), n2, N)
@@ -223,15 +242,19 @@ impl Mlp {
         match (self, saved, t) {
             (
                 Mlp::Dense { down, .. },
-                Saved { dense: Some(Dense { gate: Some(gate), up }), .. },
+                Saved { dense: Some(Dense { gate: Some(gate), up, low }), .. },
                 Scratch { dense: Some(h), .. },
             ) => {
                 b.swiglu_forward(h, gate, up, &swiglu_params(s, N, down.C))?;
-                down.forward(b, linear, &mut [out], h, N)
+                down.forward(b, linear.keeping(&low.down), &mut [out], h, N)
             }
-            (Mlp::Plain { down, .. }, Saved { dense: Some(Dense { up, .. }), .. }, Scratch { dense: Some(h), .. }) => {
+            (
+                Mlp::Plain { down, .. },
+                Saved { dense: Some(Dense { up, low, .. }), .. },
+                Scratch { dense: Some(h), .. },
+            ) => {
                 b.activation_forward(h, up, &activation_params(s, N))?;
-                down.forward(b, linear, &mut [out], h, N)
+                down.forward(b, linear.keeping(&low.down), &mut [out], h, N)
             }
             (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {
                 moe.output(b, s, saved, (t, linear), out, N)
@@ -256,17 +279,21 @@ impl Mlp {
         match (self, saved, t) {
             (
                 Mlp::Dense { down, .. },
-                Saved { dense: Some(Dense { gate: Some(gate), up }), .. },
+                Saved { dense: Some(Dense { gate: Some(gate), up, low }), .. },
                 Scratch { dense: Some(h), .. },
             ) => {
-                down.backward_input(b, linear, h, &[dout], N, false)?;
+                down.backward_input(b, linear.keeping(&low.down), h, &[dout], N, false)?;
                 b.swiglu_backward(h, gate, up, &swiglu_params(s, N, down.C))?;
-                down.backward_weight(b, linear, &[dout], h, N)
+                down.backward_weight(b, linear.keeping(&low.down), &[dout], h, N)
             }
-            (Mlp::Plain { down, .. }, Saved { dense: Some(Dense { up, .. }), .. }, Scratch { dense: Some(h), .. }) => {
-                down.backward_input(b, linear, h, &[dout], N, false)?;
+            (
+                Mlp::Plain { down, .. },
+                Saved { dense: Some(Dense { up, low, .. }), .. },
+                Scratch { dense: Some(h), .. },
+            ) => {
+                down.backward_input(b, linear.keeping(&low.down), h, &[dout], N, false)?;
                 b.activation_backward(h, up, &activation_params(s, N))?;
-                down.backward_weight(b, linear, &[dout], h, N)
+                down.backward_weight(b, linear.keeping(&low.down), &[dout], h, N)
             }
             (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {
                 moe.backward_output(b, s, saved, (t, linear), dout, N)
@@ -295,12 +322,12 @@ impl Mlp {
             });
         }
         match (self, saved, t) {
-            (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate: Some(gate), up }), .. }, _) => {
-                gate_up.backward(b, linear, dn, &[gate, up], n2, N)
+            (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate: Some(gate), up, low }), .. }, _) => {
+                gate_up.backward(b, linear.keeping(&low.gate_up), dn, &[gate, up], n2, N)
             }
-            (Mlp::Plain { up: linear_up, .. }, Saved { dense: Some(Dense { up, .. }), .. }, _) => {
-                linear_up.backward_input(b, linear, dn, &[up], N, false)?;
-                linear_up.backward_weight(b, linear, &[up], n2, N)
+            (Mlp::Plain { up: linear_up, .. }, Saved { dense: Some(Dense { up, low, .. }), .. }, _) => {
+                linear_up.backward_input(b, linear.keeping(&low.gate_up), dn, &[up], N, false)?;
+                linear_up.backward_weight(b, linear.keeping(&low.gate_up), &[up], n2, N)
             }
             (Mlp::Moe(moe), Saved { moe: Some(saved), .. }, Scratch { moe: Some(t), .. }) => {
                 moe.backward(b, s, saved, (t, linear), dn, n2, N)
@@ -309,6 +336,15 @@ impl Mlp {
         }
     }
 
+    /// Of adapters whose T may stay: not those of experts.
+    pub(super) fn ranks(&self) -> Ranks {
+        let (gate_up, down) = match self {
+            Mlp::Dense { gate_up, down } => (low::ranks(&gate_up.0), low::ranks([&**down])),
+            Mlp::Plain { up, down } => (low::ranks([&**up]), low::ranks([&**down])),
+            Mlp::Moe(_) => (0, 0),
+        };
+        Ranks { gate_up, down, ..Ranks::default() }
+    }
     /// But for those of experts.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let all: Vec<&Linear> = match self {

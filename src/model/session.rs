@@ -3,7 +3,7 @@ use super::Model;
 use super::attention::Grads;
 use super::balance::Balance;
 use super::batch::{Inputs, Tokens, rope_tables};
-use super::block::{BlockScratch, same};
+use super::block::{Block, BlockScratch, same};
 use super::head::{HeadScratch, Weights};
 use super::kept::Kept;
 use super::linear::{LinearScratch, Observer};
@@ -129,12 +129,13 @@ impl<'b> Session<'b> {
         let M = N * s.moe.as_ref().map_or(0, |moe| moe.S);
         let experts = LinearScratch::with(&scope, model.experts().map(|e| &e.stack), M, dtype, unpacked_experts)?;
         let scratch = BlockScratch::new(&scope, s, (linear, experts), N, dtype, &mlp, grads)?;
+        let ranks: Vec<_> = model.blocks.iter().map(Block::ranks).collect();
         Ok(Session {
             b,
             steps: HashMap::new(),
             N,
             inputs: Inputs::new(&scope, s, N, &common.tables, common.positions)?,
-            kept: Kept::new(&scope, s, N, dtype, &plan, &mlp)?,
+            kept: Kept::new(&scope, s, &ranks, N, dtype, &plan, &mlp)?,
             h: same(&scratch.n),
             stats: scope.alloc(Norm::rows(s, N).stats(), DType::F32)?,
             dx: if train { Some((scope.alloc(N * s.C, dtype)?, same(&scratch.c))) } else { None },

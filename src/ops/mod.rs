@@ -32,6 +32,7 @@ pub mod latent;
 pub mod layernorm;
 pub mod lion;
 pub mod logprob;
+pub mod low_rank;
 pub mod matmul;
 pub mod muon;
 pub mod mxfp4;

@@ -44,6 +44,9 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
     /// out += alpha·aᵀ·b: a linear layer's weight gradient (a = dout, b = inp).
     matmul::matmul_tn_add{I, J, Q}(out: add [I, J; ld_out], a: read [Q, I; ld_a], b: read [Q, J; ld_b]; MatMul);
 
+    /// dt = scale·dout·b and db += doutᵀ·t: both gradients of an adapter's out += t·bᵀ, for backends that read dout once for them.
+    low_rank::low_rank_backward{N, O, R}(dt: write [N, R; ld_dt], db: add [O, R], dout: read [N, O], b: read [O, R], t: read [N, R; ld_t]; LowRank);
+
     /// out[n,:] += bias.
     bias::bias_forward{N, O}(out: update [N, O; ld_out], bias: read [O]; Bias);
     /// dbias += Σ_N dout[n,:].

@@ -135,7 +135,7 @@ impl<'b> Faulty<'b> {
 }
 
 impl Backend for Faulty<'_> {
-    luthier::pass_on! { inner: name device alloc free upload download copy sync memory available rules charge
+    luthier::pass_on! { inner: name device alloc free upload download copy sync memory available rules has_low_rank charge
     host_alloc host_free to_host from_host rows_from_host host_upload host_download }
     fn launch(&self, launch: &Launch) -> Result<()> {
         self.inner.launch(launch)?;

@@ -238,11 +238,23 @@ fn grouped(out: &mut Vec<(String, Case)>, [M, E, J, Q]: [u32; 4], float: DType, 
 
 /// Norms of long rows, at each of the kernel's sizes.
 fn long_rows(out: &mut Vec<(String, Case)>, float: DType) {
-    for ((_, variant), C) in LONG_ROWS.iter().zip([1032, 4096, 4104, 16384]) {
-        let p = rmsnorm::RmsNorm { N: 5, C, eps: 0.1, shift: 1.0 };
-        for op in [Op::rmsnorm_forward, Op::rmsnorm_backward] {
+    for (op, known) in [(Op::rmsnorm_forward, LONG_ROWS), (Op::rmsnorm_backward, LONG_ROWS_BACKWARD)] {
+        for ((longest, variant), less) in known.iter().zip([1016, 0, 4088, 0]) {
+            let p = rmsnorm::RmsNorm { N: 5, C: longest - less, eps: 0.1, shift: 1.0 };
             let case = case(op, &p, float, Some(*variant));
             out.push((format!("{} {p:?} {float:?} {}", op.spec().name, variant.name), case));
+        }
+    }
+}
+
+/// An adapter's gradients in one pass.
+fn low_rank(out: &mut Vec<(String, Case)>, float: DType) {
+    let kernels = [None, Some(JOINED[0].variant), Some(JOINED[1].variant)];
+    for (N, O, R, pad) in [(1, 8, 8, 0), (40, 72, 16, 8), (70, 1032, 8, 16)] {
+        let p = low_rank::LowRank { N, O, R, ld_dt: R + pad, ld_t: R + 2 * pad, scale: 0.5 };
+        for variant in kernels.into_iter().filter(|v| v.is_none() || float != DType::F32) {
+            let name = format!("low_rank_backward {p:?} {float:?} {:?}", variant.map(|v| v.name));
+            out.push((name, case(Op::low_rank_backward, &p, float, variant)));
         }
     }
 }
@@ -349,6 +361,7 @@ pub fn all() -> Vec<(String, Case)> {
     let mut out: Vec<(String, Case)> = Vec::new();
     for float in [DType::F32, DType::Bf16, DType::F16] {
         fp8(&mut out, float);
+        low_rank(&mut out, float);
         macro_rules! add {
             ($op:ident, $p:expr $(, $change:expr)?) => {{
                 let p = $p;

@@ -36,7 +36,7 @@ fn class(op: Op) -> Class {
         Op::latent_query_forward | Op::latent_kv_forward | Op::latent_output_forward => Class::Exact,
         Op::latent_query_backward | Op::latent_output_backward => Class::Exact,
         Op::thin_gguf => Class::Product,
-        _ if ["grouped", "thin", "fp8_matmul"].contains(&op.spec().file) => Class::Product,
+        _ if ["grouped", "thin", "fp8_matmul", "low_rank"].contains(&op.spec().file) => Class::Product,
         Op::router_forward | Op::router_backward => Class::Softmax,
         Op::balance_forward | Op::balance_backward => Class::Softmax,
         Op::group_router_forward | Op::group_router_backward => Class::Softmax,

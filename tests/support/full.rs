@@ -10,7 +10,7 @@ pub struct Full<'b> {
 }
 
 impl Backend for Full<'_> {
-    luthier::pass_on! { inner: name device free upload download copy launch sync memory available rules charge
+    luthier::pass_on! { inner: name device free upload download copy launch sync memory available rules has_low_rank charge
     host_alloc host_free to_host from_host rows_from_host host_upload host_download }
     fn alloc(&self, len: usize, dtype: DType) -> Result<Buf> {
         match self.room.get().checked_sub(1) {

@@ -1,8 +1,9 @@
 //! Burn's own autograd as the oracle: two ways to compute something, compared forward and backward.
 #![allow(dead_code, reason = "each test uses its part")]
-use burn::tensor::{Device, DeviceKind, Gradients, Tensor, TensorData};
+use burn::tensor::{DType, Device, DeviceKind, Gradients, Tensor, TensorCreationOptions, TensorData};
 use luthier::rng::Rng;
 use std::cell::Cell;
+use std::ops::Deref;
 
 /// What the parity matrix allows f32 (NMSE).
 pub const ELEMENTWISE: f64 = 1e-11;
@@ -13,9 +14,38 @@ pub fn product(k: usize) -> f64 {
     (k as f64 * 4e-14).max(1e-12)
 }
 
+/// A device that has done all of its work when it goes: one that still works when the process ends takes software Vulkan down
+/// with it. Declared before the tensors, it outlives them.
+pub struct Bench(pub Device);
+
+impl Deref for Bench {
+    type Target = Device;
+    fn deref(&self) -> &Device {
+        &self.0
+    }
+}
+
+impl From<&Bench> for TensorCreationOptions {
+    fn from(bench: &Bench) -> Self {
+        (&bench.0).into()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // what fails here has failed before, with a better message
+        let _ = self.0.sync();
+    }
+}
+
 /// Any adapter, the software one in CI.
-pub fn plain() -> Device {
-    Device::wgpu(DeviceKind::DefaultDevice)
+pub fn plain() -> Bench {
+    Bench(Device::wgpu(DeviceKind::DefaultDevice))
+}
+
+/// The same with a tape.
+pub fn taped() -> Bench {
+    Bench(plain().clone().autodiff())
 }
 
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
@@ -28,7 +58,7 @@ pub fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     thread_local!(static NEXT: Cell<u64> = const { Cell::new(0) });
     let mut rng = Rng::stream(1, NEXT.replace(NEXT.get() + 1));
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.normal()).collect();
-    Tensor::from_data(TensorData::new(values, shape), device)
+    Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
 }
 
 /// ‖got − want‖² / ‖want‖².

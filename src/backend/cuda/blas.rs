@@ -92,6 +92,10 @@ impl Blas {
         let workspace = memory::alloc(device, WORKSPACE).map_err(failed("the workspace of cublasLt"))?;
         Ok(Blas { handle, workspace, choice: Choice::First, plans: HashMap::new() })
     }
+    /// Of [`CudaRules::WORKSPACE`] bytes, for what is queued next.
+    pub fn workspace(&self) -> u64 {
+        self.workspace
+    }
     /// Before the device goes.
     pub fn close(self, device: &Device) {
         drop(self.plans);

@@ -31,6 +31,14 @@ pub(super) struct Device {
     /// (major, minor).
     pub capability: (i32, i32),
     pub total: u64,
+    /// Bytes of shared memory that a block may have.
+    pub shared: u32,
+}
+
+fn shared(context: &CudaContext) -> Result<u32> {
+    let attribute = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    let bytes = context.attribute(attribute).map_err(failed("the device's shared memory"))?;
+    Ok(bytes.max(0) as u32)
 }
 
 impl Device {
@@ -54,6 +62,7 @@ impl Device {
             arch: nvrtc::arch(capability),
             capability,
             total: context.total_mem().map_err(failed("the device's memory"))? as u64,
+            shared: shared(&context)?,
             context,
         })
     }

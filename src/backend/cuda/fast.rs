@@ -1,7 +1,7 @@
 //! What runs faster than an op's plain kernel: products by cuBLASLt, attention by cuDNN, attention and products by group on
 //! tensor cores, norms of long rows in registers.
 use super::source::Variant;
-use super::{Cuda, cudnn, scaled};
+use super::{Cuda, cudnn, low_rank, scaled};
 use crate::backend::Launch;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -28,6 +28,7 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
                 .as_mut()
                 .map_or(Ok(false), |blas| blas.run(&cuda.device, launch.op(), dtypes, [out, a, b], None, &p))
         }
+        Op::low_rank_backward => low_rank::run(cuda, launch, pointers).map(|()| true),
         Op::fp8_quantize => {
             let Fp8Quantize { C, .. } = bytemuck::pod_read_unaligned(launch.params());
             if C <= SHORT_ROWS {
@@ -84,16 +85,19 @@ pub const LONG_ROWS: &[(u32, Variant)] = &[
 ];
 /// Shorter rows fill no warp.
 const SHORT: u32 = 1024;
-/// The backward holds two rows, of which longer ones leave a multiprocessor too few warps.
-const LONGEST_BACKWARD: u32 = 2048;
+/// The backward holds two rows, of which longer ones leave a multiprocessor too few warps where a warp has one alone.
+pub const LONG_ROWS_BACKWARD: &[(u32, Variant)] = &[
+    (2048, Variant { name: "warp8", text: ROWS, constants: &[("THREADS", 32), ("KEEP", 8)] }),
+    (4096, Variant { name: "block4", text: ROWS, constants: &[("THREADS", 128), ("KEEP", 4)] }),
+];
 
 /// Wants one 16-bit type, and rows that start at multiples of 16 bytes.
 fn long_rows(launch: &Launch, pointers: &[u64]) -> Option<Variant> {
     let C = launch.op().extents(launch.params()).0[1] as u32;
-    let most = if launch.op() == Op::rmsnorm_backward { LONGEST_BACKWARD } else { u32::MAX };
-    let fits = C > SHORT && C <= most && C.is_multiple_of(8) && pointers.iter().all(|p| p % 16 == 0);
+    let known = if launch.op() == Op::rmsnorm_backward { LONG_ROWS_BACKWARD } else { LONG_ROWS };
+    let fits = C > SHORT && C.is_multiple_of(8) && pointers.iter().all(|p| p % 16 == 0);
     one_half_type(launch).filter(|_| fits)?;
-    LONG_ROWS.iter().find(|(longest, _)| C <= *longest).map(|(_, variant)| *variant)
+    known.iter().find(|(longest, _)| C <= *longest).map(|(_, variant)| *variant)
 }
 
 /// Short rows into e4m3, by smaller threads.
@@ -135,7 +139,11 @@ pub(super) fn uses_workspace(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> 
             }
             cuda.blas.borrow().as_ref().is_some_and(|blas| blas.uses_workspace(launch.op(), dtypes, at, &p))
         }
-        Op::attention_forward | Op::attention_backward | Op::fp8_matmul | Op::fp8_matmul_add => true,
+        Op::attention_forward
+        | Op::attention_backward
+        | Op::fp8_matmul
+        | Op::fp8_matmul_add
+        | Op::low_rank_backward => true,
         _ => false,
     }
 }

@@ -21,6 +21,7 @@ mod graph;
 mod host;
 mod kernels;
 pub mod libs;
+pub mod low_rank;
 mod marks;
 mod memory;
 pub mod nvrtc;
@@ -240,6 +241,9 @@ impl Backend for Cuda {
     }
     fn has_fp8(&self) -> bool {
         self.device.capability >= (8, 9) && self.blas.borrow().is_some()
+    }
+    fn has_low_rank(&self) -> bool {
+        low_rank::is_there(self)
     }
     fn sequences(&self, span: &Buf, cu_seqlens: &[u32], window: Option<u32>) {
         self.cudnn.borrow_mut().tell(span, cu_seqlens, window);

@@ -67,8 +67,10 @@ struct State {
     pipelines: Pipelines,
     recorder: Recorder,
     marks: marks::Marks,
-    /// By file: all ops of a file have the same text.
+    /// By file: all ops of a file have the same text. And how often it was taken.
     files: HashMap<&'static str, Rc<Parsed>>,
+    /// How often each text was run, by its name.
+    calls: HashMap<&'static str, u64>,
     /// For stages that hand values to each other, as f32 and as f16; they grow, never shrink.
     scratch: Option<Buf>,
     packed: Option<Buf>,
@@ -113,8 +115,8 @@ impl Wgpu {
             Some(_) => Some(heap.own_use(&device, exponents::SLOTS as usize, DType::F32)?),
             None => None,
         };
-        let (files, marks, scratch, packed, exponents) = Default::default();
-        let state = State { heap, pipelines, recorder, marks, files, scratch, packed, exponents, exponent_values };
+        let (files, calls, marks, scratch, packed, exponents) = Default::default();
+        let state = State { heap, pipelines, recorder, marks, files, calls, scratch, packed, exponents, exponent_values };
         let limits = device.limits();
         let products = match std::env::var("LUTHIER_WGPU_PRODUCTS") {
             Ok(name) => Products::named(&name)?,
@@ -173,6 +175,11 @@ impl Wgpu {
         &self.rules.limits
     }
 
+    /// Calls so far that ran by the text of this name: `matmul`, `matmul_coop`.
+    pub fn calls(&self, name: &str) -> u64 {
+        self.state.borrow().calls.get(name).copied().unwrap_or(0)
+    }
+
     /// The adapter.
     pub fn report(&self) -> &AdapterReport {
         &self.report
@@ -180,8 +187,7 @@ impl Wgpu {
 
     /// What the device reported since it was last asked.
     fn check(&self) -> Result<()> {
-        let mut faults = self.faults.lock().unwrap_or_else(|e| e.into_inner());
-        if faults.is_empty() { Ok(()) } else { Err(fail(faults.drain(..).collect::<Vec<_>>().join("; "))) }
+        self.faults.check()
     }
 
     /// Where a binding must begin and how much it must show for `buf`, and the words from there to its first element.
@@ -201,10 +207,10 @@ impl Wgpu {
                 return Ok(((buf.slab, offset, size), ((buf.start as u64 - offset) / 4) as u32));
             }
         }
+        let (bytes, limit) = (buf.bytes() >> 20, limit >> 20);
+        let hint = "shorter sequences or smaller batches make it smaller, or it wants another device";
         let what = format!(
-            "{op}: an argument of {} MiB; this device shows a shader {} MiB at once",
-            buf.bytes() >> 20,
-            limit >> 20
+            "{op}: an argument of {bytes} MiB; this device shows a shader {limit} MiB at once, and this call cannot be made in parts: {hint}"
         );
         Err(fail(what))
     }
@@ -272,8 +278,9 @@ impl Wgpu {
 
     fn parsed(state: &mut State, op: Op, fast: Option<Fast>) -> Result<Rc<Parsed>> {
         let (file, text) = fast.map_or((op.spec().file, op.wgsl()), |f| (f.file, f.text));
-        if let Some(found) = state.files.get(file) {
-            return Ok(found.clone());
+        *state.calls.entry(fast.map_or(op.spec().file, |f| f.name)).or_default() += 1;
+        if let Some(parsed) = state.files.get(file) {
+            return Ok(parsed.clone());
         }
         let parsed = kernel_text::parse(text).map_err(|e| Error::Bug(format!("shader {file}: {e}")))?;
         Ok(state.files.entry(file).or_insert(Rc::new(parsed)).clone())
@@ -294,6 +301,8 @@ impl Wgpu {
     }
 
     fn take(&self, state: &mut State, len: usize, dtype: DType) -> Result<Buf> {
+        // a lost device gives buffers that are none
+        self.check()?;
         let place = state.heap.alloc(&self.device, len, dtype)?;
         let buf = Buf { slab: place.slab, start: place.start as usize, len, dtype, width: dtype.size() };
         if place.dirty {
@@ -403,7 +412,8 @@ impl Backend for Wgpu {
     }
 
     fn launch(&self, launch: &Launch) -> Result<()> {
-        if self.in_parts(launch, |part| self.launch_whole(part))? { Ok(()) } else { self.launch_whole(launch) }
+        // a part may be too large along another dim
+        if self.in_parts(launch, |part| self.launch(part))? { Ok(()) } else { self.launch_whole(launch) }
     }
 
     fn sync(&self) -> Result<()> {
@@ -439,6 +449,7 @@ impl Backend for Wgpu {
     }
 
     fn host_alloc(&self, len: usize, dtype: DType) -> Result<HostBuf> {
+        self.check()?;
         self.state.borrow_mut().heap.host_alloc(&self.device, len, dtype)
     }
 

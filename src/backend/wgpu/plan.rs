@@ -174,12 +174,12 @@ pub fn plan(op: Op, names: &Names, large: usize) -> Plan {
         "matmul" => matmul(names, large),
         "grouped" => grouped(op, names),
         "attention" => attention(op, names),
-        "embedding" => Plan { consts: vec![("WINDOWED", 0)], ..Plan::default() },
+        "embedding" | "rows" => Plan { consts: vec![("WINDOWED", 0)], ..Plan::default() },
         _ => Plan::default(),
     }
 }
 
-/// A look-up in the rows of a table that a shader sees, the first and how many; other tokens keep what they have.
+/// A look-up in the rows of a table that a shader sees, or a sum into them, the first and how many; other tokens keep what they have.
 pub fn windowed((first, count): (u32, u32)) -> Plan {
     Plan { consts: vec![("WINDOWED", 1)], extra: vec![("first", first), ("count", count)], ..Plan::default() }
 }
@@ -195,7 +195,7 @@ pub fn variants(op: Op) -> Vec<Plan> {
         }
         "grouped" => [MIDDLE, SMALL].iter().map(Tile::by_group).collect(),
         "attention" => (1..=4).map(|nd| Plan { consts: vec![("ND", nd)], ..Plan::default() }).collect(),
-        "embedding" => vec![Plan { consts: vec![("WINDOWED", 0)], ..Plan::default() }, windowed((0, 1))],
+        "embedding" | "rows" => vec![Plan { consts: vec![("WINDOWED", 0)], ..Plan::default() }, windowed((0, 1))],
         _ => vec![Plan::default()],
     }
 }

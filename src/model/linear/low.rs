@@ -4,9 +4,107 @@
 //! what they add to dX is one product. Where an adapter is no more than that (no DoRA, nothing dropped), its product comes first
 //! and the base's adds to it: what is large is written once, and read behind the product's own work.
 use super::{Linear, LinearScratch, Lora, nn, nt, part, tn};
-use crate::backend::{Backend, Buf};
+use crate::backend::{Backend, Buf, Scope};
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::matmul::MatMul;
+
+/// What linears share, and where the T of these is.
+#[derive(Clone, Copy)]
+pub struct With<'a> {
+    scratch: &'a LinearScratch,
+    t: T<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum T<'a> {
+    /// In the scratch, until the next linears run.
+    Passing,
+    /// From `first` on, for the backward.
+    Kept { place: &'a Buf, first: usize },
+}
+
+impl<'a> From<&'a LinearScratch> for With<'a> {
+    fn from(scratch: &'a LinearScratch) -> With<'a> {
+        With { scratch, t: T::Passing }
+    }
+}
+
+impl std::ops::Deref for With<'_> {
+    type Target = LinearScratch;
+    fn deref(&self) -> &LinearScratch {
+        self.scratch
+    }
+}
+
+impl LinearScratch {
+    /// The forward leaves T in this place, if there is one, and the backward finds it there.
+    pub fn keeping<'a>(&'a self, place: &'a Option<Buf>) -> With<'a> {
+        let t = place.as_ref().map_or(T::Passing, |place| T::Kept { place, first: 0 });
+        With { scratch: self, t }
+    }
+}
+
+impl With<'_> {
+    /// Whether the backward finds T as the forward left it.
+    pub(super) fn is_kept(self) -> bool {
+        matches!(self.t, T::Kept { .. })
+    }
+    /// The next place, behind T of a linear.
+    pub(super) fn behind(self, linear: &Linear, N: usize) -> Self {
+        let t = match self.t {
+            T::Kept { place, first } => T::Kept { place, first: first + N * rank(linear) },
+            passing => passing,
+        };
+        With { t, ..self }
+    }
+    /// These columns of T.
+    pub(super) fn t(self, at: Columns, N: usize) -> Buf {
+        match self.t {
+            T::Passing => at.of(&self.scratch.xa, N),
+            T::Kept { place, first } => place.view(first + at.first, N * at.ld),
+        }
+    }
+}
+
+/// Ranks of a layer's adapters, added up where they read one input; or the largest of several layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ranks {
+    pub qkv: usize,
+    pub o: usize,
+    pub gate_up: usize,
+    pub down: usize,
+}
+
+impl Ranks {
+    pub fn max(self, other: Ranks) -> Ranks {
+        Ranks {
+            qkv: self.qkv.max(other.qkv),
+            o: self.o.max(other.o),
+            gate_up: self.gate_up.max(other.gate_up),
+            down: self.down.max(other.down),
+        }
+    }
+    /// Of what a layer computes again before its backward: T of the others is of the first forward, and made again.
+    pub fn again(self) -> Ranks {
+        Ranks { o: 0, down: 0, ..self }
+    }
+}
+
+/// The ranks of linears that read one input.
+pub fn ranks<'a>(linears: impl IntoIterator<Item = &'a Linear>) -> usize {
+    linears.into_iter().map(rank).sum()
+}
+
+/// Room for T of N tokens from the forward to the backward.
+pub fn kept(scope: &Scope, ranks: usize, N: usize, dtype: DType) -> Result<Option<Buf>> {
+    // columns from r on are a view that starts r later
+    if ranks > 0 { scope.alloc((N + 1) * ranks, dtype).map(Some) } else { Ok(None) }
+}
+
+fn rank(linear: &Linear) -> usize {
+    linear.lora.as_ref().map_or(0, |lora| lora.R)
+}
 
 /// Linears that read one input, at most: q, k and v.
 const MOST: usize = 3;
@@ -44,8 +142,7 @@ impl Columns {
 
 /// Elements of T and of P for N tokens, whichever of the linears are stacked.
 pub(super) fn room(linears: &[&Linear], N: usize) -> usize {
-    let rank = |linear: &&Linear| linear.lora.as_ref().map_or(0, |lora| lora.R);
-    let stacked = |first: usize| linears[first..].iter().take(MOST).map(rank).sum();
+    let stacked = |first: usize| linears[first..].iter().take(MOST).map(|linear| rank(linear)).sum();
     // columns from r on are a view that starts r later
     (N + 1) * (0..linears.len()).map(stacked).max().unwrap_or(0)
 }
@@ -95,9 +192,8 @@ impl Stack {
     }
 
     /// T of all.
-    pub fn narrow(&self, b: &dyn Backend, scratch: &LinearScratch, inp: &Buf, N: usize) -> Result<()> {
-        let mut t = part(&scratch.xa, N * self.R);
-        b.matmul_nt(&mut t, inp, &self.a, &nt(N, self.R, self.C, self.scale))
+    pub fn narrow(&self, b: &dyn Backend, with: With, inp: &Buf, N: usize) -> Result<()> {
+        b.matmul_nt(&mut with.t(Columns::alone(self.R), N), inp, &self.a, &nt(N, self.R, self.C, self.scale))
     }
 
     /// dinp = P·A, from the P of all.
@@ -132,8 +228,7 @@ impl Lora {
 mod tests {
     use super::super::{Projections, Weight};
     use super::*;
-    use crate::backend::{Scope, pick};
-    use crate::dtype::DType;
+    use crate::backend::pick;
     use crate::model::param::{Param, Sum, Train};
     use std::cell::Cell;
     use std::rc::Rc;
@@ -183,8 +278,15 @@ mod tests {
         Projections(which.iter().map(linear).collect())
     }
 
+    /// Where the backward has T from.
+    #[derive(Clone, Copy, Debug)]
+    enum Source {
+        Again,
+        Forward,
+    }
+
     /// Outputs, the input's gradient, and those of A and B; and whether the adapters were one.
-    fn run(b: &dyn Backend, which: &[usize], together: bool, dtype: DType) -> (Vec<Vec<f32>>, bool) {
+    fn run(b: &dyn Backend, which: &[usize], (together, from): (bool, Source), dtype: DType) -> (Vec<Vec<f32>>, bool) {
         let (scope, mut p) = (Scope::new(b), projections(b, which, together, dtype));
         let scratch = LinearScratch::new(&scope, p.0.iter(), N, dtype).unwrap();
         let bufs = |seed: usize| -> Vec<Buf> {
@@ -192,8 +294,15 @@ mod tests {
         };
         let (mut outs, douts, inp) = (bufs(30), bufs(40), scope.alloc_f32(&noise(N * C, 50), dtype).unwrap());
         let mut dinp = scope.alloc_f32(&noise(N * C, 60), dtype).unwrap();
-        p.forward(b, &scratch, &mut outs.iter_mut().collect::<Vec<_>>(), &inp, N).unwrap();
-        p.backward(b, &scratch, &mut dinp, &douts.iter().collect::<Vec<_>>(), &inp, N).unwrap();
+        let place = match from {
+            Source::Again => None,
+            Source::Forward => kept(&scope, ranks(&p.0), N, dtype).unwrap(),
+        };
+        p.forward(b, scratch.keeping(&place), &mut outs.iter_mut().collect::<Vec<_>>(), &inp, N).unwrap();
+        // others run in between
+        let mut passing = part(&scratch.xa, scratch.xa.as_ref().unwrap().len());
+        b.fill(&mut passing, f32::NAN).unwrap();
+        p.backward(b, scratch.keeping(&place), &mut dinp, &douts.iter().collect::<Vec<_>>(), &inp, N).unwrap();
         let loras = p.0.iter().filter_map(|linear| linear.lora.as_ref());
         let grads = loras.flat_map(|lora| [&lora.a, &lora.b]).map(|param| param.grad(b).unwrap());
         let values = outs.iter().chain([&dinp]).map(|buf| b.download_f32(buf).unwrap()).chain(grads).collect();
@@ -206,8 +315,13 @@ mod tests {
             let Ok((b, _)) = pick::pick(name) else { continue };
             for (dtype, limit) in [(DType::F32, 1e-9), (DType::Bf16, 1e-4)] {
                 for which in [[0, 1, 2].as_slice(), &[0, 3], &[2, 0, 3]] {
-                    let ((got, one), (want, other)) = (run(&*b, which, true, dtype), run(&*b, which, false, dtype));
+                    let (want, other) = run(&*b, which, (false, Source::Again), dtype);
+                    let (got, one) = run(&*b, which, (true, Source::Again), dtype);
                     assert!(one && !other, "{name}: {which:?}");
+                    for (together, want) in [(true, &got), (false, &want)] {
+                        let (kept, _) = run(&*b, which, (together, Source::Forward), dtype);
+                        assert_eq!(kept, *want, "{name} {dtype:?} {which:?}: T of the forward");
+                    }
                     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
                         let square = |x: f32| (x as f64).powi(2);
                         let error: f64 = got.iter().zip(want).map(|(g, w)| square(g - w)).sum();

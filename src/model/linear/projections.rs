@@ -1,6 +1,6 @@
 //! Several projections of one input: a module each, or fused.
-use super::low::Stack;
-use super::{Linear, LinearScratch};
+use super::Linear;
+use super::low::{Stack, With};
 use crate::backend::{Backend, Buf};
 use crate::error::Result;
 
@@ -9,28 +9,32 @@ pub struct Projections(pub Vec<Linear>);
 
 impl Projections {
     /// outs [N, O] of every projection, in order, from inp [N, C].
-    pub fn forward(
+    pub fn forward<'a>(
         &self,
         b: &dyn Backend,
-        scratch: &LinearScratch,
+        with: impl Into<With<'a>>,
         outs: &mut [&mut Buf],
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
+        let mut with = with.into();
         if let Some(linear) = self.0.iter().find(|linear| linear.fp8().is_some()) {
             // once for all of them
-            linear.quantize_fp8(b, scratch, inp, N)?;
+            linear.quantize_fp8(b, &with, inp, N)?;
         }
-        let stack = Stack::of(&self.0, scratch);
+        let stack = Stack::of(&self.0, &with);
         if let Some(stack) = &stack {
-            stack.narrow(b, scratch, inp, N)?;
+            stack.narrow(b, with, inp, N)?;
         }
         let mut rest = outs;
         for (i, linear) in self.0.iter().enumerate() {
             let (own, others) = rest.split_at_mut(linear.parts.len());
             match &stack {
-                Some(stack) => linear.forward_with(b, scratch, own, (inp, inp), N, stack.columns(i))?,
-                None => linear.forward_quantized(b, scratch, own, inp, N)?,
+                Some(stack) => linear.forward_with(b, with, own, (inp, inp), N, stack.columns(i))?,
+                None => {
+                    linear.forward_quantized(b, with, own, inp, N)?;
+                    with = with.behind(linear, N);
+                }
             }
             rest = others;
         }
@@ -38,21 +42,23 @@ impl Projections {
     }
 
     /// dinp [N, C] = ∂L/∂inp from the gradients of all outputs; adds to the gradients of what is trained.
-    pub fn backward(
+    pub fn backward<'a>(
         &mut self,
         b: &dyn Backend,
-        scratch: &LinearScratch,
+        with: impl Into<With<'a>>,
         dinp: &mut Buf,
         douts: &[&Buf],
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
-        if let Some(stack) = Stack::of(&self.0, scratch) {
-            return self.backward_stacked(b, scratch, &stack, (dinp, douts), inp, N);
+        let mut with = with.into();
+        if let Some(stack) = Stack::of(&self.0, &with) {
+            return self.backward_stacked(b, with, &stack, (dinp, douts), inp, N);
         }
         for (i, (linear, douts)) in each(&mut self.0, douts).enumerate() {
-            linear.backward_input(b, scratch, dinp, douts, N, i > 0)?;
-            linear.backward_weight(b, scratch, douts, inp, N)?;
+            linear.backward_input(b, with, dinp, douts, N, i > 0)?;
+            linear.backward_weight(b, with, douts, inp, N)?;
+            with = with.behind(linear, N);
         }
         Ok(())
     }
@@ -61,21 +67,23 @@ impl Projections {
     fn backward_stacked(
         &mut self,
         b: &dyn Backend,
-        scratch: &LinearScratch,
+        with: With,
         stack: &Stack,
         (dinp, douts): (&mut Buf, &[&Buf]),
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
         for (i, (linear, douts)) in each(&mut self.0, douts).enumerate() {
-            linear.backward_narrow(b, scratch, douts, N, stack.columns(i))?;
+            linear.backward_narrow(b, with, douts, N, stack.columns(i))?;
         }
-        stack.widen(b, scratch, dinp, N)?;
-        stack.backward_a(b, scratch, &mut self.0, inp, N)?;
-        stack.narrow(b, scratch, inp, N)?;
+        stack.widen(b, &with, dinp, N)?;
+        stack.backward_a(b, &with, &mut self.0, inp, N)?;
+        if !with.is_kept() {
+            stack.narrow(b, with, inp, N)?;
+        }
         for (i, (linear, douts)) in each(&mut self.0, douts).enumerate() {
-            linear.backward_base(b, scratch, dinp, douts, N, true)?;
-            linear.backward_with(b, scratch, douts, (inp, inp), N, stack.columns(i))?;
+            linear.backward_base(b, &with, dinp, douts, N, true)?;
+            linear.backward_with(b, with, douts, (inp, inp), N, stack.columns(i))?;
         }
         Ok(())
     }
