@@ -63,14 +63,19 @@ fn killed_at_any_moment_a_run_on_the_cpu_ends_as_if_it_had_not_been() {
 
 #[test]
 fn killed_at_any_moment_a_run_on_wgpu_ends_as_if_it_had_not_been() {
-    match luthier::backend::pick::pick("wgpu") {
-        Ok(_) => survives_kills("wgpu"),
-        Err(e) => {
-            let required = std::env::var("LUTHIER_REQUIRE").unwrap_or_default();
-            assert!(!required.contains("wgpu"), "LUTHIER_REQUIRE names wgpu: {e}");
-            println!("wgpu: skipped: {e}");
-        }
+    if has_wgpu() {
+        survives_kills("wgpu");
     }
+}
+
+fn has_wgpu() -> bool {
+    let found = luthier::backend::pick::pick("wgpu");
+    if let Err(e) = &found {
+        let required = std::env::var("LUTHIER_REQUIRE").unwrap_or_default();
+        assert!(!required.contains("wgpu"), "LUTHIER_REQUIRE names wgpu: {e}");
+        println!("wgpu: skipped: {e}");
+    }
+    found.is_ok()
 }
 
 #[test]
@@ -112,4 +117,29 @@ fn a_second_run_in_the_same_folder_is_refused() {
     first.wait().unwrap();
     assert_eq!(second.status.code(), Some(73), "{said}");
     assert!(said.contains(&format!("process {} is using this folder", first.id())), "{said}");
+}
+
+/// A driver that has no more to give, and not a plan that says so before: the process may map less than the run's tensors take.
+#[test]
+#[cfg(all(target_os = "linux", feature = "wgpu"))]
+fn out_of_memory_a_run_on_wgpu_says_what_it_wanted_and_leaves_nothing_behind() {
+    // a card's memory is not the process's
+    if !has_wgpu() || luthier::backend::wgpu::adapters()[0].hardware {
+        return;
+    }
+    let bench = Bench::new();
+    let keys = ["backend=wgpu", "optim=adamw_torch", "max_length=524288", "gradient_checkpointing=false"];
+    let train = bench.train("short");
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -v 1400000 && exec \"$0\" \"$@\""]).arg(train.get_program()).args(train.get_args());
+    // each thread maps memory of its own
+    let threads = ["RAYON_NUM_THREADS", "LP_NUM_THREADS", "MALLOC_ARENA_MAX"];
+    let output = limited.args(keys).envs(threads.map(|name| (name, "2"))).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let error = said.lines().last().unwrap_or_default();
+    assert_eq!(output.status.code(), Some(69), "{said}");
+    assert!(error.starts_with("error: wgpu: ") && error.to_lowercase().contains("out of memory"), "{said}");
+    assert!(error.contains("MiB wanted, ") && error.contains("MiB in use") && error.contains("memory_limit"), "{said}");
+    // the folder is as free as before
+    good(&bench.train("short").args(["backend=wgpu", "max_steps=1"]).output().unwrap());
 }

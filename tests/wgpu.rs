@@ -131,6 +131,8 @@ fn products_of_every_tile() {
 fn open_coop() -> Option<(Wgpu, Vec<usize>)> {
     let wgpu = open()?;
     let Some(unit) = wgpu.report().matrix_unit else {
+        let required = std::env::var("LUTHIER_REQUIRE").is_ok_and(|r| r.contains("coop"));
+        assert!(!required, "LUTHIER_REQUIRE names coop, but {} has no cooperative matrices", wgpu.report().name);
         eprintln!("{}: no cooperative matrices", wgpu.report().name);
         return None;
     };

@@ -1,7 +1,7 @@
 //! The one loop: batches in, gradients, a step, metrics, evaluation, checkpoints, a result.
 use super::best::Best;
 use super::checkpoint::{self, RunDir};
-use super::config::{EvalStrategy, Resume, SaveStrategy, TrainConfig};
+use super::config::{EvalStrategy, SaveStrategy, TrainConfig};
 use super::cursor::Cursor;
 use super::loss_scale::LossScale;
 use super::metrics::Reporter;
@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 mod evaluate;
+mod failed;
 mod samples;
 mod step;
 mod stopped;
@@ -34,6 +35,10 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// Runs a config to its end, from wherever an earlier run of it got to. Returns the last evaluation's loss.
 pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
+    run(config, b, reporter).map_err(|e| failed::with_way_on(e, config))
+}
+
+fn run(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
     b.set_deterministic(config.deterministic);
     let base = base_folder(config, reporter)?;
     let Read { spec, tokenizer, added, vocab, data } = read_data(config, &base, reporter)?;
@@ -382,10 +387,7 @@ impl Run<'_> {
     }
 
     fn interrupted(&self) -> Error {
-        let how = match self.config.resume_from_checkpoint {
-            Resume::Auto => "run the same command to go on",
-            _ => "to go on, run the same command with resume_from_checkpoint=auto",
-        };
+        let how = failed::way_on(self.config);
         Error::Interrupted(format!("interrupted after step {}; {how}", self.state.global_step))
     }
 

@@ -5,6 +5,8 @@ mod bench;
 mod evaluation;
 mod float16;
 mod full;
+mod lost;
+mod places;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "the golden tests use the rest")]
 mod support;

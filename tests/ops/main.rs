@@ -52,6 +52,8 @@ fn check(file: &str, cases: Vec<Case>, gradients: Vec<Gradient>) {
             "{op:?} is compared with no finite differences"
         );
     }
+    let cases: Vec<Case> = cases.into_iter().filter(|case| devices::is_wanted(&case.label)).collect();
+    assert!(!cases.is_empty(), "{file}: LUTHIER_CASES leaves no case");
     let mut failures: Vec<String> = gradients.iter().filter_map(|g| g.check(&values::reference).err()).collect();
     let mut tallies: BTreeMap<&str, Tally> = BTreeMap::new();
     for case in &cases {
@@ -72,8 +74,18 @@ fn check(file: &str, cases: Vec<Case>, gradients: Vec<Gradient>) {
         let Tally { runs, worst, worst_at } = tally;
         say(&format!("{file} on {device}: {runs} runs, at most {worst:.2} of the limit ({worst_at})"));
     }
+    failures.extend(without_coop(file));
     let shown: Vec<_> = failures.iter().take(40).map(|f| f.as_str()).collect();
     assert!(failures.is_empty(), "{file}: {} failures\n{}", failures.len(), shown.join("\n"));
+}
+
+/// Where cooperative matrices are required, what multiplies matrices must have run on them.
+fn without_coop(file: &str) -> Option<String> {
+    let multiplies = ["matmul", "attention"].contains(&file) && devices::requires_coop();
+    let fast = format!("{file}_coop");
+    let calls = multiplies.then(|| on_devices(move |all| all.iter().map(|d| (d.calls)(&fast)).sum::<u64>()))?;
+    say(&format!("{file}: {calls} calls on cooperative matrices"));
+    (calls == 0).then(|| format!("{file}: no call ran on cooperative matrices"))
 }
 
 type After = Result<Vec<Vec<u8>>, String>;

@@ -52,8 +52,34 @@ const INTEREST: [(Features, &str); 7] = [
 /// What others on our device ([`Shared`]) may count on where the adapter has it: cubecl asks the adapter, not the device.
 const GUESTS: Features = Features::SHADER_INT64.union(Features::SHADER_F64).union(Features::SHADER_FLOAT32_ATOMIC);
 
-/// Errors that the device reported by itself; they come out of the next call that waits.
-pub type Faults = Arc<Mutex<Vec<String>>>;
+/// What the device reported by itself; it comes out of the next call that waits or takes memory.
+#[derive(Clone, Default)]
+pub struct Faults(Arc<Mutex<Told>>);
+
+#[derive(Default)]
+struct Told {
+    errors: Vec<String>,
+    /// Why the device is gone, for good: wgpu says so once, and takes every later call without a word.
+    lost: Option<String>,
+}
+
+impl Faults {
+    /// The errors since this was last asked. Of a lost device why it is gone, again and again: what else it says follows from that.
+    pub fn check(&self) -> Result<()> {
+        let mut told = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let errors = std::mem::take(&mut told.errors);
+        if let Some(why) = &told.lost {
+            let hint =
+                "a reset or an update of its driver does that, and too little memory; it comes back with a new process";
+            return Err(Error::device("wgpu", format!("the device was lost: {why} ({hint})")));
+        }
+        if errors.is_empty() { Ok(()) } else { Err(Error::device("wgpu", errors.join("; "))) }
+    }
+
+    fn put(&self, tell: impl FnOnce(&mut Told)) {
+        tell(&mut self.0.lock().unwrap_or_else(|e| e.into_inner()))
+    }
+}
 
 /// An opened adapter.
 pub struct Opened {
@@ -215,19 +241,18 @@ fn request(adapter: &Adapter) -> Result<(Device, Queue)> {
 
 /// Collects what would otherwise panic (wgpu's default handler) or be lost.
 fn watch(device: &Device, faults: &Faults) {
-    let put = |faults: &Faults, what: String| {
-        let mut list = faults.lock().unwrap_or_else(|e| e.into_inner());
-        // the first errors tell the cause; a broken device repeats itself
-        if list.len() < 8 {
-            list.push(what);
-        }
-    };
     let uncaptured = faults.clone();
-    device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| put(&uncaptured, e.to_string())));
+    device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
+        uncaptured.put(|told| {
+            // the first errors tell the cause; a broken device repeats itself
+            if told.errors.len() < 8 {
+                told.errors.push(e.to_string());
+            }
+        })
+    }));
     let lost = faults.clone();
     device.set_device_lost_callback(move |reason, what| {
-        if reason != wgpu::DeviceLostReason::Destroyed {
-            put(&lost, format!("the device was lost: {what}"));
-        }
+        let why = if what.is_empty() { format!("{reason:?}") } else { what };
+        lost.put(|told| told.lost = Some(why));
     });
 }

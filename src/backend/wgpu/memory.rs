@@ -115,8 +115,10 @@ impl Heap {
         });
         let errors: Vec<wgpu::Error> = scopes.into_iter().rev().filter_map(|s| pollster::block_on(s.pop())).collect();
         if let Some(error) = errors.first() {
-            let used = self.ledger.memory.used >> 20;
-            let what = format!("out of memory: {} MiB wanted, {used} MiB in use ({error})", bytes >> 20);
+            let (wanted, used) = (bytes >> 20, self.ledger.memory.used >> 20);
+            let of = self.ledger.memory.total.map(|total| format!(" of {}", total >> 20)).unwrap_or_default();
+            let hint = "end what else uses the device, or set memory_limit to what there is; `luthier plan` says what a run takes";
+            let what = format!("out of memory: {wanted} MiB wanted, {used}{of} MiB in use ({error}); {hint}");
             return Err(Error::device("wgpu", what));
         }
         Ok(buffer)

@@ -67,8 +67,8 @@ struct State {
     pipelines: Pipelines,
     recorder: Recorder,
     marks: marks::Marks,
-    /// By file: all ops of a file have the same text.
-    files: HashMap<&'static str, Rc<Parsed>>,
+    /// By file: all ops of a file have the same text. And how often it was taken.
+    files: HashMap<&'static str, (Rc<Parsed>, u64)>,
     /// For stages that hand values to each other, as f32 and as f16; they grow, never shrink.
     scratch: Option<Buf>,
     packed: Option<Buf>,
@@ -168,6 +168,11 @@ impl Wgpu {
         &self.rules.limits
     }
 
+    /// Calls so far that ran by this file's text: `matmul`, `matmul_coop`.
+    pub fn calls(&self, file: &str) -> u64 {
+        self.state.borrow().files.get(file).map_or(0, |(_, calls)| *calls)
+    }
+
     /// The adapter.
     pub fn report(&self) -> &AdapterReport {
         &self.report
@@ -175,8 +180,7 @@ impl Wgpu {
 
     /// What the device reported since it was last asked.
     fn check(&self) -> Result<()> {
-        let mut faults = self.faults.lock().unwrap_or_else(|e| e.into_inner());
-        if faults.is_empty() { Ok(()) } else { Err(fail(faults.drain(..).collect::<Vec<_>>().join("; "))) }
+        self.faults.check()
     }
 
     /// Where a binding must begin and how much it must show for `buf`, and the words from there to its first element.
@@ -267,11 +271,12 @@ impl Wgpu {
 
     fn parsed(state: &mut State, op: Op, fast: Option<Fast>) -> Result<Rc<Parsed>> {
         let (file, text) = fast.map_or((op.spec().file, op.wgsl()), |f| (f.name, f.text));
-        if let Some(found) = state.files.get(file) {
-            return Ok(found.clone());
+        if let Some((parsed, calls)) = state.files.get_mut(file) {
+            *calls += 1;
+            return Ok(parsed.clone());
         }
         let parsed = kernel_text::parse(text).map_err(|e| Error::Bug(format!("shader {file}: {e}")))?;
-        Ok(state.files.entry(file).or_insert(Rc::new(parsed)).clone())
+        Ok(state.files.entry(file).or_insert((Rc::new(parsed), 1)).0.clone())
     }
 
     /// `old` if it has `len` values, or another in its place; none where none are wanted.
@@ -289,6 +294,8 @@ impl Wgpu {
     }
 
     fn take(&self, state: &mut State, len: usize, dtype: DType) -> Result<Buf> {
+        // a lost device gives buffers that are none
+        self.check()?;
         let place = state.heap.alloc(&self.device, len, dtype)?;
         let buf = Buf { slab: place.slab, start: place.start as usize, len, dtype, width: dtype.size() };
         if place.dirty {
@@ -434,6 +441,7 @@ impl Backend for Wgpu {
     }
 
     fn host_alloc(&self, len: usize, dtype: DType) -> Result<HostBuf> {
+        self.check()?;
         self.state.borrow_mut().heap.host_alloc(&self.device, len, dtype)
     }
 
