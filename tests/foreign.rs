@@ -92,10 +92,13 @@ fn geometry_is_of_this_call() {
 fn kernels_compile_with_another_hosts_options() {
     use luthier::backend::cuda::nvrtc;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    let of = |arch: &'static str, float| {
-        offered(Language::Cuda, float).into_iter().map(move |(op, stages)| (arch, op, stages))
+    // every op for one of three, for `kernels` compiles all for all
+    let thirds = [("80", DType::Bf16), ("90a", DType::F32), ("120a", DType::F16)].into_iter().enumerate();
+    let third = |(i, (arch, float))| {
+        let some = offered(Language::Cuda, float).into_iter().skip(i).step_by(3);
+        some.map(move |(op, stages)| (arch, op, stages))
     };
-    let all: Vec<_> = of("80", DType::Bf16).chain(of("90a", DType::F32)).chain(of("120a", DType::F16)).collect();
+    let all: Vec<_> = thirds.flat_map(third).collect();
     let (next, threads) = (AtomicUsize::new(0), std::thread::available_parallelism().map_or(2, |n| n.get()));
     let work = || {
         while let Some((arch, op, stages)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -111,5 +114,5 @@ fn kernels_compile_with_another_hosts_options() {
     };
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
     println!("{} texts", all.len());
-    assert!(all.len() > 150);
+    assert!(all.len() > 50);
 }

@@ -33,6 +33,7 @@ pub struct PackedWeight {
 
 /// The tensors of a format, as [`Packed`] describes them.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one for a layer, beside what its tensors take")]
 enum Parts {
     Nf4(Nf4Parts),
     Nf4Double(Nf4DoubleParts),

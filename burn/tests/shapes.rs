@@ -34,7 +34,7 @@ fn views_with_gradients() {
     compare("swiglu of a spread row", &[&row, &other], (ours, theirs), (ELEMENTWISE, ELEMENTWISE));
 
     let (x, weight) = (random([3, 33, 5], &device).require_grad(), random([66], &device));
-    let (view, weight) = (|| x.clone().swap_dims(1, 2), weight.slice([20..53]));
+    let (view, weight) = (|| x.clone().swap_dims(1, 2), weight.narrow(0, 20, 33));
     let both = (luthier_burn::rmsnorm(view(), weight.clone(), NORM), norm(view(), weight));
     compare("norm", &[&x], both, (ELEMENTWISE, NORM_BACKWARD));
 
@@ -69,8 +69,8 @@ fn views_of_heads() {
     let labels = Tensor::<1, Int>::from_data(TensorData::new((0..2 * n as i32).collect(), [2 * n]), &device);
     let head = Head { chunk: 8, ..Head::default() };
     let (rows, columns) = (|| hidden.clone().transpose(), || weight.clone().slice([3..v + 3, 0..c]));
-    let ours = luthier_burn::linear_logprob(rows(), columns(), labels.clone().slice([n..2 * n]), &head);
-    let index = labels.slice([n..2 * n]).reshape([n, 1]);
+    let ours = luthier_burn::linear_logprob(rows(), columns(), labels.clone().narrow(0, n, n), &head);
+    let index = labels.narrow(0, n, n).reshape([n, 1]);
     let theirs = activation::log_softmax(rows().matmul(columns().transpose()), 1).gather(1, index).reshape([n]);
     let dout = random([n], &device);
     close("logp", &values(ours.clone()), &values(theirs.clone()), SOFTMAX);
