@@ -118,3 +118,23 @@ fn products(cuda: &Cuda, launch: &Launch, p: &LowRank) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_call_fit_the_workspace_and_so_many_rows_are_whole_tiles() {
+        for joined in &JOINED {
+            for O in [8, 1024, 4096, 14336, 128_256] {
+                let most = joined.most_rows(O);
+                assert!(most >= 1024 && most.is_multiple_of(joined.rows as usize), "{O}: {most}");
+                assert!(joined.parts(most, O) <= CudaRules::WORKSPACE, "{O}");
+                assert!(joined.parts(most + joined.rows as usize, O) > CudaRules::WORKSPACE, "{O}");
+            }
+            assert!(
+                joined.most_rows(1 << 20) == 0 || joined.parts(joined.rows as usize, 1 << 20) <= CudaRules::WORKSPACE
+            );
+        }
+    }
+}

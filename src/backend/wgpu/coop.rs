@@ -187,12 +187,12 @@ pub struct Device<'a> {
 impl Device<'_> {
     /// Of a device with so many bytes, if it says; a thirtieth of them, within a binding, may hold packed operands.
     pub fn new(unit: MatrixUnit, limits: &Limits, memory: Option<u64>, large: usize) -> Device<'_> {
-        let bytes = (memory.unwrap_or(0) / 30).clamp(LEAST_PACKED, limits.max_storage_buffer_binding_size);
+        let bytes = (memory.unwrap_or(0) / 30).max(LEAST_PACKED).min(limits.max_storage_buffer_binding_size);
         Device { unit, limits, room: bytes / 2, large }
     }
 }
 
-/// Bytes of packed operands that any device has room for.
+/// Bytes of packed operands that any device has room for, where a binding reaches so far.
 const LEAST_PACKED: u64 = 128 << 20;
 /// I·J/(I + J) from which it pays to pack: as many multiply-adds for each element that is written anew.
 const REUSE: u64 = 100;
