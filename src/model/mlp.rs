@@ -173,7 +173,6 @@ impl Mlp {
         }
     }
 
-    /// Up to gate and up: all that the backward needs.
     /// Tokens that it runs at a time, where they are not all.
     fn tile(&self, saved: &Saved) -> Option<usize> {
         if let Mlp::Moe(_) = self { None } else { saved.tile }

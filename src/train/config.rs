@@ -204,7 +204,8 @@ keys! {
         backend: String = "auto".into(), if |b: &String| pick::NAMES.contains(&b.as_str()), "\"auto\", \"cuda\", \"wgpu\" or \"cpu\"";
 
         /// The same run gives the same bits again wherever it runs on such a device. `false`: CUDA takes the algorithms of products
-        /// that it timed to be fastest, and keeps them on disk; and where cuDNN computes attention, it sums gradients in any order.
+        /// that it timed to be fastest, and keeps them on disk; where cuDNN computes attention, it sums gradients in any order; and how
+        /// adapters' gradients are summed depends on what is kept of a layer.
         deterministic: bool = false;
 
         /// Steps between lines of `metrics.jsonl`.

@@ -35,10 +35,6 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// Runs a config to its end, from wherever an earlier run of it got to. Returns the last evaluation's loss.
 pub fn train(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
-    run(config, b, reporter).map_err(|e| failed::with_way_on(e, config))
-}
-
-fn run(config: &TrainConfig, b: &dyn Backend, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
     b.set_deterministic(config.deterministic);
     let base = base_folder(config, reporter)?;
     let Read { spec, tokenizer, added, vocab, data } = read_data(config, &base, reporter)?;
@@ -308,7 +304,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn run(mut self, reporter: &mut dyn Reporter) -> Result<Option<f64>> {
-        let ended = self.steps(reporter);
+        let ended = self.steps(reporter).map_err(|e| failed::with_way_on(e, self.config));
         let recorded = self.record.end(&ended);
         // what went wrong first is what is told
         ended.and_then(|eval| recorded.map(|()| eval))

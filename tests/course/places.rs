@@ -1,5 +1,5 @@
 //! Where activations, frozen weights and states wait, and what is made again in the backward, changes memory and nothing else: every
-//! way of it against the run that keeps all on the device, bit by bit, on every backend.
+//! way of it against the run that keeps all on the device, bit by bit, on every backend (`deterministic`).
 use crate::bench::{Bench, Log};
 use luthier::backend::Backend;
 use luthier::train::config;

@@ -221,8 +221,8 @@ fn request(adapter: &Adapter) -> Result<(Device, Queue)> {
     let wanted = INTEREST.iter().fold(GUESTS, |all, (f, _)| all | *f);
     let experimental = Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
     let (wanted, experimental_features) = match matrix_unit(adapter) {
-        // SAFETY: wgpu vouches for none of its experimental features; ours is used by one shader of ours, whose results the
-        // parity matrix compares
+        // SAFETY: wgpu vouches for none of its experimental features; ours is used by two shaders of ours, whose results
+        // the parity matrix compares
         Some(_) => (wanted, unsafe { wgpu::ExperimentalFeatures::enabled() }),
         None => (wanted - experimental, wgpu::ExperimentalFeatures::disabled()),
     };

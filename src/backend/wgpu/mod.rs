@@ -67,7 +67,7 @@ struct State {
     pipelines: Pipelines,
     recorder: Recorder,
     marks: marks::Marks,
-    /// By file: all ops of a file have the same text. And how often it was taken.
+    /// By file: all ops of a file have the same text.
     files: HashMap<&'static str, Rc<Parsed>>,
     /// How often each text was run, by its name.
     calls: HashMap<&'static str, u64>,
@@ -128,7 +128,7 @@ impl Wgpu {
         let (report, faults, shared) = (opened.report, opened.faults, opened.shared);
         let (matrix_unit, memory, products) = (report.matrix_unit, report.memory, Cell::new(products));
         let discrete = report.kind == "DiscreteGpu";
-        let tiles = Cell::new(tiles);
+        let tiles = Cell::new(tiles.within(&limits));
         let rules = Rc::new(Rules { matrix_unit, limits, memory, products, tiles, discrete });
         Ok(Wgpu { report, faults, device, shared, rules, state: RefCell::new(state) })
     }

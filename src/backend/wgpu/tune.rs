@@ -17,6 +17,15 @@ pub struct Tiles {
     pub coop: usize,
 }
 
+impl Tiles {
+    /// With one that a device of such limits can run, if there is any.
+    pub(super) fn within(self, limits: &wgpu::Limits) -> Tiles {
+        let fits = |place: &usize| plan::LARGE[*place].fits(limits);
+        let plain = [self.plain].into_iter().chain(0..plan::LARGE.len()).find(fits);
+        Tiles { plain: plain.unwrap_or(self.plain), ..self }
+    }
+}
+
 /// Side of the product that is timed, and of the one that is where that takes less than so many seconds: waves of workgroups that
 /// fill such a device only in part tell little of larger products.
 const SIDE: usize = 2048;
@@ -45,7 +54,7 @@ pub fn tiles(report: &AdapterReport, trial: impl FnOnce() -> Result<Wgpu>) -> Re
 /// By a backend of its own, whose memory nobody counts.
 fn time(b: &Wgpu) -> Result<Tiles> {
     let mut tiles = Tiles::default();
-    let first = seconds(b, DType::F32, SIDE)?;
+    let first = seconds(b, DType::F32, SIDE).unwrap_or(f64::INFINITY);
     let side = if first < SHORT * RUNS as f64 { LONG_SIDE } else { SIDE };
     tiles.plain = fastest(b.tiles().into_iter(), |place| {
         b.set_tiles(Tiles { plain: place, ..tiles });

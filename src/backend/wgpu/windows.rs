@@ -124,8 +124,11 @@ impl Parts {
                 _ => Seen::Whole,
             });
         }
+        if part == size {
+            return None;
+        }
         part = part / round * round;
-        (part > 0 && part < size).then_some(Parts { field, size, part, seen })
+        (part > 0).then_some(Parts { field, size, part, seen })
     }
 
     /// The calls, one after the other.

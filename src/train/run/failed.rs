@@ -11,7 +11,7 @@ pub(super) fn way_on(config: &TrainConfig) -> &'static str {
     }
 }
 
-/// A device's error, and the checkpoint that it has left whole.
+/// A device's error in the middle of a run, and the checkpoint that it has left whole.
 pub(super) fn with_way_on(error: Error, config: &TrainConfig) -> Error {
     let Error::Device { backend, what } = error else { return error };
     let newest = checkpoint::newest(&config.output_dir).ok().and_then(|found| found.newest);
