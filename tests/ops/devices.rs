@@ -64,6 +64,12 @@ pub fn is_wanted(label: &str) -> bool {
     listed("LUTHIER_CASES", ';').is_none_or(|parts| parts.iter().any(|part| label.contains(part.as_str())))
 }
 
+/// What of `LUTHIER_CASES` is in none of these labels.
+pub fn wanted_and_absent<'a>(labels: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
+    let parts = listed("LUTHIER_CASES", ';').unwrap_or_default();
+    parts.into_iter().filter(|part| !labels.clone().any(|label| label.contains(part.as_str()))).collect()
+}
+
 /// Past libtest's capture: what ran where is printed when all went well, too.
 pub fn say(line: &str) {
     writeln!(std::io::stderr(), "{line}").expect("stderr takes a line");
