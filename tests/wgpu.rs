@@ -2,6 +2,7 @@
 //! buffers; and the memory and errors of the wgpu backend. Speeds are printed on the way.
 #![cfg(feature = "wgpu")]
 #![allow(non_snake_case, reason = "dims are named as in the ops")]
+use device::open;
 use luthier::backend::cpu::Cpu;
 use luthier::backend::kernel_text::names;
 use luthier::backend::wgpu::coop::{self, Operands};
@@ -21,17 +22,8 @@ use luthier::ops::rows::Rows;
 use luthier::ops::swiglu::SwiGlu;
 use std::time::Instant;
 
-/// The device, or none where there is none and none is required.
-fn open() -> Option<Wgpu> {
-    match Wgpu::new(None) {
-        Ok(wgpu) => Some(wgpu),
-        Err(e) if std::env::var("LUTHIER_REQUIRE").is_ok_and(|r| r.contains("wgpu")) => panic!("{e}"),
-        Err(e) => {
-            eprintln!("wgpu: skipped, {e}");
-            None
-        }
-    }
-}
+#[path = "support/device.rs"]
+mod device;
 
 fn noise(len: usize, seed: u32) -> Vec<f32> {
     let mut s = seed.wrapping_mul(2_654_435_761) | 1;

@@ -1,24 +1,13 @@
 //! A device that goes away in the middle of a run on wgpu.
 #![cfg(feature = "wgpu")]
 use crate::bench::{Bench, Log};
+use crate::device::open;
 use luthier::backend::wgpu::Wgpu;
 use luthier::backend::{Backend, Launch};
 use luthier::dtype::DType;
 use luthier::error::Result;
 use luthier::ops::Op;
 use std::cell::RefCell;
-
-/// The device, or none where there is none and none is required.
-fn open() -> Option<Wgpu> {
-    match Wgpu::new(None) {
-        Ok(wgpu) => Some(wgpu),
-        Err(e) if std::env::var("LUTHIER_REQUIRE").is_ok_and(|r| r.contains("wgpu")) => panic!("{e}"),
-        Err(e) => {
-            eprintln!("wgpu: skipped, {e}");
-            None
-        }
-    }
-}
 
 /// The device is destroyed before the nth run of an op.
 struct Dying {

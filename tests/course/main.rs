@@ -2,6 +2,9 @@
 #![allow(non_snake_case, reason = "dims are named as in the ops")]
 mod bad;
 mod bench;
+#[cfg(feature = "wgpu")]
+#[path = "../support/device.rs"]
+mod device;
 mod evaluation;
 mod float16;
 mod full;

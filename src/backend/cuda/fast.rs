@@ -86,10 +86,8 @@ pub const LONG_ROWS: &[(u32, Variant)] = &[
 /// Shorter rows fill no warp.
 const SHORT: u32 = 1024;
 /// The backward holds two rows, of which longer ones leave a multiprocessor too few warps where a warp has one alone.
-pub const LONG_ROWS_BACKWARD: &[(u32, Variant)] = &[
-    (2048, Variant { name: "warp8", text: ROWS, constants: &[("THREADS", 32), ("KEEP", 8)] }),
-    (4096, Variant { name: "block4", text: ROWS, constants: &[("THREADS", 128), ("KEEP", 4)] }),
-];
+pub const LONG_ROWS_BACKWARD: &[(u32, Variant)] =
+    &[LONG_ROWS[0], (4096, Variant { name: "block4", text: ROWS, constants: &[("THREADS", 128), ("KEEP", 4)] })];
 
 /// Wants one 16-bit type, and rows that start at multiples of 16 bytes.
 fn long_rows(launch: &Launch, pointers: &[u64]) -> Option<Variant> {
