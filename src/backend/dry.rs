@@ -38,6 +38,10 @@ pub trait Rules {
     fn room(&self) -> usize {
         usize::MAX
     }
+    /// Places that weights are unpacked to by turns: with two, one is unpacked while another is multiplied.
+    fn turns(&self) -> usize {
+        1
+    }
     /// What the backend takes for itself when it opens.
     fn workspace(&self) -> u64 {
         0

@@ -71,6 +71,9 @@ impl Rules for CudaRules {
     fn scratch(&self, launch: &Launch) -> Result<[usize; 2]> {
         Ok([if self.cudnn { cudnn_sums(launch) as usize / 4 } else { 0 }, 0])
     }
+    fn turns(&self) -> usize {
+        2
+    }
     fn workspace(&self) -> u64 {
         self.workspace
     }

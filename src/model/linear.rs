@@ -22,9 +22,11 @@ use std::rc::Rc;
 mod adapter;
 pub mod low;
 mod projections;
+mod unpacked;
 mod weight;
 use low::{Columns, With};
 pub use projections::Projections;
+pub use unpacked::Unpacked;
 pub use weight::{GgufWeight, Int8Weight, Mxfp4Weight, Nf4Scales, Nf4Weight, Weight};
 
 pub struct Linear {
@@ -66,8 +68,7 @@ pub trait Observer {
 /// What the linears of a model share while they run, sized for the largest.
 pub struct LinearScratch {
     pub(super) observer: Option<Rc<dyn Observer>>,
-    /// A dequantized weight.
-    weight: Option<Buf>,
+    weight: Option<Unpacked>,
     /// T = s·X·Aᵀ, [N, ΣR] of linears that read one X.
     pub(super) xa: Option<Buf>,
     /// P = s·G·B, [N, ΣR]; left by `backward_input` for `backward_weight`.
@@ -86,14 +87,8 @@ impl LinearScratch {
         dtype: DType,
     ) -> Result<LinearScratch> {
         let linears: Vec<&Linear> = linears.collect();
-        let weight = Self::unpacked(scope, linears.iter().copied(), dtype)?;
+        let weight = Unpacked::new(scope, linears.iter().copied(), dtype, 1)?;
         Self::with(scope, linears.into_iter(), N, dtype, &weight)
-    }
-
-    /// Where the weights of `linears` are unpacked, one after the other.
-    pub fn unpacked<'a>(scope: &Scope, linears: impl Iterator<Item = &'a Linear>, dtype: DType) -> Result<Option<Buf>> {
-        let len = linears.map(|linear| linear.weight.unpacked(linear.O * linear.C)).max().unwrap_or(0);
-        if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) }
     }
 
     /// With `weight` to unpack to, which others may use in their turn.
@@ -102,7 +97,7 @@ impl LinearScratch {
         linears: impl Iterator<Item = &'a Linear>,
         N: usize,
         dtype: DType,
-        weight: &Option<Buf>,
+        weight: &Option<Unpacked>,
     ) -> Result<LinearScratch> {
         let linears: Vec<&Linear> = linears.collect();
         let dora = DoraScratch::new(scope, &linears, N, dtype)?;
@@ -110,7 +105,7 @@ impl LinearScratch {
         let fp8 = Fp8Scratch::new(scope, &linears, N)?;
         let room = low::room(&linears, N);
         let buf = |len: usize| if len > 0 { scope.alloc(len, dtype).map(Some) } else { Ok(None) };
-        let weight = weight.as_ref().map(|buf| buf.view(0, buf.len()));
+        let weight = weight.as_ref().map(Unpacked::share);
         Ok(LinearScratch { observer: None, weight, xa: buf(room)?, p: buf(room)?, dora, dropout, fp8 })
     }
 }
@@ -142,7 +137,7 @@ impl Linear {
         if let Weight::Dense(param) = &self.weight {
             return Ok(param.value.view(first, len));
         }
-        let mut out = part(&scratch.weight, len);
+        let mut out = scratch.weight.as_ref().expect("the scratch was made for these linears").next(len);
         match &self.weight {
             Weight::Mxfp4(packed) => packed.dequantize(b, &mut out, first)?,
             _ => self.dequantize(b, &mut out)?,

@@ -6,7 +6,7 @@ use super::batch::{Inputs, Tokens, rope_tables};
 use super::block::{Block, BlockScratch, same};
 use super::head::{HeadScratch, Weights};
 use super::kept::Kept;
-use super::linear::{LinearScratch, Observer};
+use super::linear::{LinearScratch, Observer, Unpacked};
 use super::mlp;
 use super::neftune::Neftune;
 use super::norm::Norm;
@@ -58,7 +58,7 @@ pub struct Common<'b> {
     positions: usize,
     tables: Vec<Option<Buf>>,
     /// For linear layers, for experts.
-    unpacked: [Option<Buf>; 2],
+    unpacked: [Option<Unpacked>; 2],
 }
 
 impl<'b> Common<'b> {
@@ -70,8 +70,8 @@ impl<'b> Common<'b> {
         let tables = rope_tables(&scope, &model.spec, positions, N)?;
         let _charge = Charge::to(b, Use::Unpacked);
         let unpacked = [
-            LinearScratch::unpacked(&scope, model.linears(), model.dtype)?,
-            LinearScratch::unpacked(&scope, experts, model.dtype)?,
+            Unpacked::new(&scope, model.linears(), model.dtype, b.rules().turns())?,
+            Unpacked::new(&scope, experts, model.dtype, 1)?,
         ];
         Ok(Common { positions, tables, unpacked, scope })
     }

@@ -115,6 +115,7 @@ pub(super) fn record(cuda: &Cuda, recording: &mut Recording, calls: &mut dyn FnM
     let State::Kept { graph, .. } = state else { return Err(Error::Bug("a recording without its graph".into())) };
     cuda.device.bind()?;
     cuda.host.borrow_mut().before_all(&cuda.device)?;
+    cuda.ahead.borrow_mut().before_all(&cuda.device)?;
     // SAFETY: the graph and the stream are alive, and so is what the calls use, as `Recording` demands.
     unsafe { result::graph::launch(graph.exec, cuda.device.raw_stream()) }.map_err(failed("launching a graph"))?;
     let mut cudnn = cuda.cudnn.borrow_mut();
@@ -127,6 +128,7 @@ fn capture(cuda: &Cuda, graphs: Graphs, calls: &mut dyn FnMut() -> Result<()>) -
     device.bind()?;
     // an event from outside cannot be waited for within
     cuda.host.borrow_mut().before_all(device)?;
+    cuda.ahead.borrow_mut().before_all(device)?;
     // edges are set since CUDA 12.3
     let graphs = if report::driver_version()? < (12, 3) { Graphs::Chain } else { graphs };
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;

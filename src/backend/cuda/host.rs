@@ -193,10 +193,10 @@ impl Host {
         });
     }
 
-    /// The kernels' stream waits for what stands in the way of doing this to a buffer.
-    pub fn before(&mut self, on: &Device, buf: &Buf, touch: Touch) -> Result<()> {
+    /// The kernels' stream waits for what stands in the way of doing this to a buffer; whether there was something.
+    pub fn before(&mut self, on: &Device, buf: &Buf, touch: Touch) -> Result<bool> {
         if self.copies.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         self.before_stretch(on, &Stretch::of(buf), touch)
     }
@@ -209,17 +209,18 @@ impl Host {
         Ok(())
     }
     /// The same for a whole slab that goes.
-    pub fn before_free(&mut self, on: &Device, slab: u32) -> Result<()> {
+    pub fn before_free(&mut self, on: &Device, slab: u32) -> Result<bool> {
         self.before_stretch(on, &Stretch { slab, start: 0, end: usize::MAX }, Touch::Writes)
     }
-    fn before_stretch(&mut self, on: &Device, place: &Stretch, touch: Touch) -> Result<()> {
+    fn before_stretch(&mut self, on: &Device, place: &Stretch, touch: Touch) -> Result<bool> {
+        let mut waits = false;
         for copy in self.copies.iter_mut() {
             if !copy.awaited && copy.device.overlaps(place) && copy.hinders(touch) {
                 wait(on.raw_stream(), copy.done)?;
-                copy.awaited = true;
+                (copy.awaited, waits) = (true, true);
             }
         }
-        Ok(())
+        Ok(waits)
     }
 
     /// Waits for all copies.

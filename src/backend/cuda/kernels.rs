@@ -49,13 +49,19 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
-    /// Queues every stage of the launch's op. `pointers` in the row's order, 0 for an absent argument.
-    pub fn run(&mut self, device: &Device, launch: &Launch, variant: Option<Variant>, pointers: &[u64]) -> Result<()> {
+    /// Queues every stage of the launch's op on `stream`. `pointers` in the row's order, 0 for an absent argument.
+    pub fn run(
+        &mut self,
+        (device, stream): (&Device, sys::CUstream),
+        launch: &Launch,
+        variant: Option<Variant>,
+        pointers: &[u64],
+    ) -> Result<()> {
         let loaded = self.get(device, launch, variant)?;
         let names = Kernel { op: launch.op(), dtypes: &[], variant }.names(launch.params());
         let mut params: Vec<*mut c_void> = pointers.iter().map(|p| p as *const u64 as *mut c_void).collect();
         params.push(launch.params().as_ptr() as *mut c_void);
-        loaded.stages.iter().try_for_each(|stage| stage.run(device, &names, &mut params))
+        loaded.stages.iter().try_for_each(|stage| stage.run(stream, &names, &mut params))
     }
     fn get(&mut self, device: &Device, launch: &Launch, variant: Option<Variant>) -> Result<Rc<Loaded>> {
         let mut dtypes = [DType::F32; MAX_ARGS];
@@ -90,7 +96,7 @@ fn load(device: &Device, kernel: Kernel) -> Result<Loaded> {
 }
 
 impl Stage {
-    fn run(&self, device: &Device, names: &Names, params: &mut [*mut c_void]) -> Result<()> {
+    fn run(&self, stream: sys::CUstream, names: &Names, params: &mut [*mut c_void]) -> Result<()> {
         let name = self.section.name;
         let value =
             |expr: &str| eval(expr, names).map_err(|e| Error::Bug(format!("the heading of kernel {name}: {e}")));
@@ -110,10 +116,8 @@ impl Stage {
         self.grant(shared)?;
         let grid = (grid[0] as u32, grid[1] as u32, grid[2] as u32);
         // SAFETY: `params` are the kernel's arguments as its source declares them; `Launch` checked what they point to.
-        unsafe {
-            result::launch_kernel(self.function, grid, (block as u32, 1, 1), shared as u32, device.raw_stream(), params)
-        }
-        .map_err(failed(name))
+        unsafe { result::launch_kernel(self.function, grid, (block as u32, 1, 1), shared as u32, stream, params) }
+            .map_err(failed(name))
     }
     /// More than 48 KiB of shared memory is given on request only.
     fn grant(&self, bytes: u64) -> Result<()> {

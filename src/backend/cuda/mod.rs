@@ -3,7 +3,7 @@
 //!
 //! Nothing of CUDA is linked: the driver and the libraries are found at run time (`libs.rs`), and what is missing is an
 //! `Error::Device` that says how to get it. Everything runs on one stream, in order, but for copies from and to the host's
-//! memory (`host.rs`).
+//! memory (`host.rs`) and for packed weights, which are unpacked ahead of their products (`ahead.rs`).
 use super::dry::Rules;
 use super::{Backend, Buf, CudaRules, HostBuf, Launch, Mark, Memory, Recording, Use, same_bytes};
 use crate::dtype::DType;
@@ -13,6 +13,7 @@ use host::{Stretch, Touch, Way};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+mod ahead;
 mod blas;
 mod cudnn;
 mod driver;
@@ -42,6 +43,7 @@ pub struct Cuda {
     kernels: RefCell<kernels::Kernels>,
     ring: RefCell<memory::Ring>,
     host: RefCell<host::Host>,
+    ahead: RefCell<ahead::Ahead>,
     /// `None`: only plain kernels, for tests of the fast paths.
     blas: RefCell<Option<blas::Blas>>,
     cudnn: RefCell<cudnn::Cudnn>,
@@ -76,12 +78,14 @@ impl Cuda {
         }
         let ring = RefCell::new(memory::Ring::new(&device)?);
         let host = RefCell::new(host::Host::new(&device)?);
+        let ahead = RefCell::new(ahead::Ahead::new(&device)?);
         let cudnn = RefCell::new(cudnn::Cudnn::new(AttentionPath::Own)?);
         Ok(Cuda {
             slabs: RefCell::default(),
             kernels: RefCell::default(),
             ring,
             host,
+            ahead,
             blas: RefCell::new(None),
             cudnn,
             graphs: Cell::new(Graphs::Off),
@@ -125,6 +129,7 @@ impl Cuda {
     fn wait(&self) -> Result<()> {
         self.not_recording("waiting")?;
         self.device.bind()?;
+        self.ahead.borrow_mut().join(&self.device)?;
         self.device.stream.synchronize().map_err(driver::failed("waiting for the device"))
     }
     /// Calls of attention that cuDNN ran, and what it planned, a line each.
@@ -133,14 +138,26 @@ impl Cuda {
         (cudnn.runs(), cudnn.plans())
     }
     fn run_kernel(&self, launch: &Launch, variant: Option<source::Variant>, pointers: &[u64]) -> Result<()> {
-        self.kernels.borrow_mut().run(&self.device, launch, variant, pointers)
+        self.kernels.borrow_mut().run((&self.device, self.device.raw_stream()), launch, variant, pointers)
+    }
+    /// A launch that unpacks a weight.
+    fn unpack(&self, launch: &Launch) -> Result<()> {
+        let (mut host, mut waits) = (self.host.borrow_mut(), false);
+        for (i, buf) in launch.args().iter().flatten().enumerate() {
+            waits |= host.before(&self.device, buf, if i == 0 { Touch::Writes } else { Touch::Reads })?;
+        }
+        let pointers: Vec<u64> = launch.args().iter().map(|buf| buf.map_or(0, |buf| self.ptr(buf))).collect();
+        self.ahead.borrow_mut().unpack(&self.device, launch, waits, |stream| {
+            self.kernels.borrow_mut().run((&self.device, stream), launch, None, &pointers)
+        })
     }
     fn ptr(&self, buf: &Buf) -> u64 {
         self.slabs.borrow().ptr(buf)
     }
     /// The same, for what is queued next and does this to the buffer.
     fn reach(&self, buf: &Buf, touch: Touch) -> Result<u64> {
-        self.host.borrow_mut().before(&self.device, buf, touch)?;
+        let waits = self.host.borrow_mut().before(&self.device, buf, touch)?;
+        self.ahead.borrow_mut().before(&self.device, buf, if waits { Touch::Writes } else { touch })?;
         Ok(self.ptr(buf))
     }
 }
@@ -172,12 +189,14 @@ impl Backend for Cuda {
         self.not_recording("an allocation")?;
         self.device.bind()?;
         let slab = self.slabs.borrow_mut().alloc(&self.device, RULES.bytes(len, dtype) as usize)?;
+        self.ahead.borrow_mut().write(slab);
         Ok(Buf { slab, start: 0, len, dtype, width: dtype.size() })
     }
     fn free(&self, buf: Buf) {
         if self.device.bind().is_ok() {
             // A failure here means a lost device, which the next `sync` reports.
             let _ = self.host.borrow_mut().before_free(&self.device, buf.slab);
+            let _ = self.ahead.borrow_mut().before_free(&self.device, buf.slab);
             self.cudnn.borrow_mut().drop_sequences(self, &buf);
             self.slabs.borrow_mut().free(&self.device, buf.slab);
         }
@@ -220,6 +239,10 @@ impl Backend for Cuda {
     }
     fn launch(&self, launch: &Launch) -> Result<()> {
         self.device.bind()?;
+        let recorded = self.recorder.borrow().is_some();
+        if ahead::unpacks(launch.op()) && !recorded {
+            return self.unpack(launch);
+        }
         let reach = |(arg, buf): (&crate::ops::Arg, &Option<&Buf>)| {
             let touch = if arg.access.writes() { Touch::Writes } else { Touch::Reads };
             buf.map_or(Ok(0), |buf| self.reach(buf, touch))
@@ -234,7 +257,8 @@ impl Backend for Cuda {
                 true => Ok(()),
                 false => self.run_kernel(launch, None, &pointers),
             },
-        )
+        )?;
+        if recorded { Ok(()) } else { self.ahead.borrow_mut().after(&self.device, launch.args()) }
     }
     fn record(&self, recording: &mut Recording, calls: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         graph::record(self, recording, calls)
@@ -261,6 +285,7 @@ impl Backend for Cuda {
     }
     fn mark(&self) -> Result<Mark> {
         self.device.bind()?;
+        self.ahead.borrow_mut().join(&self.device)?;
         marks::mark(&self.device)
     }
     fn elapsed(&self, marks: Vec<Mark>) -> Result<Vec<f64>> {
@@ -298,6 +323,7 @@ impl Backend for Cuda {
         super::host::check(&to.0, from)?;
         self.not_recording("a copy to the host")?;
         self.device.bind()?;
+        self.ahead.borrow_mut().before(&self.device, from, Touch::Reads)?;
         self.host.borrow_mut().copy(&self.device, Way::ToHost, (from, self.ptr(from)), &to.0)
     }
     fn from_host(&self, to: &mut Buf, from: &HostBuf) -> Result<()> {
@@ -305,6 +331,7 @@ impl Backend for Cuda {
         self.not_recording("a copy from the host")?;
         self.device.bind()?;
         self.cudnn.borrow_mut().forget(to);
+        self.ahead.borrow_mut().before(&self.device, to, Touch::Writes)?;
         self.host.borrow_mut().copy(&self.device, Way::FromHost, (to, self.ptr(to)), &from.0)
     }
     fn rows_from_host(&self, to: &mut Buf, from: &HostBuf, ids: &[u32]) -> Result<()> {
