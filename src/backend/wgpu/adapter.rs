@@ -1,6 +1,6 @@
 //! Which GPUs there are, which one to take, and opening it.
 use crate::error::{Error, Result};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use wgpu::{Adapter, Backends, Device, DeviceType, Features, Instance, InstanceDescriptor, InstanceFlags, Queue};
 
 /// An adapter, for people (`luthier doctor`) and for the choice of a backend.
@@ -97,12 +97,18 @@ pub struct Shared {
     pub queue: Queue,
 }
 
+/// The one of this process. It stays to the end: where the last one goes, NVIDIA's driver is unloaded, and threads that ended a
+/// session with it jump to where its code was.
 fn instance() -> Instance {
-    let mut descriptor = InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = Backends::PRIMARY;
-    // the default flags would cut buffers to 4 GiB for the sake of indirect draws
-    descriptor.flags = InstanceFlags::empty();
-    Instance::new(descriptor)
+    static ONE: OnceLock<Instance> = OnceLock::new();
+    let made = || {
+        let mut descriptor = InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = Backends::PRIMARY;
+        // the default flags would cut buffers to 4 GiB for the sake of indirect draws
+        descriptor.flags = InstanceFlags::empty();
+        Instance::new(descriptor)
+    };
+    ONE.get_or_init(made).clone()
 }
 
 /// Every adapter, best first: discrete, integrated, other, software.
