@@ -414,7 +414,7 @@ impl Backend for Wgpu {
 
     fn launch(&self, launch: &Launch) -> Result<()> {
         // a part may be too large along another dim
-        if self.in_parts(launch, |part| self.launch(part))? { Ok(()) } else { self.launch_whole(launch) }
+        if self.rules.in_parts(launch, |part| self.launch(part))? { Ok(()) } else { self.launch_whole(launch) }
     }
 
     fn sync(&self) -> Result<()> {

@@ -70,6 +70,15 @@ impl dry::Rules for Rules {
         host_bytes(len, dtype)
     }
     fn scratch(&self, launch: &Launch) -> Result<[usize; 2]> {
+        let mut most = [0; 2];
+        let part = |part: &Launch| {
+            let wanted = dry::Rules::scratch(self, part)?;
+            most = [0, 1].map(|i| wanted[i].max(most[i]));
+            Ok(())
+        };
+        if self.in_parts(launch, part)? {
+            return Ok(most);
+        }
         let plan = self.plan(launch, &kernel_text::names(launch.op().spec().fields, launch.params()));
         Ok([plan.scratch, plan.packed])
     }

@@ -3,6 +3,7 @@
 //! along the dim that it sums over, later parts add to the first one's sum, which is stored between them. A table's rows are looked
 //! up, or added to, window after window.
 use super::Wgpu;
+use super::rules::Rules;
 use crate::backend::{Buf, Launch, dry};
 use crate::error::Result;
 use crate::ops::{Access, Arg, Op};
@@ -168,15 +169,10 @@ fn table(op: Op) -> Option<&'static str> {
     }
 }
 
-impl Wgpu {
-    /// Bytes of a tensor that a shader surely sees, wherever it begins.
-    pub(super) fn room(&self) -> usize {
-        dry::Rules::room(&*self.rules)
-    }
-
-    /// Whether the call has been made in parts, because an argument is too large to be seen at once.
+impl Rules {
+    /// Whether the call has been made in parts by `run`, because an argument is too large to be seen at once.
     pub(super) fn in_parts(&self, launch: &Launch, run: impl FnMut(&Launch) -> Result<()>) -> Result<bool> {
-        let (spec, room) = (launch.op().spec(), self.room());
+        let (spec, room) = (launch.op().spec(), dry::Rules::room(self));
         let large = |buf: &&Buf| buf.bytes() > room;
         // a look-up's outputs are by rows, what its backward adds to a table is not
         let by_rows = BY_ROWS.contains(&spec.file) || table(launch.op()) == Some("weight");
@@ -186,6 +182,13 @@ impl Wgpu {
         let Some(parts) = spec.dims.iter().find_map(|dim| Parts::along(launch, dim, room)) else { return Ok(false) };
         parts.each(launch, run)?;
         Ok(true)
+    }
+}
+
+impl Wgpu {
+    /// Bytes of a tensor that a shader surely sees, wherever it begins.
+    pub(super) fn room(&self) -> usize {
+        dry::Rules::room(&*self.rules)
     }
 
     /// For a look-up in a table that is too large, or a sum into one, its windows; otherwise none.
