@@ -117,12 +117,6 @@ fn host_text(kernel: &Kernel) -> String {
     for (head, body) in BODIES {
         text = replace_body(&text, head, body);
     }
-    let copy = text.find("        asm volatile(\"cp.async.cg");
-    if let Some(start) = copy {
-        let end = start + text[start..].find(": \"memory\");").expect("a statement") + ": \"memory\");".len();
-        let copy = "start_copy(address(tile, r, c), n < end ? source : nullptr);";
-        text = format!("{}{copy}{}", &text[..start], &text[end..]);
-    }
     for (from, to) in REPLACED {
         text = text.replace(from, to);
     }

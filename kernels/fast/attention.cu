@@ -4,6 +4,7 @@
 //
 // Fragments, with g = lane/4 and t = lane%4. C (16 rows, 8 columns): c[0..1] are row g, columns 2t, 2t+1; c[2..3] are row g+8.
 // A (16x16) is two C side by side, so a product's result, rounded in pairs, is the next product's A.
+#include "tensor.cuh"
 #define INFINITY __uint_as_float(0x7f800000u)
 #define LOG2E 1.4426950408889634f
 typedef T_q T;
@@ -18,26 +19,6 @@ constexpr int PARTS = HEAD <= 128 ? 1 : 2;  // backward by keys: blocks that sha
 
 extern __shared__ __align__(16) u8 memory[];
 
-template <typename T> INLINE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1);
-#define MMA(TYPE, NAME)                                                                                                     \
-    template <> __device__ __forceinline__ void mma<TYPE>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {               \
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME                                                 \
-                     ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                           \
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                       \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                       \
-    }
-MMA(bf16, "bf16")
-MMA(f16, "f16")
-
-// Four 8x8 matrices; each lane names one row of one of them.
-INLINE void ldmatrix(u32 (&x)[4], u32 at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
-}
-INLINE void ldmatrix_trans(u32 (&x)[4], u32 at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
-}
 INLINE u32 address(u32 tile, u32 row, u32 column) { return tile + (row * LD + column) * 2; }
 // A: rows row..row+16, columns column..column+16.
 INLINE void load_a(u32 (&x)[4], u32 tile, u32 row, u32 column) {
@@ -74,17 +55,9 @@ template <int ROWS> INLINE void load_tile(u32 tile, const T* from, u64 ld, u32 f
     for (int e = threadIdx.x; e < ROWS * CHUNKS; e += 128) {
         u32 r = e / CHUNKS, c = e % CHUNKS * 8, n = first + r;
         const T* source = from + (u64)min(n, end - 1) * ld + c;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                     :: "r"(address(tile, r, c)), "l"(source), "r"(n < end ? 16 : 0) : "memory");
+        copy16(address(tile, r, c), source, n < end);
     }
 }
-INLINE void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most PENDING groups are on their way, in all threads of the block.
-template <int PENDING> INLINE void arrive() {
-    asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory");
-    __syncthreads();
-}
-
 // What the rows of one thread (g and g+8 of each 16) see, and what that means for its warp and its block.
 template <int COUNT> struct Seen {
     u32 lo[COUNT], hi[COUNT];

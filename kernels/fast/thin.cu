@@ -7,6 +7,7 @@
 // The order within a sum is free: lane (g, t) = (lane/4, lane%4) has 32 values of rows g and g+8, 8 of each PART of a turn, as A's
 // columns {2t, 2t+1, 2t+8, 2t+9} of 8 products, and the same 32 values of row g of inp as B's. So both are whole 16-byte loads. C (16
 // outputs, 8 rows of inp) has c[0..1] in output g, rows 2t, 2t+1, and c[2..3] in output g+8.
+#include "tensor.cuh"
 #if DENSE
 typedef T_a T;
 #else
@@ -19,17 +20,6 @@ constexpr u32 BLOCKS = WARPS > 8 ? 1 : TILES == 1 ? (DENSE ? 3 : 4) : TILES == 2
 constexpr u32 LANE = DENSE ? 8 : 32, PART = DENSE ? 32 : 8;
 
 extern __shared__ float memory[];
-
-template <typename T> INLINE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1);
-#define MMA(TYPE, NAME)                                                                                                     \
-    template <> __device__ __forceinline__ void mma<TYPE>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {               \
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME                                                 \
-                     ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                           \
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                       \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                       \
-    }
-MMA(bf16, "bf16")
-MMA(f16, "f16")
 
 __device__ const float LEVELS[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,

@@ -6,6 +6,7 @@
 //! kernels/shared/common.cuh      types, conversions, vector loads, reductions
 //! kernels/<file>.cu              the file's common part and the op's own sections
 //! ```
+//! A file that says `#include "tensor.cuh"` has that text of kernels/shared there.
 use crate::backend::kernel_text::{self, Names, Section};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -13,6 +14,8 @@ use crate::ops::Op;
 use std::fmt::Write;
 
 const COMMON: &str = include_str!("../../kernels/shared/common.cuh");
+/// The line that asks for it, and what it asks for.
+const TENSOR: (&str, &str) = ("#include \"tensor.cuh\"\n", include_str!("../../kernels/shared/tensor.cuh"));
 
 /// A kernel file that some ops may use instead of their own, with constants set at compile time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,7 +73,7 @@ impl<'a> Kernel<'a> {
         for (name, value) in self.variant.iter().flat_map(|v| v.constants) {
             let _ = writeln!(text, "#define {name} {value}");
         }
-        text.push_str(common);
+        text.push_str(&common.replacen(TENSOR.0, TENSOR.1, 1));
         self.sections()?.iter().for_each(|s| text.push_str(s.text));
         Ok(text)
     }
