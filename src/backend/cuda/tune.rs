@@ -1,21 +1,26 @@
 //! Choosing an algorithm of cuBLASLt by timing its proposals on the product at hand, once for a device and a library: what was chosen is
 //! kept on disk, so that a run that goes on computes the same bits as before.
 use super::driver::{Device, failed};
-use super::memory;
+use super::{marks, memory};
 use crate::backend::kept::Kept;
 use crate::error::Result;
 use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t;
-use cudarc::driver::{result, sys};
 
-/// Runs of each algorithm, the first of which does not count.
-const RUNS: usize = 9;
+/// Each algorithm has a turn in each round, every second of which goes backwards: at work a GPU slows down until it is within its power,
+/// and how far that is, is a matter of the algorithm and of what ran before.
+const ROUNDS: usize = 4;
+/// Seconds of a turn; short products end with so many calls.
+const TURN: f64 = 0.006;
+const CALLS: f64 = 30.0;
+/// So many turns run before the first.
+const BEFORE: usize = 10;
 /// The first proposal stays unless another takes less than this share of its time.
-const WORTH: f32 = 0.95;
+const WORTH: f64 = 0.99;
 
 /// What was chosen for this product before.
 pub(super) fn kept(product: &str, device: &Device, version: usize) -> Kept {
     let on = format!("{} {} {version}", device.name, device.arch);
-    Kept::new("product", "algo", &[product, &on])
+    Kept::new("product", "algo", &[product, &on, "at work"])
 }
 
 /// The fastest of `algos`. `run` queues one, to another place than its output where that is added to.
@@ -52,44 +57,26 @@ fn best(
     algos: &[cublasLtMatmulAlgo_t],
     run: impl Fn(&cublasLtMatmulAlgo_t) -> Result<()>,
 ) -> Result<usize> {
-    let mut best = (0, f32::INFINITY);
-    for (i, algo) in algos.iter().enumerate() {
-        // one that cannot run after all is not the fastest
-        let Ok(time) = time(device, || run(algo)) else { continue };
-        if time < best.1 * if i == 0 { 1.0 } else { WORTH } {
-            best = (i, time);
+    let first = || run(&algos[0]);
+    let calls = (TURN / time(device, 1, first)?).clamp(1.0, CALLS) as usize;
+    time(device, BEFORE * calls, first)?;
+    let mut times = vec![0.0; algos.len()];
+    for round in 0..ROUNDS {
+        for turn in 0..algos.len() {
+            let i = if round % 2 == 0 { turn } else { algos.len() - 1 - turn };
+            // one that cannot run after all is not the fastest
+            times[i] += time(device, calls, || run(&algos[i])).unwrap_or(f64::INFINITY);
         }
     }
-    Ok(best.0)
+    let least = (0..algos.len()).min_by(|a, b| times[*a].total_cmp(&times[*b])).unwrap_or(0);
+    Ok(if times[least] < WORTH * times[0] { least } else { 0 })
 }
 
-/// Milliseconds of the fastest of a few runs.
-fn time(device: &Device, run: impl Fn() -> Result<()>) -> Result<f32> {
-    let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(failed("an event"));
-    let marks = (0..=RUNS).map(|_| event()).collect::<Result<Vec<_>>>()?;
-    let timed = between(device, &marks, run);
-    for mark in marks {
-        // SAFETY: created above, and no longer waited for.
-        unsafe { result::event::destroy(mark) }.map_err(failed("an event"))?;
-    }
-    timed
-}
-
-fn between(device: &Device, marks: &[sys::CUevent], run: impl Fn() -> Result<()>) -> Result<f32> {
-    let fail = failed("timing a product");
-    // SAFETY: the events live until the caller destroys them.
-    let record = |mark: &sys::CUevent| unsafe { result::event::record(*mark, device.raw_stream()) }.map_err(&fail);
-    record(&marks[0])?;
-    for mark in &marks[1..] {
-        run()?;
-        record(mark)?;
-    }
-    // SAFETY: as above; the last is recorded after all others.
-    unsafe { result::event::synchronize(marks[marks.len() - 1]) }.map_err(&fail)?;
-    let mut least = f32::INFINITY;
-    for pair in marks[1..].windows(2) {
-        // SAFETY: both have passed.
-        least = least.min(unsafe { result::event::elapsed(pair[0], pair[1]) }.map_err(&fail)?);
-    }
-    Ok(least)
+/// Seconds of a call, of so many in a row behind one that does not count.
+fn time(device: &Device, calls: usize, run: impl Fn() -> Result<()>) -> Result<f64> {
+    run()?;
+    let start = marks::mark(device)?;
+    (0..calls).try_for_each(|_| run())?;
+    let all = marks::elapsed(vec![start, marks::mark(device)?])?;
+    Ok(all.iter().sum::<f64>() / calls as f64)
 }
