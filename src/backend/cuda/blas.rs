@@ -22,7 +22,7 @@ use std::mem::{MaybeUninit, size_of};
 
 const WORKSPACE: usize = CudaRules::WORKSPACE;
 
-/// Proposals that are timed.
+/// Proposals that are timed, for the product itself and for each of its like.
 const PROPOSALS: usize = 8;
 /// Products of fewer multiplications take no time worth choosing for.
 const LARGE: u64 = 1 << 27;
@@ -153,10 +153,12 @@ impl Blas {
     ) -> Result<Option<Plan>> {
         let tuned =
             self.choice == Choice::Fastest && key.sizes[..3].iter().map(|x| *x as u64).product::<u64>() >= LARGE;
-        let Some((mut plan, proposals)) = plan(self.handle, key, scales, if tuned { PROPOSALS } else { 1 })? else {
+        let most = if tuned { PROPOSALS } else { 1 };
+        let Some((mut plan, mut proposals)) = plan(self.handle, key, scales, most)? else {
             return Ok(None);
         };
         if tuned {
+            self.add_others(&plan, key, scales, &mut proposals)?;
             // SAFETY: returns a number.
             let version = unsafe { sys::cublasLtGetVersion() };
             let kept = tune::kept(&format!("{key:?}"), device, version as usize);
@@ -169,6 +171,29 @@ impl Blas {
             plan.workspace = chosen.map_or(WORKSPACE, |chosen| chosen.workspace);
         }
         Ok(Some(plan))
+    }
+    /// Adds what is proposed for half as many rows and for twice as many, as far as it can do this product, too: often that is faster.
+    fn add_others(
+        &self,
+        plan: &Plan,
+        key: &Key,
+        scales: Option<scaled::Scales>,
+        proposals: &mut Vec<Proposal>,
+    ) -> Result<()> {
+        let [rows, rest @ ..] = key.sizes;
+        for rows in [(rows / 2).max(1), rows.saturating_mul(2)] {
+            let [j, q, ld_out, ld_a, ld_b] = rest;
+            // a of tn is [Q, I]: its stride must hold the rows
+            let ld_a = if matches!(key.op, Op::matmul_tn | Op::matmul_tn_add) { ld_a.max(rows) } else { ld_a };
+            let like = Key { sizes: [rows, j, q, ld_out, ld_a, ld_b], ..*key };
+            let Some((_, others)) = self::plan(self.handle, &like, scales, PROPOSALS)? else { continue };
+            for Proposal { algo, .. } in others {
+                if proposals.iter().all(|known| known.algo.data != algo.data) {
+                    proposals.extend(check(self.handle, plan, algo));
+                }
+            }
+        }
+        Ok(())
     }
     fn out_bytes(&self, key: &Key) -> usize {
         key.sizes[0] as usize * key.sizes[3] as usize * key.dtypes[0].size()
@@ -322,6 +347,19 @@ fn heuristic(handle: sys::cublasLtHandle_t, plan: &Plan, [out, a, b]: [u32; 3], 
         let fine = found.filter(|f| f.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
         Ok(fine.map(|f| Proposal { algo: f.algo, workspace: f.workspaceSize }).collect())
     }
+}
+
+/// The algorithm as a proposal for this product, if it can do it.
+fn check(handle: sys::cublasLtHandle_t, plan: &Plan, algo: sys::cublasLtMatmulAlgo_t) -> Option<Proposal> {
+    let [b, a, out] = plan.layouts;
+    let mut found = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
+    // SAFETY: all are alive, and there is room for the result, which is of numbers.
+    let found = unsafe {
+        sys::cublasLtMatmulAlgoCheck(handle, plan.desc, b, a, out, out, &algo, found.as_mut_ptr()).result().ok()?;
+        found.assume_init()
+    };
+    let fine = found.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && found.workspaceSize <= WORKSPACE;
+    fine.then_some(Proposal { algo, workspace: found.workspaceSize })
 }
 
 struct Preference(sys::cublasLtMatmulPreference_t);

@@ -6,16 +6,11 @@ use crate::backend::kept::Kept;
 use crate::error::Result;
 use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t;
 
-/// Each algorithm has a turn in each round, every second of which goes backwards: at work a GPU slows down until it is within its power,
-/// and how far that is, is a matter of the algorithm and of what ran before.
-const ROUNDS: usize = 4;
 /// Seconds of a turn; short products end with so many calls.
-const TURN: f64 = 0.006;
+const TURN: f64 = 0.005;
 const CALLS: f64 = 30.0;
 /// So many turns run before the first.
-const BEFORE: usize = 10;
-/// The first proposal stays unless another takes less than this share of its time.
-const WORTH: f64 = 0.99;
+const BEFORE: usize = 12;
 
 /// What was chosen for this product before.
 pub(super) fn kept(product: &str, device: &Device, version: usize) -> Kept {
@@ -51,7 +46,8 @@ fn code(algo: &cublasLtMatmulAlgo_t) -> Vec<u8> {
     bytemuck::cast_slice(&algo.data).to_vec()
 }
 
-/// The place of the fastest.
+/// The place of the fastest. At work a GPU slows down until it is within its power, and how far that is, is a matter of the algorithm
+/// and of what ran before: so all have their turns there and back again, then the better half has, until one is left.
 fn best(
     device: &Device,
     algos: &[cublasLtMatmulAlgo_t],
@@ -60,16 +56,19 @@ fn best(
     let first = || run(&algos[0]);
     let calls = (TURN / time(device, 1, first)?).clamp(1.0, CALLS) as usize;
     time(device, BEFORE * calls, first)?;
-    let mut times = vec![0.0; algos.len()];
-    for round in 0..ROUNDS {
-        for turn in 0..algos.len() {
-            let i = if round % 2 == 0 { turn } else { algos.len() - 1 - turn };
-            // one that cannot run after all is not the fastest
-            times[i] += time(device, calls, || run(&algos[i])).unwrap_or(f64::INFINITY);
+    let mut left: Vec<(usize, f64)> = (0..algos.len()).map(|i| (i, 0.0)).collect();
+    while left.len() > 1 {
+        for _ in 0..2 {
+            for (i, spent) in &mut left {
+                // one that cannot run after all is not the fastest
+                *spent += time(device, calls, || run(&algos[*i])).unwrap_or(f64::INFINITY);
+            }
+            left.reverse();
         }
+        left.sort_by(|a, b| a.1.total_cmp(&b.1));
+        left.truncate(left.len().div_ceil(2));
     }
-    let least = (0..algos.len()).min_by(|a, b| times[*a].total_cmp(&times[*b])).unwrap_or(0);
-    Ok(if times[least] < WORTH * times[0] { least } else { 0 })
+    Ok(left[0].0)
 }
 
 /// Seconds of a call, of so many in a row behind one that does not count.
