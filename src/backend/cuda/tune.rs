@@ -8,9 +8,11 @@ use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t;
 
 /// Seconds of a turn; short products end with so many calls.
 const TURN: f64 = 0.005;
-const CALLS: f64 = 30.0;
+const CALLS: f64 = 12.0;
 /// So many turns run before the first.
 const BEFORE: usize = 12;
+/// The first proposal stays unless another takes less than this share of its time: here operands are at hand that a step has to fetch.
+const WORTH: f64 = 0.97;
 
 /// What was chosen for this product before.
 pub(super) fn kept(product: &str, device: &Device, version: usize) -> Kept {
@@ -46,8 +48,8 @@ fn code(algo: &cublasLtMatmulAlgo_t) -> Vec<u8> {
     bytemuck::cast_slice(&algo.data).to_vec()
 }
 
-/// The place of the fastest. At work a GPU slows down until it is within its power, and how far that is, is a matter of the algorithm
-/// and of what ran before: so all have their turns there and back again, then the better half has, until one is left.
+/// The place of the fastest. At work a GPU slows down until it is within its power, and how far that is, is a matter of the algorithm:
+/// so they run behind each other, in turns, of which the slower half has no more.
 fn best(
     device: &Device,
     algos: &[cublasLtMatmulAlgo_t],
@@ -56,19 +58,35 @@ fn best(
     let first = || run(&algos[0]);
     let calls = (TURN / time(device, 1, first)?).clamp(1.0, CALLS) as usize;
     time(device, BEFORE * calls, first)?;
+    // place, and seconds so far
     let mut left: Vec<(usize, f64)> = (0..algos.len()).map(|i| (i, 0.0)).collect();
-    while left.len() > 1 {
-        for _ in 0..2 {
-            for (i, spent) in &mut left {
-                // one that cannot run after all is not the fastest
-                *spent += time(device, calls, || run(&algos[*i])).unwrap_or(f64::INFINITY);
-            }
-            left.reverse();
+    let turn = |left: &mut [(usize, f64)]| {
+        for (i, spent) in left {
+            // one that cannot run after all is not the fastest
+            *spent += time(device, calls, || run(&algos[*i])).unwrap_or(f64::INFINITY);
         }
-        left.sort_by(|a, b| a.1.total_cmp(&b.1));
-        left.truncate(left.len().div_ceil(2));
+    };
+    while left.len() > 2 {
+        turn(&mut left);
+        left = faster_half(left);
     }
-    Ok(left[0].0)
+    turn(&mut left);
+    left.reverse();
+    turn(&mut left);
+    let of_first = left.iter().find(|(i, _)| *i == 0).map_or(0.0, |(_, spent)| *spent);
+    let other = left.iter().find(|(i, spent)| *i != 0 && *spent < WORTH * of_first);
+    Ok(other.map_or(0, |(i, _)| *i))
+}
+
+/// Of three or more; the first algorithm stays, to be compared with in the end.
+fn faster_half(mut left: Vec<(usize, f64)>) -> Vec<(usize, f64)> {
+    left.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let half = left.len().div_ceil(2);
+    if let Some(first) = left.iter().position(|(i, _)| *i == 0).filter(|at| *at >= half) {
+        left.swap(half - 1, first);
+    }
+    left.truncate(half);
+    left
 }
 
 /// Seconds of a call, of so many in a row behind one that does not count.
@@ -78,4 +96,17 @@ fn time(device: &Device, calls: usize, run: impl Fn() -> Result<()>) -> Result<f
     (0..calls).try_for_each(|_| run())?;
     let all = marks::elapsed(vec![start, marks::mark(device)?])?;
     Ok(all.iter().sum::<f64>() / calls as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_faster_half_stays_and_the_first() {
+        let of = |seconds: &[f64]| faster_half(seconds.iter().copied().enumerate().collect());
+        assert_eq!(of(&[3.0, 1.0, 2.0]), [(1, 1.0), (0, 3.0)]);
+        assert_eq!(of(&[1.0, 4.0, 3.0, 2.0, 5.0]), [(0, 1.0), (3, 2.0), (2, 3.0)]);
+        assert_eq!(of(&[f64::INFINITY, f64::INFINITY, 1.0, 2.0]), [(2, 1.0), (0, f64::INFINITY)]);
+    }
 }
