@@ -143,8 +143,8 @@ impl Ahead {
     ) -> Result<()> {
         let mut args = launch.args().iter().flatten().map(|buf| Stretch::of(buf));
         let Some(to) = args.next() else { return Ok(()) };
-        let from: Vec<Stretch> = args.collect();
-        let place = self.place(&to)?;
+        let mut from: Vec<Stretch> = args.collect();
+        let place = self.place(on, &to)?;
         let slab = |at: &Stretch| self.written.get(at.slab as usize).copied().unwrap_or(0).max(self.all_written);
         if waits || from.iter().any(|at| slab(at) > self.met) || !self.places[place].is_known {
             record(self.mark, on.raw_stream())?;
@@ -155,19 +155,24 @@ impl Ahead {
         }
         run(self.stream)?;
         let place = &mut self.places[place];
+        // what nobody has waited for may still be read, too
+        from.extend(place.from.drain(..).filter(|_| !place.awaited));
         (place.awaited, place.from) = (false, from);
         record(place.made, self.stream)
     }
 
     /// The place that begins here, as long as it ever was; others that it overlaps are places no more.
-    fn place(&mut self, to: &Stretch) -> Result<usize> {
+    fn place(&mut self, on: &Device, to: &Stretch) -> Result<usize> {
         let mut end = to.end;
-        let (mut is_known, before) = (true, self.places.len());
-        for old in self.places.extract_if(.., |place| place.at.overlaps(to) && place.at.start != to.start) {
-            (end, is_known) = (end.max(old.at.end), false);
+        let other = |place: &Place| place.at.overlaps(to) && place.at.start != to.start;
+        let mut is_known = !self.places.iter().any(other);
+        if !is_known {
+            self.join(on)?;
+        }
+        for old in self.places.extract_if(.., |place| other(place)) {
+            end = end.max(old.at.end);
             destroy(&old);
         }
-        is_known &= before == self.places.len();
         let found = self.places.iter().position(|place| place.at.slab == to.slab && place.at.start == to.start);
         let place = match found {
             Some(place) => place,
