@@ -15,7 +15,7 @@ use std::fmt::Write;
 
 const COMMON: &str = include_str!("../../kernels/shared/common.cuh");
 /// The line that asks for it, and what it asks for.
-const TENSOR: (&str, &str) = ("#include \"tensor.cuh\"\n", include_str!("../../kernels/shared/tensor.cuh"));
+const TENSOR: (&str, &str) = ("#include \"tensor.cuh\"", include_str!("../../kernels/shared/tensor.cuh"));
 
 /// A kernel file that some ops may use instead of their own, with constants set at compile time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -143,7 +143,7 @@ impl Ahead {
     ) -> Result<()> {
         let mut args = launch.args().iter().flatten().map(|buf| Stretch::of(buf));
         let Some(to) = args.next() else { return Ok(()) };
-        let mut from: Vec<Stretch> = args.collect();
+        let from: Vec<Stretch> = args.collect();
         let place = self.place(on, &to)?;
         let slab = |at: &Stretch| self.written.get(at.slab as usize).copied().unwrap_or(0).max(self.all_written);
         if waits || from.iter().any(|at| slab(at) > self.met) || !self.places[place].is_known {
@@ -153,10 +153,12 @@ impl Ahead {
         } else {
             wait(self.stream, self.places[place].used)?;
         }
-        run(self.stream)?;
         let place = &mut self.places[place];
-        // what nobody has waited for may still be read, too
-        from.extend(place.from.drain(..).filter(|_| !place.awaited));
+        if !place.awaited {
+            // unpacked in vain: what that reads is forgotten here
+            wait(on.raw_stream(), place.made)?;
+        }
+        run(self.stream)?;
         (place.awaited, place.from) = (false, from);
         record(place.made, self.stream)
     }

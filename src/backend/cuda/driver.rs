@@ -52,7 +52,7 @@ impl Device {
             ));
         }
         let context = CudaContext::new(ordinal).map_err(failed("opening the device"))?;
-        // SAFETY: every buffer is used on one stream only; before anything is allocated.
+        // SAFETY: what crosses streams is ordered by `host.rs` and `ahead.rs`; before anything is allocated.
         unsafe { context.disable_event_tracking() };
         keep_freed_memory(&context)?;
         let capability = context.compute_capability().map_err(failed("compute capability"))?;

@@ -39,7 +39,7 @@ pub(super) fn choose(
     if let Some(place) = place {
         memory::free(device, place).map_err(failed("trying a product"))?;
     }
-    let chosen = algos[timed?];
+    let chosen = algos[timed];
     kept.write(&code(&chosen));
     Ok(chosen)
 }
@@ -50,21 +50,18 @@ fn code(algo: &cublasLtMatmulAlgo_t) -> Vec<u8> {
 
 /// The place of the fastest. At work a GPU slows down until it is within its power, and how far that is, is a matter of the algorithm:
 /// so they run behind each other, in turns, of which the slower half has no more.
-fn best(
-    device: &Device,
-    algos: &[cublasLtMatmulAlgo_t],
-    run: impl Fn(&cublasLtMatmulAlgo_t) -> Result<()>,
-) -> Result<usize> {
-    let first = || run(&algos[0]);
-    let calls = (TURN / time(device, 1, first)?).clamp(1.0, CALLS) as usize;
-    time(device, BEFORE * calls, first)?;
+fn best(device: &Device, algos: &[cublasLtMatmulAlgo_t], run: impl Fn(&cublasLtMatmulAlgo_t) -> Result<()>) -> usize {
+    if algos.len() == 1 {
+        return 0;
+    }
+    // one that cannot run after all is not the fastest
+    let time = |algo, calls| time(device, calls, || run(algo)).unwrap_or(f64::INFINITY);
+    let calls = (TURN / time(&algos[0], 1)).clamp(1.0, CALLS) as usize;
+    time(&algos[0], BEFORE * calls);
     // place, and seconds so far
     let mut left: Vec<(usize, f64)> = (0..algos.len()).map(|i| (i, 0.0)).collect();
     let turn = |left: &mut [(usize, f64)]| {
-        for (i, spent) in left {
-            // one that cannot run after all is not the fastest
-            *spent += time(device, calls, || run(&algos[*i])).unwrap_or(f64::INFINITY);
-        }
+        left.iter_mut().for_each(|(i, spent)| *spent += time(&algos[*i], calls));
     };
     while left.len() > 2 {
         turn(&mut left);
@@ -75,7 +72,7 @@ fn best(
     turn(&mut left);
     let of_first = left.iter().find(|(i, _)| *i == 0).map_or(0.0, |(_, spent)| *spent);
     let other = left.iter().find(|(i, spent)| *i != 0 && *spent < WORTH * of_first);
-    Ok(other.map_or(0, |(i, _)| *i))
+    other.map_or(0, |(i, _)| *i)
 }
 
 /// Of three or more; the first algorithm stays, to be compared with in the end.
