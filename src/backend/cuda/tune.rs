@@ -35,7 +35,8 @@ pub(super) fn choose(
     let place = if adds { memory::alloc(device, out_bytes).map(Some) } else { Ok(None) };
     // no room to try: the first, for now
     let Ok(place) = place else { return Ok(algos[0]) };
-    let timed = best(device, algos, |algo| run(algo, place));
+    // one that cannot run after all is not the fastest
+    let timed = fastest(algos.len(), |i, calls| time(device, calls, || run(&algos[i], place)).unwrap_or(f64::INFINITY));
     if let Some(place) = place {
         memory::free(device, place).map_err(failed("trying a product"))?;
     }
@@ -48,21 +49,18 @@ fn code(algo: &cublasLtMatmulAlgo_t) -> Vec<u8> {
     bytemuck::cast_slice(&algo.data).to_vec()
 }
 
-/// The place of the fastest. At work a GPU slows down until it is within its power, and how far that is, is a matter of the algorithm:
-/// so they run behind each other, in turns, of which the slower half has no more.
-fn best(device: &Device, algos: &[cublasLtMatmulAlgo_t], run: impl Fn(&cublasLtMatmulAlgo_t) -> Result<()>) -> usize {
-    if algos.len() == 1 {
+/// The place of the fastest of so many; `time(place, calls)` runs one, and tells the seconds of a call. At work a GPU slows down until it
+/// is within its power, and how far that is, is a matter of the algorithm: so they run behind each other, in turns, of which the slower
+/// half has no more.
+fn fastest(count: usize, time: impl Fn(usize, usize) -> f64) -> usize {
+    if count == 1 {
         return 0;
     }
-    // one that cannot run after all is not the fastest
-    let time = |algo, calls| time(device, calls, || run(algo)).unwrap_or(f64::INFINITY);
-    let calls = (TURN / time(&algos[0], 1)).clamp(1.0, CALLS) as usize;
-    time(&algos[0], BEFORE * calls);
+    let calls = (TURN / time(0, 1)).clamp(1.0, CALLS) as usize;
+    time(0, BEFORE * calls);
     // place, and seconds so far
-    let mut left: Vec<(usize, f64)> = (0..algos.len()).map(|i| (i, 0.0)).collect();
-    let turn = |left: &mut [(usize, f64)]| {
-        left.iter_mut().for_each(|(i, spent)| *spent += time(&algos[*i], calls));
-    };
+    let mut left: Vec<(usize, f64)> = (0..count).map(|i| (i, 0.0)).collect();
+    let turn = |left: &mut [(usize, f64)]| left.iter_mut().for_each(|(i, spent)| *spent += time(*i, calls));
     while left.len() > 2 {
         turn(&mut left);
         left = faster_half(left);
@@ -98,6 +96,38 @@ fn time(device: &Device, calls: usize, run: impl Fn() -> Result<()>) -> Result<f
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
+
+    #[test]
+    fn the_fastest_is_found_if_it_is_worth_it() {
+        let of = |seconds: &[f64]| fastest(seconds.len(), |i, _| seconds[i]);
+        assert_eq!((of(&[1.0]), of(&[1.0, 0.5]), of(&[0.5, 1.0])), (0, 1, 0));
+        let ms = [2.9, 3.0, 2.8, 3.1, 2.7, 2.75, 3.3, 2.72, 3.2, 2.95, 2.71, 3.05, 2.81].map(|ms| ms / 1e3);
+        assert_eq!(of(&ms), 4);
+        let alike = ms.map(|s| 2.9e-3 + (s - 2.9e-3) / 5.0);
+        assert_eq!(of(&alike), 0, "less than what it must save");
+        assert_eq!(of(&[f64::INFINITY, 1.0, 0.9, f64::INFINITY]), 2, "the first cannot run");
+        assert_eq!(of(&[f64::INFINITY; 5]), 0);
+    }
+
+    /// Trying 20 takes little more than two turns of each; a short product, few calls.
+    #[test]
+    fn trying_takes_few_calls() {
+        let spent = RefCell::new(vec![0; 20]);
+        fastest(20, |i, calls| {
+            spent.borrow_mut()[i] += calls;
+            3e-3 + i as f64 * 1e-5
+        });
+        let all: usize = spent.borrow().iter().sum();
+        assert!(spent.borrow().iter().all(|calls| *calls >= 1) && all <= 2 * 20 + BEFORE + 10, "{all}");
+        let most = RefCell::new(0);
+        fastest(8, |_, calls| {
+            let most = &mut *most.borrow_mut();
+            *most = calls.max(*most);
+            1e-5
+        });
+        assert_eq!(*most.borrow(), BEFORE * CALLS as usize);
+    }
 
     #[test]
     fn the_faster_half_stays_and_the_first() {
