@@ -97,8 +97,8 @@ pub struct Shared {
     pub queue: Queue,
 }
 
-/// The one of this process. It stays to the end: where the last one goes, NVIDIA's driver is unloaded, and threads that ended a
-/// session with it jump to where its code was.
+/// The one of this process. It stays to the end: where the last one goes, NVIDIA's driver is unloaded, and threads that end later jump to
+/// where its code was.
 fn instance() -> Instance {
     static ONE: OnceLock<Instance> = OnceLock::new();
     let made = || {
