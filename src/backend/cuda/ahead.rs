@@ -6,6 +6,7 @@
 //! ```
 //! Two places by turns ([`crate::backend::dry::Rules::turns`]) are what makes it pay: with one, it waits for the product before.
 use super::driver::{Device, failed};
+use super::events::{self, event};
 use super::host::{Stretch, Touch};
 use crate::backend::{Buf, Launch};
 use crate::error::Result;
@@ -46,19 +47,23 @@ pub(super) struct Ahead {
     met: u64,
 }
 
-fn event() -> Result<sys::CUevent> {
-    result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed("an event"))
-}
-
 fn record(event: sys::CUevent, stream: sys::CUstream) -> Result<()> {
-    // SAFETY: both are alive as long as `Ahead` and `Device`.
-    unsafe { result::event::record(event, stream) }.map_err(failed("unpacking a weight"))
+    events::record(event, stream, "unpacking a weight")
 }
 
 fn wait(stream: sys::CUstream, event: sys::CUevent) -> Result<()> {
-    // SAFETY: as above.
-    unsafe { result::stream::wait_event(stream, event, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
-        .map_err(failed("waiting for a weight"))
+    events::wait(stream, event, "waiting for a weight")
+}
+
+impl Place {
+    /// The others wait for what is on its way here, if they have not yet.
+    fn join(&mut self, on: &Device) -> Result<()> {
+        if !self.awaited {
+            wait(on.raw_stream(), self.made)?;
+            self.awaited = true;
+        }
+        Ok(())
+    }
 }
 
 impl Ahead {
@@ -86,9 +91,8 @@ impl Ahead {
         for place in &mut self.places {
             let touched = place.at.overlaps(&at);
             let hinders = touched || touch == Touch::Writes && place.from.iter().any(|from| from.overlaps(&at));
-            if hinders && !place.awaited {
-                wait(on.raw_stream(), place.made)?;
-                place.awaited = true;
+            if hinders {
+                place.join(on)?;
             }
             place.is_known &= !touched;
         }
@@ -110,11 +114,7 @@ impl Ahead {
 
     /// The others wait for all that is on its way.
     pub fn join(&mut self, on: &Device) -> Result<()> {
-        for place in self.places.iter_mut().filter(|place| !place.awaited) {
-            wait(on.raw_stream(), place.made)?;
-            place.awaited = true;
-        }
-        Ok(())
+        self.places.iter_mut().try_for_each(|place| place.join(on))
     }
     /// What is queued next touches nobody knows what.
     pub fn before_all(&mut self, on: &Device) -> Result<()> {
@@ -154,10 +154,8 @@ impl Ahead {
             wait(self.stream, self.places[place].used)?;
         }
         let place = &mut self.places[place];
-        if !place.awaited {
-            // unpacked in vain: what that reads is forgotten here
-            wait(on.raw_stream(), place.made)?;
-        }
+        // what was unpacked in vain is still read, which is forgotten here
+        place.join(on)?;
         run(self.stream)?;
         (place.awaited, place.from) = (false, from);
         record(place.made, self.stream)

@@ -158,19 +158,41 @@ impl Blas {
             return Ok(None);
         };
         if tuned {
-            self.add_others(&plan, key, scales, &mut proposals);
-            // SAFETY: returns a number.
-            let version = unsafe { sys::cublasLtGetVersion() };
-            let kept = tune::kept(&format!("{key:?}"), device, version as usize);
-            let adds = adds(key.op);
-            let algos: Vec<_> = proposals.iter().map(|proposal| proposal.algo).collect();
-            plan.algo = tune::choose(device, &algos, kept, self.out_bytes(key), adds, |algo, to| {
-                self.queue(device, key.op, &plan, algo, pointers, to.unwrap_or(pointers[0]), alpha)
-            })?;
-            let chosen = proposals.iter().find(|proposal| proposal.algo.data == plan.algo.data);
-            plan.workspace = chosen.map_or(WORKSPACE, |chosen| chosen.workspace);
+            let chosen = self.chosen(device, key, &plan, pointers, scales, alpha, &mut proposals)?;
+            (plan.algo, plan.workspace) = (chosen.algo, chosen.workspace);
         }
         Ok(Some(plan))
+    }
+    /// The fastest of the proposals and of others: as kept on disk, or by timing.
+    fn chosen<'p>(
+        &self,
+        device: &Device,
+        key: &Key,
+        plan: &Plan,
+        pointers: [u64; 3],
+        scales: Option<scaled::Scales>,
+        alpha: f32,
+        proposals: &'p mut Vec<Proposal>,
+    ) -> Result<&'p Proposal> {
+        // SAFETY: returns a number.
+        let version = unsafe { sys::cublasLtGetVersion() };
+        let kept = tune::kept(&format!("{key:?}"), device, version as usize);
+        let known = kept.read();
+        let is_known = |proposal: &Proposal| known.as_ref().is_some_and(|code| *code == tune::code(&proposal.algo));
+        // others are asked for only where they are wanted: a start has many products
+        if !proposals.iter().any(is_known) {
+            self.add_others(plan, key, scales, proposals);
+        }
+        let place = match proposals.iter().position(is_known) {
+            Some(place) => place,
+            None => {
+                let algos: Vec<_> = proposals.iter().map(|proposal| proposal.algo).collect();
+                tune::choose(device, &algos, kept, self.out_bytes(key), adds(key.op), |algo, to| {
+                    self.queue(device, key.op, plan, algo, pointers, to.unwrap_or(pointers[0]), alpha)
+                })?
+            }
+        };
+        Ok(&proposals[place])
     }
     /// Adds what is proposed for half as many rows and for twice as many, as far as it can do this product, too: often that is faster.
     fn add_others(&self, plan: &Plan, key: &Key, scales: Option<scaled::Scales>, proposals: &mut Vec<Proposal>) {

@@ -5,6 +5,7 @@
 //! other work    waits for the copies that write what it touches, and for those that read what it writes
 //! ```
 use super::driver::{Device, failed};
+use super::events::{self, event, record};
 use super::pinned::Pinned;
 use crate::backend::{Buf, copy_bytes};
 use crate::error::Result;
@@ -73,14 +74,8 @@ pub(super) struct Host {
 /// So many copies are remembered before those that have ended are looked for.
 const REMEMBERED: usize = 32;
 
-fn event() -> Result<sys::CUevent> {
-    result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed("an event"))
-}
-
 fn wait(stream: sys::CUstream, event: sys::CUevent) -> Result<()> {
-    // SAFETY: both are alive as long as `Host` and `Device`.
-    unsafe { result::stream::wait_event(stream, event, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
-        .map_err(failed("waiting for a copy"))
+    events::wait(stream, event, "waiting for a copy")
 }
 
 impl Host {
@@ -149,8 +144,7 @@ impl Host {
         }
         let (stream, place, other) = (self.streams[way as usize], Stretch::of(device), Stretch::of(host));
         let touch = if way == Way::FromHost { Touch::Writes } else { Touch::Reads };
-        // SAFETY: the mark is only waited for by what is queued here.
-        unsafe { result::event::record(self.mark, on.raw_stream()) }.map_err(failed("a copy"))?;
+        record(self.mark, on.raw_stream(), "a copy")?;
         wait(stream, self.mark)?;
         // a copy of the same stream comes first anyway
         for copy in self.copies.iter().filter(|copy| copy.way != way) {
@@ -171,8 +165,7 @@ impl Host {
         let done = self.spare.pop().map_or_else(event, Ok)?;
         // remembered before it is recorded, so that an error does not lose the event
         self.copies.push(Copy { way, device: place, host: other, done, awaited: false });
-        // SAFETY: the event is alive.
-        unsafe { result::event::record(done, stream) }.map_err(failed("a copy"))?;
+        record(done, stream, "a copy")?;
         if self.copies.len() > REMEMBERED {
             self.forget();
         }

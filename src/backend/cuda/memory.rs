@@ -1,5 +1,6 @@
 //! Device memory: allocations by number, and a pinned ring that uploads pass through so that they never wait for the stream.
 use super::driver::{Device, failed};
+use super::events::{event, record};
 use crate::backend::{Buf, Ledger, Use, copy_bytes};
 use crate::error::{Error, Result};
 use cudarc::driver::{result, sys};
@@ -149,14 +150,12 @@ impl Ring {
         // SAFETY: `reserve` waited until no copy reads these bytes of the ring.
         let host = unsafe { std::slice::from_raw_parts_mut(self.base.add(start), len) };
         fill(host);
-        let done = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed("an event"))?;
+        let done = event()?;
         // From here on the piece is in the queue, so that an error does not lose its event.
         self.pieces.push_back(Piece { start, end: start + len, done });
         // SAFETY: the caller checked the device's range; the host's stays until `done`.
-        unsafe {
-            result::memcpy_htod_async(to, host, stream).map_err(failed("upload"))?;
-            result::event::record(done, stream).map_err(failed("upload"))
-        }
+        unsafe { result::memcpy_htod_async(to, host, stream) }.map_err(failed("upload"))?;
+        record(done, stream, "upload")
     }
     /// Where `len` bytes are free.
     fn reserve(&mut self, len: usize) -> Result<usize> {

@@ -17,6 +17,7 @@ mod ahead;
 mod blas;
 mod cudnn;
 mod driver;
+mod events;
 pub mod fast;
 mod graph;
 mod host;

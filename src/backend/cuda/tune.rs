@@ -20,7 +20,7 @@ pub(super) fn kept(product: &str, device: &Device, version: usize) -> Kept {
     Kept::new("product", "algo", &[product, &on, "at work"])
 }
 
-/// The fastest of `algos`. `run` queues one, to another place than its output where that is added to.
+/// The place of the fastest of `algos`. `run` queues one, to another place than its output where that is added to.
 pub(super) fn choose(
     device: &Device,
     algos: &[cublasLtMatmulAlgo_t],
@@ -28,24 +28,21 @@ pub(super) fn choose(
     out_bytes: usize,
     adds: bool,
     run: impl Fn(&cublasLtMatmulAlgo_t, Option<u64>) -> Result<()>,
-) -> Result<cublasLtMatmulAlgo_t> {
-    if let Some(known) = kept.read().and_then(|bytes| algos.iter().find(|algo| bytes == code(algo))) {
-        return Ok(*known);
-    }
+) -> Result<usize> {
     let place = if adds { memory::alloc(device, out_bytes).map(Some) } else { Ok(None) };
     // no room to try: the first, for now
-    let Ok(place) = place else { return Ok(algos[0]) };
+    let Ok(place) = place else { return Ok(0) };
     // one that cannot run after all is not the fastest
     let timed = fastest(algos.len(), |i, calls| time(device, calls, || run(&algos[i], place)).unwrap_or(f64::INFINITY));
     if let Some(place) = place {
         memory::free(device, place).map_err(failed("trying a product"))?;
     }
-    let chosen = algos[timed];
-    kept.write(&code(&chosen));
-    Ok(chosen)
+    kept.write(&code(&algos[timed]));
+    Ok(timed)
 }
 
-fn code(algo: &cublasLtMatmulAlgo_t) -> Vec<u8> {
+/// As it is kept.
+pub(super) fn code(algo: &cublasLtMatmulAlgo_t) -> Vec<u8> {
     bytemuck::cast_slice(&algo.data).to_vec()
 }
 

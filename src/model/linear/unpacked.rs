@@ -20,9 +20,11 @@ impl Unpacked {
         turns: usize,
     ) -> Result<Option<Unpacked>> {
         let len = linears.map(|linear| linear.weight.unpacked(linear.O * linear.C)).max().unwrap_or(0);
-        let places: Vec<Buf> =
-            (0..turns).filter(|_| len > 0).map(|_| scope.alloc(len, dtype)).collect::<Result<_>>()?;
-        Ok((!places.is_empty()).then(|| Unpacked { places, turn: Cell::new(0) }))
+        if len == 0 {
+            return Ok(None);
+        }
+        let places = (0..turns).map(|_| scope.alloc(len, dtype)).collect::<Result<_>>()?;
+        Ok(Some(Unpacked { places, turn: Cell::new(0) }))
     }
     /// Other handles of the same places.
     pub fn share(&self) -> Unpacked {
