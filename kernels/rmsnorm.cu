@@ -1,31 +1,30 @@
 // RMSNorm. A row is kept in registers between the two passes over it, as far as KEEP chunks reach.
 
-// op rmsnorm_forward grid(ceil(N, 1 + 7*min(1, 1024/max(C, 1)))) block(256)
-extern "C" __global__ void __launch_bounds__(256) rmsnorm_forward(T_out* out, T_rstd* rstd, const T_inp* inp, const T_weight* weight, Params p) {
+// out and rstd of row r.n; `take` gives chunks of it as they are stored: at first (true), and again (false).
+template <typename O, typename Rstd, typename Weight, typename Take> INLINE void normed(O* out, Rstd* rstd, const Weight* weight, const Params& p, bool fast, const Take& take) {
     constexpr int KEEP = 4;
     Rows r = rows_of(p.C);
     u32 C = p.C, step = r.width * 8;
-    bool live = r.n < p.N, fast = wide(inp, C) && wide(out, C), fast_w = wide(weight, 0);
-    const T_inp* x = inp + (u64)r.n * C;
+    bool live = r.n < p.N, fast_w = wide(weight, 0);
     float kept[KEEP][8], sum = 0.f;
     u32 c = live ? r.lane * 8 : C;
 #pragma unroll
     for (int i = 0; i < KEEP; i++, c += step)
         if (c < C) {
-            fetch(kept[i], x, c, C, fast);
+            take(kept[i], r.n, c, true);
 #pragma unroll
             for (int k = 0; k < 8; k++) sum += kept[i][k] * kept[i][k];
         }
     for (; c < C; c += step) {
         float more[8];
-        fetch(more, x, c, C, fast);
+        take(more, r.n, c, true);
 #pragma unroll
         for (int k = 0; k < 8; k++) sum += more[k] * more[k];
     }
     float scale = 1.f / sqrtf(row_sum(sum, r.width) / C + p.eps);
     if (!live) return;
     if (r.lane == 0) rstd[r.n] = scale;
-    T_out* y = out + (u64)r.n * C;
+    O* y = out + (u64)r.n * C;
     c = r.lane * 8;
     auto finish = [&](float (&v)[8]) {
         float w[8];
@@ -39,9 +38,32 @@ extern "C" __global__ void __launch_bounds__(256) rmsnorm_forward(T_out* out, T_
         if (c < C) finish(kept[i]);
     for (; c < C; c += step) {
         float more[8];
-        fetch(more, x, c, C, fast);
+        take(more, r.n, c, false);
         finish(more);
     }
+}
+
+// op rmsnorm_forward grid(ceil(N, 1 + 7*min(1, 1024/max(C, 1)))) block(256)
+extern "C" __global__ void __launch_bounds__(256) rmsnorm_forward(T_out* out, T_rstd* rstd, const T_inp* inp, const T_weight* weight, Params p) {
+    bool fast = wide(inp, p.C) && wide(out, p.C);
+    normed(out, rstd, weight, p, fast, [&](float (&x)[8], u32 n, u32 c, bool) { fetch(x, inp + (u64)n * p.C, c, p.C, fast); });
+}
+
+// op rmsnorm_residual_forward grid(ceil(N, 1 + 7*min(1, 1024/max(C, 1)))) block(256)
+extern "C" __global__ void __launch_bounds__(256) rmsnorm_residual_forward(T_out* out, T_rstd* rstd, T_sum* sum, const T_a* a, const T_b* b, const T_weight* weight, Params p) {
+    bool fast = wide(a, p.C) && wide(b, p.C) && wide(sum, p.C) && wide(out, p.C);
+    normed(out, rstd, weight, p, fast, [&](float (&x)[8], u32 n, u32 c, bool first) {
+        u64 row = (u64)n * p.C;
+        if (first) {
+            float y[8];
+            fetch(x, a + row, c, p.C, fast), fetch(y, b + row, c, p.C, fast);
+#pragma unroll
+            for (int k = 0; k < 8; k++) x[k] = stored<T_sum>(x[k] + p.scale * y[k]);
+            stash(sum + row, c, p.C, fast, x);
+        } else {
+            fetch(x, sum + row, c, p.C, fast);
+        }
+    });
 }
 
 // op rmsnorm_backward grid(ceil(N, 1 + 7*min(1, 1024/max(C, 1)))) block(256)

@@ -1,5 +1,5 @@
 // RoPE: element d of a head turns with element d + A/2 (halves), or element 2d with 2d + 1 (interleaved), d < A/2. A thread takes 8
-// pairs of one head at a time where rows are aligned and D and A/2 are multiples of 8, else single pairs.
+// pairs of one head at once where rows are aligned and D and A/2 are multiples of 8, else one after the other.
 
 // 8 pairs, the first of them d; a head begins at `head`.
 template <bool INTERLEAVED, typename T> INLINE void rotate8(T* head, u32 d, u32 half, const float* cosine, const float* sine, float sign) {
@@ -18,27 +18,25 @@ template <bool INTERLEAVED, typename T> INLINE void rotate8(T* head, u32 d, u32 
     store8(low, x[0]), store8(high, x[1]);
 }
 
+// Pairs 8·i..8·i + 8 of a token; i counts on from token to token, so that few heads fill a block, too.
 template <typename T> INLINE void rotate(T* x, const float* table, const u32* positions, const Params& p, float sign) {
-    u32 half = p.A / 2, n = blockIdx.x, position = positions[n];
+    u32 half = p.A / 2, pairs = p.H * half, each = (pairs + 7) / 8;
+    u32 i = blockIdx.x * 128 + threadIdx.x, n = i / each, first = i % each * 8;
+    if (n >= p.N) return;
+    u32 position = positions[n];
     REQUIRE(position < p.T);
     const float* cosine = table + (u64)position * p.A;
     const float* sine = cosine + half;
     T* row = x + (u64)n * p.ld_x;
-    u32 first = blockIdx.y * 1024, end = min(first + 1024, p.H * half);
     if (wide(x, p.ld_x) && half % 8 == 0 && p.D % 8 == 0 && wide(table, 0)) {
-        for (u32 i = first + threadIdx.x * 8; i < end; i += 1024) {
-            T* head = row + i / half * p.D;
-            if (p.interleaved) {
-                rotate8<true>(head, i % half, half, cosine, sine, sign);
-            } else {
-                rotate8<false>(head, i % half, half, cosine, sine, sign);
-            }
-        }
+        T* head = row + first / half * p.D;
+        if (p.interleaved) rotate8<true>(head, first % half, half, cosine, sine, sign);
+        else rotate8<false>(head, first % half, half, cosine, sine, sign);
         return;
     }
     u32 stride = p.interleaved ? 2 : 1, gap = p.interleaved ? 1 : half;
-    for (u32 i = first + threadIdx.x; i < end; i += 128) {
-        u32 h = i / half, d = i % half;
+    for (u32 pair = first; pair < min(first + 8, pairs); pair++) {
+        u32 h = pair / half, d = pair % half;
         T* at = row + h * p.D + d * stride;
         float a = widen(at[0]), b = widen(at[gap]), c = cosine[d], s = sine[d] * sign;
         put(at, a * c - b * s);
@@ -46,12 +44,12 @@ template <typename T> INLINE void rotate(T* x, const float* table, const u32* po
     }
 }
 
-// op rope_forward grid(N, ceil(H*A/2, 1024)) block(128)
+// op rope_forward grid(ceil(N*ceil(H*A, 16), 128)) block(128)
 extern "C" __global__ void __launch_bounds__(128) rope_forward(T_x* x, const T_table* table, const T_positions* positions, Params p) {
     rotate(x, table, positions, p, 1.f);
 }
 
-// op rope_backward grid(N, ceil(H*A/2, 1024)) block(128)
+// op rope_backward grid(ceil(N*ceil(H*A, 16), 128)) block(128)
 extern "C" __global__ void __launch_bounds__(128) rope_backward(T_dx* dx, const T_table* table, const T_positions* positions, Params p) {
     rotate(dx, table, positions, p, -1.f);
 }

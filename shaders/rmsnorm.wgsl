@@ -16,6 +16,26 @@ fn rmsnorm_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
   }
 }
 
+// op rmsnorm_residual_forward grid(N)
+@compute @workgroup_size(256)
+fn rmsnorm_residual_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let n = flat(group);
+  if (n >= p.N) { return; }
+  let row = n * p.C;
+  var sum = V();
+  for (var c = t * W; c < p.C; c += 256u * W) {
+    st_sum(row + c, ld_a(row + c) + p.scale * ld_b(row + c), p.C - c);
+    // as it is stored, so that the norm made again is the same
+    let x = mask(ld_sum(row + c), p.C - c);
+    sum += x * x;
+  }
+  let r = 1.0 / sqrt(group_sum(t, sumv(sum)) / f32(p.C) + p.eps);
+  if (t == 0u) { st1_rstd(n, r); }
+  for (var c = t * W; c < p.C; c += 256u * W) {
+    st_out(row + c, ld_sum(row + c) * r * (ld_weight(c) + p.shift), p.C - c);
+  }
+}
+
 // op rmsnorm_backward grid(N)
 @compute @workgroup_size(256)
 fn rmsnorm_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {

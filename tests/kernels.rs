@@ -2,7 +2,7 @@
 //! uses. No GPU is wanted, NVRTC is: `pip install "nvidia-cuda-nvrtc==13.0.*"`.
 #![cfg(feature = "cuda")]
 use luthier::backend::cuda::fast::{
-    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, FP8_SHORT, GROUPED, LONG_ROWS, LONG_ROWS_BACKWARD, THIN,
+    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, FP8_SHORT, GROUPED, LONG_ROWS, LONG_ROWS_OF_TWO, THIN,
 };
 use luthier::backend::cuda::low_rank::JOINED;
 use luthier::backend::cuda::nvrtc;
@@ -80,7 +80,11 @@ fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
             jobs.extend(ARCHES[1..].iter().map(|arch| (name.clone(), text.clone(), *arch)));
         }
     }
-    for (op, known) in [(Op::rmsnorm_forward, LONG_ROWS), (Op::rmsnorm_backward, LONG_ROWS_BACKWARD)] {
+    for (op, known) in [
+        (Op::rmsnorm_forward, LONG_ROWS),
+        (Op::rmsnorm_residual_forward, LONG_ROWS_OF_TWO),
+        (Op::rmsnorm_backward, LONG_ROWS_OF_TWO),
+    ] {
         for (float, (_, variant)) in
             [DType::Bf16, DType::F16].into_iter().flat_map(|f| known.iter().map(move |v| (f, v)))
         {

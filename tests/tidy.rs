@@ -23,6 +23,10 @@ const NO_BACKWARD: &[(&str, &str)] = &[
     ("cast_forward", "its gradient is a cast the other way"),
     ("fill_forward", "it has no input"),
     ("paged_attention_forward", "it decodes; training has attention_forward"),
+    (
+        "rmsnorm_residual_forward",
+        "rmsnorm_backward, then residual_backward: sum's gradient is a's, and b's but for the scale",
+    ),
     ("noise_forward", "what it adds is no function of what it is added to"),
 ];
 

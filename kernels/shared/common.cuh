@@ -32,6 +32,13 @@ INLINE void put(float* at, float x) { *at = x; }
 INLINE void put(bf16* at, float x) { at->bits = (u16)bf16_bits(x); }
 INLINE void put(f16* at, float x) { at->bits = (u16)f16_bits(x); }
 
+// x as a T holds it.
+template <typename T> INLINE float stored(float x) {
+    T y;
+    put(&y, x);
+    return widen(y);
+}
+
 // Two values in a word, the first in the low half.
 template <typename T> INLINE u32 pack(float lo, float hi);
 template <> __device__ __forceinline__ u32 pack<bf16>(float lo, float hi) {

@@ -226,7 +226,7 @@ impl Attention {
         self.o.backward_weight(b, with, &[dout], values(b, s, &mut t.latent, saved, N)?, N)
     }
 
-    /// dx [N, C] = ∂L/∂x from the datt that `backward_output` left. `saved` is used up.
+    /// dx [N, C] = ∂L/∂x, if it is wanted, from the datt that `backward_output` left. `saved` is used up.
     pub fn backward(
         &mut self,
         b: &dyn Backend,
@@ -234,7 +234,7 @@ impl Attention {
         kind: usize,
         saved: &mut Saved,
         (t, linear): (&mut Scratch, &LinearScratch),
-        dx: &mut Buf,
+        dx: (&mut Buf, bool),
         x: &Buf,
         inputs: &Inputs,
     ) -> Result<()> {
@@ -334,20 +334,20 @@ impl Qkv {
         }
     }
 
-    /// dx [N, C] = ∂L/∂x from the gradients of q, k and v.
+    /// dx [N, C] = ∂L/∂x, if it is wanted, from the gradients of q, k and v.
     fn backward(
         &mut self,
         b: &dyn Backend,
         s: &Spec,
         (saved, t): LatentBufs,
         with: With,
-        dx: &mut Buf,
+        (dx, wanted): (&mut Buf, bool),
         dqkv: [&Buf; 3],
         x: &Buf,
         N: usize,
     ) -> Result<()> {
         match (self, &s.latent, saved, t) {
-            (Qkv::Projections(p), ..) => p.backward(b, with, dx, &dqkv, x, N),
+            (Qkv::Projections(p), ..) => p.backward(b, with, (dx, wanted), &dqkv, x, N),
             (Qkv::Latent(latent), Some(l), Some(saved), Some(t)) => {
                 latent.backward(b, (s, l), saved, (t, &with), dx, dqkv, x, N)
             }

@@ -50,6 +50,14 @@ pub struct Saved {
     post: Option<[Post; 2]>,
 }
 
+/// The norm of what a block makes: the next block's first, or the last of all.
+pub(super) struct Following<'a> {
+    pub weights: &'a NormParams,
+    pub stats: &'a mut Buf,
+    /// `None`: where the next block reads it.
+    pub out: Option<&'a mut Buf>,
+}
+
 /// A post-norm's input and statistics.
 struct Post {
     inp: Buf,
@@ -168,23 +176,23 @@ impl BlockScratch {
 
 impl Block {
     /// All that the backward needs: up to gate and up, and with a post-norm the MLP's output. With a cache, k and v of the new
-    /// tokens go to their pages.
+    /// tokens go to their pages. `normed`: what attention reads was made with x.
     pub fn forward_saved(
         &self,
         b: &dyn Backend,
         s: &Spec,
         saved: &mut Saved,
         t: &mut BlockScratch,
-        x: &Buf,
+        (x, normed): (&Buf, bool),
         inputs: &Inputs,
         cache: Option<Cache>,
     ) -> Result<()> {
         let (N, norm) = (inputs.N, Norm::rows(s, inputs.N));
         let BlockScratch { linear, attention: tools, c, n, mlp } = t;
         let Saved { pre, attention, x2, mlp: saved_mlp, post } = saved;
-        let n1 = self.normed(b, &norm, 0, pre, n, x)?;
+        let n1 = if normed { self.read(n, x) } else { self.normed(b, &norm, 0, pre, n, x)? };
         self.attention.forward(b, s, self.kind, attention, (&mut *tools, linear), n1, inputs, cache)?;
-        if let Some(x2) = x2 {
+        if x2.is_some() {
             match (&self.post_norms, post.as_mut()) {
                 (Some([weight, _]), Some([post, _])) => {
                     self.attention.output(b, s, (tools, linear), &mut post.inp, attention, N)?;
@@ -192,9 +200,8 @@ impl Block {
                 }
                 _ => self.attention.output(b, s, (tools, linear), c, attention, N)?,
             }
-            b.residual_forward(x2, x, c, &branch(s, N))?;
         }
-        let n2 = self.normed(b, &norm, 1, pre, n, x2.as_ref().unwrap_or(x))?;
+        let n2 = self.second(b, (s, &norm), pre, n, x2, (x, c))?;
         self.mlp.forward_saved(b, s, saved_mlp, (mlp, linear), n2, N)?;
         if let (Some([_, weight]), Some([_, post])) = (&self.post_norms, post) {
             self.mlp.output(b, s, saved_mlp, (mlp, linear), &mut post.inp, n2, N)?;
@@ -219,15 +226,35 @@ impl Block {
         let Saved { pre, attention, x2, mlp: saved_mlp, post } = saved;
         let n1 = self.normed(b, &norm, 0, pre, n, x)?;
         self.attention.project(b, s, self.kind, attention, (tools, linear), n1, inputs)?;
-        if let (Some(weights), Some(posts), Some(x2)) = (&self.post_norms, post, &mut *x2) {
-            // the second only for its statistics
-            for (weight, post) in weights.iter().zip(posts).rev() {
-                norm.forward(b, c, &mut post.stats, &post.inp, weight)?;
+        let n2 = match (&self.post_norms, post) {
+            (Some(weights), Some(posts)) => {
+                // the second only for its statistics
+                for (weight, post) in weights.iter().zip(posts).rev() {
+                    norm.forward(b, c, &mut post.stats, &post.inp, weight)?;
+                }
+                self.second(b, (s, &norm), pre, n, x2, (x, c))?
             }
-            b.residual_forward(x2, x, c, &branch(s, N))?;
-        }
-        let n2 = self.normed(b, &norm, 1, pre, n, x2.as_ref().unwrap_or(x))?;
+            _ => self.normed(b, &norm, 1, pre, n, x2.as_ref().unwrap_or(x))?,
+        };
         self.mlp.forward_saved(b, s, saved_mlp, (mlp, linear), n2, N)
+    }
+
+    /// x2, if there is one, from x and the branch c, and what the MLP reads.
+    fn second<'a>(
+        &self,
+        b: &dyn Backend,
+        (s, norm): (&Spec, &Norm),
+        pre: &mut [Buf],
+        n: &'a mut Buf,
+        x2: &'a mut Option<Buf>,
+        (x, c): (&'a Buf, &Buf),
+    ) -> Result<&'a Buf> {
+        let Some(x2) = x2 else { return self.normed(b, norm, 1, pre, n, x) };
+        match (self.pre_norms.get(1), pre.get_mut(1)) {
+            (Some(weights), Some(stats)) => norm.forward_sum(b, (n, stats), x2, (x, c, s.residual_scale), weights)?,
+            _ => b.residual_forward(x2, x, c, &branch(s, x2))?,
+        }
+        Ok(self.read(n, x2))
     }
 
     /// What attention (0) or MLP (1) reads: inp, or its norm in n; where they share one, attention's turn makes it.
@@ -251,31 +278,44 @@ impl Block {
         if self.pre_norms.is_empty() { inp } else { n }
     }
 
-    /// out [N, C] = the block's output for x [N, C].
-    pub fn forward(
+    /// The norm of its input, with the statistics in `saved`.
+    pub(super) fn first_norm<'a>(&'a self, saved: &'a mut Saved) -> Option<Following<'a>> {
+        let (weights, stats) = (self.pre_norms.first()?, saved.pre.first_mut()?);
+        Some(Following { weights, stats, out: None })
+    }
+
+    /// out [N, C] = the block's output for x [N, C], of which `normed` is as in `forward_saved`. Whether `following` was made, too.
+    pub(super) fn forward(
         &self,
         b: &dyn Backend,
         s: &Spec,
         saved: &mut Saved,
         t: &mut BlockScratch,
-        out: &mut Buf,
-        x: &Buf,
+        (out, following): (&mut Buf, Option<Following>),
+        (x, normed): (&Buf, bool),
         inputs: &Inputs,
         cache: Option<Cache>,
-    ) -> Result<()> {
-        self.forward_saved(b, s, saved, t, x, inputs, cache)?;
+    ) -> Result<bool> {
+        self.forward_saved(b, s, saved, t, (x, normed), inputs, cache)?;
         let N = inputs.N;
         let BlockScratch { linear, attention: tools, c, n, mlp } = t;
         let Some(x2) = &saved.x2 else {
             self.attention.output(b, s, (tools, linear), c, &saved.attention, N)?;
-            b.residual_forward(out, x, c, &branch(s, N))?;
+            b.residual_forward(out, x, c, &branch(s, x))?;
             self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, self.read(n, x), N)?;
-            return b.residual_backward(out, c, &branch(s, N));
+            b.residual_backward(out, c, &branch(s, x))?;
+            return Ok(false);
         };
         if self.post_norms.is_none() {
             self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, self.read(n, x2), N)?;
         }
-        b.residual_forward(out, x2, c, &branch(s, N))
+        let Some(Following { weights, stats, out: place }) = following else {
+            b.residual_forward(out, x2, c, &branch(s, x2))?;
+            return Ok(false);
+        };
+        let place = place.unwrap_or(n);
+        Norm::rows(s, N).forward_sum(b, (place, stats), out, (x2, c, s.residual_scale), weights)?;
+        Ok(true)
     }
 
     /// After a forward: what its router did, where the routers' balance counts.
@@ -283,7 +323,7 @@ impl Block {
         self.mlp.balance(b, &saved.mlp, &mut t.mlp)
     }
 
-    /// dx [N, C] comes in as ∂L/∂out and leaves as ∂L/∂x. `saved` is used up. With anything but [`Keep::All`], the forward has just
+    /// dx [N, C] comes in as ∂L/∂out and leaves as ∂L/∂x, unless that is not `wanted`. `saved` is used up. With anything but [`Keep::All`], the forward has just
     /// run again, as far as `keep` says.
     pub fn backward(
         &mut self,
@@ -291,7 +331,7 @@ impl Block {
         s: &Spec,
         saved: &mut Saved,
         t: &mut BlockScratch,
-        dx: &mut Buf,
+        (dx, wanted): (&mut Buf, bool),
         x: &Buf,
         inputs: &Inputs,
         keep: Keep,
@@ -322,8 +362,10 @@ impl Block {
         }
         let tools = (attention, &*linear);
         let n1 = self.normed(b, &norm, 0, &mut saved.pre, n, x)?;
-        self.attention.backward(b, s, self.kind, &mut saved.attention, tools, c, n1, inputs)?;
-        self.backward_normed(b, &norm, 0, saved, dx, c, x)
+        // the gradient of a norm that is trained comes of what goes through it
+        let wanted = wanted || self.pre_norms.iter().any(NormParams::is_trained);
+        self.attention.backward(b, s, self.kind, &mut saved.attention, tools, (&mut *c, wanted), n1, inputs)?;
+        if wanted { self.backward_normed(b, &norm, 0, saved, dx, c, x) } else { Ok(()) }
     }
 
     /// dx += the gradient dn of what attention (0) or MLP (1) read, through the norm of inp if there is one.
@@ -411,6 +453,6 @@ fn pre_norms(s: &Spec) -> usize {
 }
 
 /// The stream plus what a branch adds to it.
-fn branch(s: &Spec, N: usize) -> Residual {
-    Residual { P: (N * s.C) as u32, scale: s.residual_scale }
+fn branch(s: &Spec, stream: &Buf) -> Residual {
+    Residual { P: stream.len() as u32, scale: s.residual_scale }
 }

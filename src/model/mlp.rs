@@ -322,7 +322,7 @@ impl Mlp {
         }
         match (self, saved, t) {
             (Mlp::Dense { gate_up, .. }, Saved { dense: Some(Dense { gate: Some(gate), up, low }), .. }, _) => {
-                gate_up.backward(b, linear.keeping(&low.gate_up), dn, &[gate, up], n2, N)
+                gate_up.backward(b, linear.keeping(&low.gate_up), (dn, true), &[gate, up], n2, N)
             }
             (Mlp::Plain { up: linear_up, .. }, Saved { dense: Some(Dense { up, low, .. }), .. }, _) => {
                 linear_up.backward_input(b, linear.keeping(&low.gate_up), dn, &[up], N, false)?;

@@ -5,7 +5,8 @@ use crate::backend::{Backend, Buf};
 use crate::error::Result;
 use crate::ops::bias::BiasBackward;
 use crate::ops::layernorm::LayerNorm;
-use crate::ops::rmsnorm::RmsNorm;
+use crate::ops::residual::Residual;
+use crate::ops::rmsnorm::{RmsNorm, RmsNormResidual};
 
 /// A norm's weights.
 pub struct NormParams {
@@ -16,6 +17,9 @@ pub struct NormParams {
 impl NormParams {
     pub fn params(&self) -> impl Iterator<Item = &Param> {
         [&self.weight].into_iter().chain(&self.bias)
+    }
+    pub(super) fn is_trained(&self) -> bool {
+        self.params().any(|param| param.train.is_some())
     }
     pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
         [&mut self.weight].into_iter().chain(&mut self.bias)
@@ -73,6 +77,27 @@ impl Norm {
                 let (mut rstd, mut mean) = halves(stats);
                 let bias = norm.bias.as_ref().map(|bias| &bias.value);
                 b.layernorm_forward(out, &mut mean, &mut rstd, inp, &norm.weight.value, bias, p)
+            }
+        }
+    }
+
+    /// sum = x + scale·branch, and the norm of sum.
+    pub fn forward_sum(
+        &self,
+        b: &dyn Backend,
+        (out, stats): (&mut Buf, &mut Buf),
+        sum: &mut Buf,
+        (x, branch, scale): (&Buf, &Buf, f32),
+        norm: &NormParams,
+    ) -> Result<()> {
+        match self {
+            Norm::Rms(RmsNorm { N, C, eps, shift }) => {
+                let p = RmsNormResidual { N: *N, C: *C, eps: *eps, shift: *shift, scale };
+                b.rmsnorm_residual_forward(out, stats, sum, x, branch, &norm.weight.value, &p)
+            }
+            Norm::Layer(_) => {
+                b.residual_forward(sum, x, branch, &Residual { P: sum.len() as u32, scale })?;
+                self.forward(b, out, stats, sum, norm)
             }
         }
     }

@@ -3,7 +3,7 @@ use super::Model;
 use super::attention::Grads;
 use super::balance::Balance;
 use super::batch::{Inputs, Tokens, rope_tables};
-use super::block::{Block, BlockScratch, same};
+use super::block::{Block, BlockScratch, Following, same};
 use super::head::{HeadScratch, Weights};
 use super::kept::Kept;
 use super::linear::{LinearScratch, Observer, Unpacked};
@@ -250,6 +250,7 @@ impl<'b> Session<'b> {
             b.embedding_forward(&mut self.h, &positions.rows, &weight.value, &positions_params(s, N))?;
             b.residual_backward(&mut self.kept.x[0], &self.h, &Residual { P: (N * s.C) as u32, scale: 1.0 })?;
         }
+        let mut normed = false;
         for (l, block) in model.blocks.iter().enumerate() {
             if let Some(streamed) = &model.streamed {
                 streamed.want(b, l)?;
@@ -258,13 +259,22 @@ impl<'b> Session<'b> {
             watch.forward(l)?;
             let Kept { x, saved, .. } = &mut self.kept;
             let [x, out] = x.get_disjoint_mut([l, l + 1]).expect("an input and an output");
+            let (own, others) = saved[l..].split_first_mut().expect("what a layer saves");
+            let following = match (model.blocks.get(l + 1), others.first_mut()) {
+                (Some(next), Some(saved)) => next.first_norm(saved),
+                _ => Some(Following { weights: &model.final_norm, stats: &mut self.stats, out: Some(&mut self.h) }),
+            };
             let cache = pool.map(|(pool, step)| {
                 let (k, v) = pool.layer(l);
                 Cache { k, v, step }
             });
-            block.forward(b, s, &mut saved[l], &mut self.scratch, out, x, &self.inputs, cache)?;
-            block.balance(b, &saved[l], &mut self.scratch)?;
+            let (out, x) = ((out, following), (&*x, normed));
+            normed = block.forward(b, s, own, &mut self.scratch, out, x, &self.inputs, cache)?;
+            block.balance(b, own, &mut self.scratch)?;
             self.kept.leave(b, l)?;
+        }
+        if normed {
+            return Ok(());
         }
         let last = &self.kept.x[model.blocks.len()];
         Norm::rows(s, N).forward(b, &mut self.h, &mut self.stats, last, &model.final_norm)
@@ -313,6 +323,10 @@ impl<'b> Session<'b> {
             streamed,
             ..
         } = model;
+        // whether anything that is trained lies before the first block
+        let is_trained = |param: &Param| param.train.is_some();
+        let table = matches!(embed, Table::Dense(param) if is_trained(param));
+        let embeds = table || self.embed_rows.is_some() || positions.as_ref().is_some_and(is_trained);
         let (dx, dh) = self.dx.as_mut().expect("a session for training");
         // a tied head's rows are the embedding's
         let rows = if head.is_some() { head_rows.as_mut() } else { embed_rows.as_mut() };
@@ -332,10 +346,10 @@ impl<'b> Session<'b> {
             let (x, saved, t) = (&self.kept.x[l], &mut self.kept.saved[l], &mut self.scratch);
             match keep {
                 Keep::All => {}
-                Keep::Input => block.forward_saved(b, s, saved, t, x, &self.inputs, None)?,
+                Keep::Input => block.forward_saved(b, s, saved, t, (x, false), &self.inputs, None)?,
                 Keep::Attention | Keep::Host => block.forward_again(b, s, saved, t, x, &self.inputs)?,
             }
-            block.backward(b, s, saved, t, dx, x, &self.inputs, keep)?;
+            block.backward(b, s, saved, t, (dx, l > 0 || embeds), x, &self.inputs, keep)?;
             self.kept.fetch(b, l)?;
             watch.after(Passed::Layer(l))?;
         }

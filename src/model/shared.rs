@@ -164,7 +164,7 @@ impl Shared {
         n2: &Buf,
         N: usize,
     ) -> Result<()> {
-        self.gate_up.backward(b, linear, dn, &[&saved.gate, &saved.up], n2, N)?;
+        self.gate_up.backward(b, linear, (dn, true), &[&saved.gate, &saved.up], n2, N)?;
         let (Some(weigh), Some(w), Some(t)) = (&mut self.weigh, &saved.weight, &mut t.weigh) else { return Ok(()) };
         b.group_router_backward(&mut t.dlogits, &t.dweights, &w.weights, &w.one, &w.logits, &sigmoid(N))?;
         weigh.backward_input(b, linear, dn, &[&t.dlogits], N, true)?;

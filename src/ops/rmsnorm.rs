@@ -4,11 +4,14 @@
 //! forward   out = inp·rstd·(weight + shift),              rstd = 1/√(mean_C(inp²) + eps)
 //! backward  dinp += rstd·(g − inp·rstd²·mean_C(g·inp)),   g = dout·(weight + shift)
 //!           dweight += Σ_N dout·inp·rstd
+//! residual  out, rstd = forward of sum = a + scale·b as sum is stored; its backward is the norm's, then residual_backward
 //! Saved for backward: rstd (N). `shift` is 1 where weights are stored as their distance from 1 (Gemma), else 0.
+use super::residual::{Residual, residual_forward};
 use super::{params, sum};
 use crate::dtype::Real;
 
 params! { RmsNorm { N: u32, C: u32, eps: f32, shift: f32 } }
+params! { RmsNormResidual { N: u32, C: u32, eps: f32, shift: f32, scale: f32 } }
 
 pub fn rmsnorm_forward<R: Real>(out: &mut [R], rstd: &mut [R], inp: &[R], weight: &[R], p: &RmsNorm) {
     let (N, C, shift) = (p.N as usize, p.C as usize, R::from(p.shift));
@@ -21,6 +24,20 @@ pub fn rmsnorm_forward<R: Real>(out: &mut [R], rstd: &mut [R], inp: &[R], weight
             out[n * C + c] = x[c] * r * (weight[c] + shift);
         }
     }
+}
+
+pub fn rmsnorm_residual_forward<R: Real>(
+    out: &mut [R],
+    rstd: &mut [R],
+    sum: &mut [R],
+    a: &[R],
+    b: &[R],
+    weight: &[R],
+    p: &RmsNormResidual,
+) {
+    let RmsNormResidual { N, C, eps, shift, scale } = *p;
+    residual_forward(sum, a, b, &Residual { P: N * C, scale });
+    rmsnorm_forward(out, rstd, sum, weight, &RmsNorm { N, C, eps, shift });
 }
 
 pub fn rmsnorm_backward<R: Real>(dinp: &mut [R], dout: &[R], inp: &[R], weight: &[R], rstd: &[R], p: &RmsNorm) {

@@ -16,6 +16,9 @@ macro_rules! for_each_op { ($then:ident) => { $then! {
 
     /// out[n,:] = inp[n,:]·rstd[n]·(weight + shift), with rstd[n] = 1/√(mean(inp[n,:]²) + eps).
     rmsnorm::rmsnorm_forward{N, C}(out: write [N, C], rstd: write f32 [N], inp: read [N, C], weight: read [C]; RmsNorm);
+    /// sum = a + scale·b, and rmsnorm_forward of it as it is stored: the residual stream with what a branch adds, and the next norm.
+    rmsnorm::rmsnorm_residual_forward{N, C}(out: write [N, C], rstd: write f32 [N], sum: write [N, C], a: read [N, C], b: read [N, C],
+        weight: read [C]; RmsNormResidual);
     /// dinp += ∂L/∂inp. It accumulates: the residual stream's gradient is already there.
     rmsnorm::rmsnorm_backward{N, C}(dinp: add [N, C], dout: read [N, C], inp: read [N, C], weight: read [C], rstd: read f32 [N]; RmsNorm);
     /// dweight += ∂L/∂weight. Its own row: it reduces over N, rmsnorm_backward over C.

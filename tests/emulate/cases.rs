@@ -238,12 +238,17 @@ fn grouped(out: &mut Vec<(String, Case)>, [M, E, J, Q]: [u32; 4], float: DType, 
 
 /// Norms of long rows, at each of the kernel's sizes.
 fn long_rows(out: &mut Vec<(String, Case)>, float: DType) {
-    for (op, known) in [(Op::rmsnorm_forward, LONG_ROWS), (Op::rmsnorm_backward, LONG_ROWS_BACKWARD)] {
+    for (op, known) in [(Op::rmsnorm_forward, LONG_ROWS), (Op::rmsnorm_backward, LONG_ROWS_OF_TWO)] {
         for ((longest, variant), less) in known.iter().zip([1016, 0, 4088, 0]) {
             let p = rmsnorm::RmsNorm { N: 5, C: longest - less, eps: 0.1, shift: 1.0 };
             let case = case(op, &p, float, Some(*variant));
             out.push((format!("{} {p:?} {float:?} {}", op.spec().name, variant.name), case));
         }
+    }
+    for ((longest, variant), less) in LONG_ROWS_OF_TWO.iter().zip([1016, 0]) {
+        let p = rmsnorm::RmsNormResidual { N: 5, C: longest - less, eps: 0.1, shift: 1.0, scale: 0.5 };
+        let case = case(Op::rmsnorm_residual_forward, &p, float, Some(*variant));
+        out.push((format!("rmsnorm_residual_forward {p:?} {float:?} {}", variant.name), case));
     }
 }
 
@@ -474,6 +479,7 @@ pub fn all() -> Vec<(String, Case)> {
             let p = rmsnorm::RmsNorm { N, C, eps: 1e-5, shift: 0.5 };
             add!(rmsnorm_forward, p);
             add!(rmsnorm_backward, p);
+            add!(rmsnorm_residual_forward, rmsnorm::RmsNormResidual { N, C, eps: 1e-5, shift: 0.5, scale: 0.25 });
         }
         for (N, H, C, bias) in [
             (1, 1, 8, 1),

@@ -17,6 +17,8 @@ enum Class {
     Product,
     Elementwise,
     NormForward,
+    /// Of a sum as it is stored.
+    NormOfSum,
     NormBackward,
     /// Softmax and what is made of it: log-probabilities, cross-entropy.
     Softmax,
@@ -47,6 +49,7 @@ fn class(op: Op) -> Class {
         Op::rmsnorm_backward | Op::rmsnorm_backward_weight | Op::layernorm_backward | Op::layernorm_backward_weight => {
             Class::NormBackward
         }
+        Op::rmsnorm_residual_forward => Class::NormOfSum,
         Op::logprob_forward | Op::logprob_backward | Op::sample_token => Class::Softmax,
         Op::attention_forward | Op::paged_attention_forward => Class::AttentionForward,
         Op::attention_backward => Class::AttentionBackward,
@@ -78,6 +81,7 @@ pub fn limit(op: Op, arg: &str, out: DType, coarsest: DType, inner: usize) -> f6
         Class::Exact => 0.0,
         Class::Product => by(out, [f64::max(1e-12, inner as f64 * 4e-14), 5e-7, 3e-5]),
         Class::Elementwise | Class::NormForward => by(out, [1e-11, 5e-7, 3e-5]),
+        Class::NormOfSum => by(coarsest, [1e-11, 5e-7, 3e-5]),
         Class::NormBackward | Class::Softmax => by(out, [1e-10, 5e-7, 3e-5]),
         Class::AttentionForward => by(coarsest, [1e-10, 2e-6, 1e-4]),
         Class::AttentionBackward => by(coarsest, [1e-9, 1e-5, 3e-4]),

@@ -1,6 +1,6 @@
 use super::*;
 use luthier::dtype::DType::{Bf16, F16, F32};
-use luthier::ops::rmsnorm::RmsNorm;
+use luthier::ops::rmsnorm::{RmsNorm, RmsNormResidual};
 
 pub fn cases() -> Vec<Case> {
     let shapes = [
@@ -11,6 +11,8 @@ pub fn cases() -> Vec<Case> {
     for (N, C) in shapes {
         let p = RmsNorm { N, C, eps: 1e-5, shift: (C % 2) as f32 };
         cases.push(Case::new(Op::rmsnorm_forward, p).mixed(Bf16, &[("weight", F32)]).mixed(Bf16, &[("inp", F32), ("weight", F32)]));
+        let sum = RmsNormResidual { N, C, eps: 1e-5, shift: (C % 2) as f32, scale: if N % 3 == 0 { 1.0 } else { 0.375 } };
+        cases.push(Case::new(Op::rmsnorm_residual_forward, sum).mixed(Bf16, &[("weight", F32)]));
         let backward = Case::new(Op::rmsnorm_backward, p).mixed(F16, &[("weight", F32)]);
         cases.push(backward.mixed(F32, &[("dout", Bf16)]).mixed(Bf16, &[("dinp", F32), ("weight", F32)]));
         cases.push(Case::new(Op::rmsnorm_backward_weight, p).mixed(Bf16, &[("inp", F32)]));

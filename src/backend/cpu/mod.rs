@@ -121,6 +121,7 @@ fn by_rows(op: Op) -> bool {
         op,
         Op::embedding_forward
             | Op::rmsnorm_forward
+            | Op::rmsnorm_residual_forward
             | Op::rmsnorm_backward
             | Op::layernorm_forward
             | Op::layernorm_backward

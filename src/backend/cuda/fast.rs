@@ -66,10 +66,12 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
             let variant = thin_variant(cuda, launch, pointers);
             variant.map_or(Ok(false), |v| cuda.run_kernel(launch, Some(v), pointers).map(|()| true))
         }
-        Op::rmsnorm_forward | Op::rmsnorm_backward => match long_rows(launch, pointers) {
-            Some(variant) => cuda.run_kernel(launch, Some(variant), pointers).map(|()| true),
-            None => Ok(false),
-        },
+        Op::rmsnorm_forward | Op::rmsnorm_residual_forward | Op::rmsnorm_backward => {
+            match long_rows(launch, pointers) {
+                Some(variant) => cuda.run_kernel(launch, Some(variant), pointers).map(|()| true),
+                None => Ok(false),
+            }
+        }
         _ => Ok(false),
     }
 }
@@ -85,14 +87,15 @@ pub const LONG_ROWS: &[(u32, Variant)] = &[
 ];
 /// Shorter rows fill no warp.
 const SHORT: u32 = 1024;
-/// The backward holds two rows, of which longer ones leave a multiprocessor too few warps where a warp has one alone.
-pub const LONG_ROWS_BACKWARD: &[(u32, Variant)] =
+/// The backward, and the norm of a sum, hold two rows, of which longer ones leave a multiprocessor too few warps where a warp has one
+/// alone.
+pub const LONG_ROWS_OF_TWO: &[(u32, Variant)] =
     &[LONG_ROWS[0], (4096, Variant { name: "block4", text: ROWS, constants: &[("THREADS", 128), ("KEEP", 4)] })];
 
 /// Wants one 16-bit type, and rows that start at multiples of 16 bytes.
 fn long_rows(launch: &Launch, pointers: &[u64]) -> Option<Variant> {
     let C = launch.op().extents(launch.params()).0[1] as u32;
-    let known = if launch.op() == Op::rmsnorm_backward { LONG_ROWS_BACKWARD } else { LONG_ROWS };
+    let known = if launch.op() == Op::rmsnorm_forward { LONG_ROWS } else { LONG_ROWS_OF_TWO };
     let fits = C > SHORT && C.is_multiple_of(8) && pointers.iter().all(|p| p % 16 == 0);
     one_half_type(launch).filter(|_| fits)?;
     known.iter().find(|(longest, _)| C <= *longest).map(|(_, variant)| *variant)

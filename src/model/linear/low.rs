@@ -304,7 +304,7 @@ mod tests {
         // others run in between
         let mut passing = part(&scratch.xa, scratch.xa.as_ref().unwrap().len());
         b.fill(&mut passing, f32::NAN).unwrap();
-        p.backward(b, scratch.keeping(&place), &mut dinp, &douts.iter().collect::<Vec<_>>(), &inp, N).unwrap();
+        p.backward(b, scratch.keeping(&place), (&mut dinp, true), &douts.iter().collect::<Vec<_>>(), &inp, N).unwrap();
         let loras = p.0.iter().filter_map(|linear| linear.lora.as_ref());
         let grads = loras.flat_map(|lora| [&lora.a, &lora.b]).map(|param| param.grad(b).unwrap());
         let values = outs.iter().chain([&dinp]).map(|buf| b.download_f32(buf).unwrap()).chain(grads).collect();

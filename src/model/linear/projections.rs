@@ -41,22 +41,25 @@ impl Projections {
         Ok(())
     }
 
-    /// dinp [N, C] = ∂L/∂inp from the gradients of all outputs; adds to the gradients of what is trained.
+    /// dinp [N, C] = ∂L/∂inp, if it is wanted, from the gradients of all outputs; adds to the gradients of what is trained.
     pub fn backward<'a>(
         &mut self,
         b: &dyn Backend,
         with: impl Into<With<'a>>,
-        dinp: &mut Buf,
+        (dinp, wanted): (&mut Buf, bool),
         douts: &[&Buf],
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
         let mut with = with.into();
         if let Some(stack) = Stack::of(&self.0, &with) {
-            return self.backward_stacked(b, with, &stack, (dinp, douts), inp, N);
+            return self.backward_stacked(b, with, &stack, (dinp, wanted), douts, inp, N);
         }
         for (i, (linear, douts)) in each(&mut self.0, douts).enumerate() {
-            linear.backward_input(b, with, dinp, douts, N, i > 0)?;
+            // A's gradient may come by way of the input's
+            if wanted || linear.lora.is_some() {
+                linear.backward_input(b, with, dinp, douts, N, i > 0)?;
+            }
             linear.backward_weight(b, with, douts, inp, N)?;
             with = with.behind(linear, N);
         }
@@ -69,20 +72,25 @@ impl Projections {
         b: &dyn Backend,
         with: With,
         stack: &Stack,
-        (dinp, douts): (&mut Buf, &[&Buf]),
+        (dinp, wanted): (&mut Buf, bool),
+        douts: &[&Buf],
         inp: &Buf,
         N: usize,
     ) -> Result<()> {
         for (i, (linear, douts)) in each(&mut self.0, douts).enumerate() {
             linear.backward_narrow(b, with, douts, N, stack.columns(i))?;
         }
-        stack.widen(b, &with, dinp, N)?;
+        if wanted {
+            stack.widen(b, &with, dinp, N)?;
+        }
         stack.backward_a(b, &with, &mut self.0, inp, N)?;
         if !with.is_kept() {
             stack.narrow(b, with, inp, N)?;
         }
         for (i, (linear, douts)) in each(&mut self.0, douts).enumerate() {
-            linear.backward_base(b, &with, dinp, douts, N, true)?;
+            if wanted {
+                linear.backward_base(b, &with, dinp, douts, N, true)?;
+            }
             linear.backward_with(b, with, douts, (inp, inp), N, stack.columns(i))?;
         }
         Ok(())
