@@ -136,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(256) low_rank_backward__finish(T_dt
         if (n < p.N && r < p.R) put(dt + n * p.ld_dt + r, sum * p.scale);
     } else if (i - values < cut.db) {
         u64 o = (i - values) / 16, r = (i - values) % 16;
-#pragma unroll 4
+#pragma unroll 16
         for (u32 s = 0; s < cut.stretches; s++) sum += parts[cut.dt + s * cut.db + (i - values)];
         if (r < p.R) put(db + o * p.R + r, widen(db[o * p.R + r]) + sum);
     }
