@@ -11,6 +11,15 @@ struct f16 { u16 bits; };
 // Stops the program loudly where data (an id, a label, a position) points outside its table.
 #define REQUIRE(condition) do { if (!(condition)) __trap(); } while (0)
 
+// What every kernel begins with (src/backend/cuda_text.rs). Where its launch allows it, its blocks are there while those of the kernel
+// before it still end; here they wait until that one is done and what it wrote is seen, and then let the next one come.
+INLINE void begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 INLINE float widen(float x) { return x; }
 INLINE float widen(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
 INLINE float widen(f16 x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits)); return y; }

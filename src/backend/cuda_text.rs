@@ -74,9 +74,18 @@ impl<'a> Kernel<'a> {
             let _ = writeln!(text, "#define {name} {value}");
         }
         text.push_str(&common.replacen(TENSOR.0, TENSOR.1, 1));
-        self.sections()?.iter().for_each(|s| text.push_str(s.text));
+        for section in self.sections()? {
+            text.push_str(&begun(section.text));
+        }
         Ok(text)
     }
+}
+
+/// The text of an entry point, which begins with `begin()` of common.cuh: so it may be launched before the one before it has ended.
+fn begun(text: &str) -> String {
+    let head = text.find("__global__").and_then(|at| Some(at + text[at..].find('{')? + 1));
+    let (head, body) = text.split_at(head.unwrap_or(0));
+    format!("{head}\n    begin();{body}")
 }
 
 fn c_name(dtype: DType) -> &'static str {

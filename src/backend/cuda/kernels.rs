@@ -23,6 +23,22 @@ struct Key {
     variant: Option<&'static str>,
 }
 
+/// When the blocks of a kernel may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// When the kernel before it has ended.
+    After,
+    /// When all of the kernel before it are there; they wait for it on the device, which hides how long a launch takes.
+    Early,
+}
+
+impl Start {
+    /// Early on devices since Hopper, which can.
+    pub fn early(device: &Device) -> Start {
+        if device.capability.0 >= 9 { Start::Early } else { Start::After }
+    }
+}
+
 struct Stage {
     section: Section<'static>,
     function: sys::CUfunction,
@@ -52,7 +68,7 @@ impl Kernels {
     /// Queues every stage of the launch's op on `stream`. `pointers` in the row's order, 0 for an absent argument.
     pub fn run(
         &mut self,
-        (device, stream): (&Device, sys::CUstream),
+        (device, stream, start): (&Device, sys::CUstream, Start),
         launch: &Launch,
         variant: Option<Variant>,
         pointers: &[u64],
@@ -61,7 +77,7 @@ impl Kernels {
         let names = Kernel { op: launch.op(), dtypes: &[], variant }.names(launch.params());
         let mut params: Vec<*mut c_void> = pointers.iter().map(|p| p as *const u64 as *mut c_void).collect();
         params.push(launch.params().as_ptr() as *mut c_void);
-        loaded.stages.iter().try_for_each(|stage| stage.run(stream, &names, &mut params))
+        loaded.stages.iter().try_for_each(|stage| stage.run((stream, start), &names, &mut params))
     }
     fn get(&mut self, device: &Device, launch: &Launch, variant: Option<Variant>) -> Result<Rc<Loaded>> {
         let mut dtypes = [DType::F32; MAX_ARGS];
@@ -96,7 +112,7 @@ fn load(device: &Device, kernel: Kernel) -> Result<Loaded> {
 }
 
 impl Stage {
-    fn run(&self, stream: sys::CUstream, names: &Names, params: &mut [*mut c_void]) -> Result<()> {
+    fn run(&self, (stream, start): (sys::CUstream, Start), names: &Names, params: &mut [*mut c_void]) -> Result<()> {
         let name = self.section.name;
         let value =
             |expr: &str| eval(expr, names).map_err(|e| Error::Bug(format!("the heading of kernel {name}: {e}")));
@@ -114,9 +130,27 @@ impl Stage {
         }
         let (block, shared) = (value(self.section.block)?, value(self.section.shared)?);
         self.grant(shared)?;
-        let grid = (grid[0] as u32, grid[1] as u32, grid[2] as u32);
-        // SAFETY: `params` are the kernel's arguments as its source declares them; `Launch` checked what they point to.
-        unsafe { result::launch_kernel(self.function, grid, (block as u32, 1, 1), shared as u32, stream, params) }
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid[0] as u32,
+            gridDimY: grid[1] as u32,
+            gridDimZ: grid[2] as u32,
+            blockDimX: block as u32,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared as u32,
+            hStream: stream,
+            attrs: &mut early,
+            numAttrs: (start == Start::Early) as u32,
+        };
+        // SAFETY: `params` are the kernel's arguments as its source declares them; `Launch` checked what they point to. A kernel that
+        // starts early waits in its first line.
+        unsafe { sys::cuLaunchKernelEx(&config, self.function, params.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
             .map_err(failed(name))
     }
     /// More than 48 KiB of shared memory is given on request only.

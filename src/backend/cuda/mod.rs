@@ -10,6 +10,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use cudarc::driver::result;
 use host::{Stretch, Touch, Way};
+use kernels::{Kernels, Start};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -41,7 +42,7 @@ const RULES: CudaRules = CudaRules::FULL;
 
 pub struct Cuda {
     slabs: RefCell<memory::Slabs>,
-    kernels: RefCell<kernels::Kernels>,
+    kernels: RefCell<Kernels>,
     ring: RefCell<memory::Ring>,
     host: RefCell<host::Host>,
     ahead: RefCell<ahead::Ahead>,
@@ -139,7 +140,9 @@ impl Cuda {
         (cudnn.runs(), cudnn.plans())
     }
     fn run_kernel(&self, launch: &Launch, variant: Option<source::Variant>, pointers: &[u64]) -> Result<()> {
-        self.kernels.borrow_mut().run((&self.device, self.device.raw_stream()), launch, variant, pointers)
+        // recorded calls have dependencies of their own
+        let start = if self.recorder.borrow().is_some() { Start::After } else { Start::early(&self.device) };
+        self.kernels.borrow_mut().run((&self.device, self.device.raw_stream(), start), launch, variant, pointers)
     }
     /// A launch that unpacks a weight.
     fn unpack(&self, launch: &Launch) -> Result<()> {
@@ -149,7 +152,7 @@ impl Cuda {
         }
         let pointers: Vec<u64> = launch.args().iter().map(|buf| buf.map_or(0, |buf| self.ptr(buf))).collect();
         self.ahead.borrow_mut().unpack(&self.device, launch, waits, |stream| {
-            self.kernels.borrow_mut().run((&self.device, stream), launch, None, &pointers)
+            self.kernels.borrow_mut().run((&self.device, stream, Start::After), launch, None, &pointers)
         })
     }
     fn ptr(&self, buf: &Buf) -> u64 {

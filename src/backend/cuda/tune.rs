@@ -122,7 +122,10 @@ mod tests {
             3e-3 + i as f64 * 1e-5
         });
         let all: usize = spent.borrow().iter().sum();
-        assert!(spent.borrow().iter().all(|calls| *calls >= 1) && all <= 2 * 20 + BEFORE + LAST * LAST_TURNS + 5, "{all}");
+        assert!(
+            spent.borrow().iter().all(|calls| *calls >= 1) && all <= 2 * 20 + BEFORE + LAST * LAST_TURNS + 5,
+            "{all}"
+        );
         let most = RefCell::new(0);
         fastest(8, |_, calls| {
             let most = &mut *most.borrow_mut();
