@@ -4,6 +4,8 @@ use super::dry::Rules;
 use super::{Backend, Buf, CpuRules, HostBuf, Launch, Ledger, Memory, Use, copy_bytes, host, same_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::ops::residual::Residual;
+use crate::ops::rmsnorm::{RmsNorm, RmsNormResidual};
 use crate::ops::{Elem, Extent, Op, Slice};
 use rayon::prelude::*;
 use std::cell::{RefCell, UnsafeCell};
@@ -106,6 +108,17 @@ impl Cpu {
         // SAFETY: `ptr` checked the range, and no slice of a slab outlives a method of `Cpu`, which is not Sync.
         unsafe { std::slice::from_raw_parts_mut(self.ptr(buf) as *mut f32, buf.len) }
     }
+    /// The norm of a sum as it is stored, as two calls: what is written is rounded when its call ends.
+    fn sum_then_norm(&self, launch: &Launch) -> Result<()> {
+        let &[out, rstd, sum, a, b, weight] = launch.args() else {
+            return Err(Error::Bug("the norm of a sum has six arguments".into()));
+        };
+        let RmsNormResidual { N, C, eps, shift, scale } = bytemuck::pod_read_unaligned(launch.params());
+        let residual = Residual { P: N * C, scale };
+        self.launch(&Launch::new(Op::residual_forward, &[sum, a, b], bytemuck::bytes_of(&residual))?)?;
+        let norm = RmsNorm { N, C, eps, shift };
+        self.launch(&Launch::new(Op::rmsnorm_forward, &[out, rstd, sum, weight], bytemuck::bytes_of(&norm))?)
+    }
     fn places(&self, launch: &Launch) -> Vec<Option<Place>> {
         let args = launch.op().spec().args.iter().zip(launch.args());
         args.map(|(arg, buf)| {
@@ -121,7 +134,6 @@ fn by_rows(op: Op) -> bool {
         op,
         Op::embedding_forward
             | Op::rmsnorm_forward
-            | Op::rmsnorm_residual_forward
             | Op::rmsnorm_backward
             | Op::layernorm_forward
             | Op::layernorm_backward
@@ -218,6 +230,9 @@ impl Backend for Cpu {
 
     fn launch(&self, launch: &Launch) -> Result<()> {
         let (op, params) = (launch.op(), launch.params());
+        if op == Op::rmsnorm_residual_forward {
+            return self.sum_then_norm(launch);
+        }
         let (places, extents) = (self.places(launch), op.extents(params).1);
         // SAFETY: each argument once, as a whole; `Launch` proved that what is written overlaps nothing else.
         let whole = || places.iter().map(|p| p.map_or(Slice::Absent, |p| unsafe { p.slice(0, p.len) }));

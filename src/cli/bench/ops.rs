@@ -10,7 +10,8 @@ use luthier::ops::logprob::LogProb;
 use luthier::ops::matmul::MatMul;
 use luthier::ops::nf4::{BLOCK, Nf4};
 use luthier::ops::residual::Residual;
-use luthier::ops::rmsnorm::RmsNorm;
+use luthier::ops::rmsnorm::{RmsNorm, RmsNormResidual};
+use luthier::ops::rope::Rope;
 use luthier::ops::swiglu::SwiGlu;
 use luthier::rng::Rng;
 use std::time::{Duration, Instant};
@@ -83,6 +84,11 @@ impl Ops {
         let norm = RmsNorm { N: N as u32, C: C as u32, eps: 1e-5, shift: 0.0 };
         let glu =
             SwiGlu { N: N as u32, F: F as u32, ld_gate: F as u32, ld_up: F as u32, act: 0, slope: 1.0, cubic: 0.0 };
+        // whole heads of an even number of channels
+        let D = (self.head_dim / 2 * 2).max(2);
+        let H = (C / D).max(1);
+        let [n, h, d] = [N, H, D].map(|x| x as u32);
+        let rope = Rope { N: n, H: h, D: d, A: d, T: n, ld_x: h * d, interleaved: 0 };
         let chunk = N.min(256);
         let head = LogProb { N: chunk as u32, V: V as u32, ld_logits: V as u32, ld_dlogits: V as u32, softcap: 0.0 };
         let nf4 = Nf4 { P: (C * F) as u32 };
@@ -114,6 +120,18 @@ impl Ops {
                 }),
             ),
             line(
+                "rmsnorm_residual_forward",
+                4 * N * C * size,
+                Box::new(move |s| {
+                    let (b, x, y, w) =
+                        (s.backend(), random(s, N * C, dtype)?, random(s, N * C, dtype)?, random(s, C, dtype)?);
+                    let (mut out, mut rstd, mut sum) =
+                        (s.alloc(N * C, dtype)?, s.alloc(N, DType::F32)?, s.alloc(N * C, dtype)?);
+                    let p = RmsNormResidual { N: N as u32, C: C as u32, eps: 1e-5, shift: 0.0, scale: 1.0 };
+                    Ok(Box::new(move || b.rmsnorm_residual_forward(&mut out, &mut rstd, &mut sum, &x, &y, &w, &p)))
+                }),
+            ),
+            line(
                 "rmsnorm_backward",
                 4 * N * C * size,
                 Box::new(move |s| {
@@ -121,6 +139,16 @@ impl Ops {
                     let (dout, rstd) = (random(s, N * C, dtype)?, random(s, N, DType::F32)?);
                     let mut dinp = s.alloc(N * C, dtype)?;
                     Ok(Box::new(move || b.rmsnorm_backward(&mut dinp, &dout, &x, &w, &rstd, &norm)))
+                }),
+            ),
+            line(
+                "rope_forward",
+                2 * N * H * D * size,
+                Box::new(move |s| {
+                    let (b, mut x, table) = (s.backend(), random(s, N * H * D, dtype)?, random(s, N * D, DType::F32)?);
+                    let mut positions = s.alloc(N, DType::U32)?;
+                    b.upload_u32(&mut positions, &(0..N as u32).collect::<Vec<_>>())?;
+                    Ok(Box::new(move || b.rope_forward(&mut x, &table, &positions, &rope)))
                 }),
             ),
             line(
