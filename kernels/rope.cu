@@ -1,5 +1,5 @@
 // RoPE: element d of a head turns with element d + A/2 (halves), or element 2d with 2d + 1 (interleaved), d < A/2. A thread takes 8
-// pairs of one head at once where rows are aligned and D and A/2 are multiples of 8, else one after the other.
+// pairs of a token: at once where rows are aligned and D and A/2 are multiples of 8, so that they are of one head; else one by one.
 
 // 8 pairs, the first of them d; a head begins at `head`.
 template <bool INTERLEAVED, typename T> INLINE void rotate8(T* head, u32 d, u32 half, const float* cosine, const float* sine, float sign) {

@@ -6,7 +6,7 @@
 #![allow(non_snake_case, reason = "N, C, O … are the dims of the docs, the WGSL and the CUDA")]
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 use luthier::backend::cuda::fast::{
-    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, GROUPED, LONG_ROWS, LONG_ROWS_OF_TWO, Scores, THIN,
+    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, GROUPED, LONG_ROWS, LONG_ROWS_BACKWARD, Scores, THIN,
 };
 use luthier::backend::cuda::low_rank::JOINED;
 use luthier::backend::cuda::source::{Kernel, Variant};

@@ -2,7 +2,7 @@
 //! uses. No GPU is wanted, NVRTC is: `pip install "nvidia-cuda-nvrtc==13.0.*"`.
 #![cfg(feature = "cuda")]
 use luthier::backend::cuda::fast::{
-    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, FP8_SHORT, GROUPED, LONG_ROWS, LONG_ROWS_OF_TWO, THIN,
+    ATTENTION_VARIANTS, DENSE_NARROW, DENSE_WIDE, FP8, FP8_SHORT, GROUPED, LONG_ROWS, LONG_ROWS_BACKWARD, THIN,
 };
 use luthier::backend::cuda::low_rank::JOINED;
 use luthier::backend::cuda::nvrtc;
@@ -82,8 +82,8 @@ fn fast_jobs() -> BTreeSet<(String, String, &'static str)> {
     }
     for (op, known) in [
         (Op::rmsnorm_forward, LONG_ROWS),
-        (Op::rmsnorm_residual_forward, LONG_ROWS_OF_TWO),
-        (Op::rmsnorm_backward, LONG_ROWS_OF_TWO),
+        (Op::rmsnorm_residual_forward, LONG_ROWS),
+        (Op::rmsnorm_backward, LONG_ROWS_BACKWARD),
     ] {
         for (float, (_, variant)) in
             [DType::Bf16, DType::F16].into_iter().flat_map(|f| known.iter().map(move |v| (f, v)))

@@ -210,7 +210,7 @@ fn kernels_take_the_rows_arguments_in_order() {
         let mut want: Vec<_> = op.args.iter().map(|a| arg(a.name, a.access.writes())).collect();
         want.push("Params p".into());
         for section in sections(2, op.file).iter().filter(|s| s.op() == op.name) {
-            let text = section.text.replace("__restrict__", "").split_whitespace().collect::<Vec<_>>().join(" ");
+            let text = section.text.split_whitespace().collect::<Vec<_>>().join(" ");
             let declared = text.split("extern \"C\" __global__ void ").nth(1).unwrap_or("");
             let (head, rest) = declared.split_once(&format!("{}(", section.name)).unwrap_or(("?", ""));
             let got = rest.split(')').next().unwrap_or("");
@@ -222,6 +222,34 @@ fn kernels_take_the_rows_arguments_in_order() {
                     want.join(", ")
                 ));
             }
+        }
+    }
+    report(wrong);
+}
+
+/// A kernel waits for the one before it in its first line (`cuda_text.rs`): nothing may be read before that.
+#[test]
+fn kernels_can_wait_before_they_read() {
+    let mut wrong = Vec::new();
+    let folder = |dir: &str| entries(dir).into_iter().filter(|path| path.extension().is_some_and(|e| e == "cu"));
+    for path in folder("kernels").chain(folder("kernels/fast")) {
+        let text = read(&path);
+        let (common, sections) = kernel_text::parse(&text).unwrap();
+        let mut fail = |what: &str| wrong.push(format!("{}: {what}", path.display()));
+        if common.contains("__global__") {
+            fail("an entry point that belongs to no op");
+        }
+        for section in sections {
+            let mut entries = section.text.split("__global__");
+            let (before, after) = (entries.next().unwrap_or(""), entries.next().unwrap_or(""));
+            let head = after.split('{').next().unwrap_or("");
+            if !before.ends_with("extern \"C\" ") || entries.next().is_some() || head.contains("//") {
+                fail(&format!("{}: one entry point, whose head is no more than that", section.name));
+            }
+        }
+        // such loads may be moved to before the wait
+        if ["__restrict__", "__ldg", "ld.global.nc"].iter().any(|word| text.contains(word)) {
+            fail("memory that is said to be constant");
         }
     }
     report(wrong);

@@ -75,17 +75,19 @@ impl<'a> Kernel<'a> {
         }
         text.push_str(&common.replacen(TENSOR.0, TENSOR.1, 1));
         for section in self.sections()? {
-            text.push_str(&begun(section.text));
+            text.push_str(&begun(&section)?);
         }
         Ok(text)
     }
 }
 
 /// The text of an entry point, which begins with `begin()` of common.cuh: so it may be launched before the one before it has ended.
-fn begun(text: &str) -> String {
-    let head = text.find("__global__").and_then(|at| Some(at + text[at..].find('{')? + 1));
-    let (head, body) = text.split_at(head.unwrap_or(0));
-    format!("{head}\n    begin();{body}")
+fn begun(section: &Section) -> Result<String> {
+    let (text, entry) = (section.text, "extern \"C\" __global__");
+    let body = text.find(entry).and_then(|at| Some(at + text[at..].find('{')? + 1));
+    let body = body.ok_or_else(|| Error::Bug(format!("kernel {} has no entry point", section.name)))?;
+    let (head, body) = text.split_at(body);
+    Ok(format!("{head}\n    begin();{body}"))
 }
 
 fn c_name(dtype: DType) -> &'static str {

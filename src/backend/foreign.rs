@@ -10,6 +10,7 @@
 //!   word of 4 bytes. Rows of 16-bit values are of even length.
 //! - The text stands alone: no header, no compiler's option, no feature of the device beyond those of its storage types; at most
 //!   48 KiB of shared memory, all of it static.
+//! - CUDA, since sm_90: a kernel waits for the one before it and then lets dependents of its launch come, where launches have any.
 //!
 //! What does not fit is refused: products and attention, whose tiles, scratch or dynamic shared memory belong to our launchers.
 use super::kernel_text::{self, Section};

@@ -334,7 +334,7 @@ impl Qkv {
         }
     }
 
-    /// dx [N, C] = ∂L/∂x, if it is wanted, from the gradients of q, k and v.
+    /// dx [N, C] = ∂L/∂x, if it is wanted (latent attention makes it anyhow), from the gradients of q, k and v.
     fn backward(
         &mut self,
         b: &dyn Backend,

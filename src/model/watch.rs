@@ -17,7 +17,8 @@ pub enum Part {
 
 /// Is told what a forward and a backward pass.
 pub trait Watch {
-    /// The forward reads this layer's weights next: now they must be those of this step.
+    /// The forward reads this layer's weights next: now they must be those of this step. But for its first norm, which the layer
+    /// before makes with its output.
     fn forward(&mut self, layer: usize) -> Result<()>;
     /// The gradients of its weights grow next: now they must be in place.
     fn before(&mut self, part: Part) -> Result<()>;

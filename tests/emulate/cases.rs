@@ -238,14 +238,14 @@ fn grouped(out: &mut Vec<(String, Case)>, [M, E, J, Q]: [u32; 4], float: DType, 
 
 /// Norms of long rows, at each of the kernel's sizes.
 fn long_rows(out: &mut Vec<(String, Case)>, float: DType) {
-    for (op, known) in [(Op::rmsnorm_forward, LONG_ROWS), (Op::rmsnorm_backward, LONG_ROWS_OF_TWO)] {
+    for (op, known) in [(Op::rmsnorm_forward, LONG_ROWS), (Op::rmsnorm_backward, LONG_ROWS_BACKWARD)] {
         for ((longest, variant), less) in known.iter().zip([1016, 0, 4088, 0]) {
             let p = rmsnorm::RmsNorm { N: 5, C: longest - less, eps: 0.1, shift: 1.0 };
             let case = case(op, &p, float, Some(*variant));
             out.push((format!("{} {p:?} {float:?} {}", op.spec().name, variant.name), case));
         }
     }
-    for ((longest, variant), less) in LONG_ROWS_OF_TWO.iter().zip([1016, 0]) {
+    for ((longest, variant), less) in LONG_ROWS.iter().zip([1016, 0, 4088, 0]) {
         let p = rmsnorm::RmsNormResidual { N: 5, C: longest - less, eps: 0.1, shift: 1.0, scale: 0.5 };
         let case = case(Op::rmsnorm_residual_forward, &p, float, Some(*variant));
         out.push((format!("rmsnorm_residual_forward {p:?} {float:?} {}", variant.name), case));

@@ -8,7 +8,7 @@ use luthier::ops::bias::Bias;
 use luthier::ops::embedding::Embedding;
 use luthier::ops::nf4::Nf4;
 use luthier::ops::residual::Residual;
-use luthier::ops::rmsnorm::RmsNorm;
+use luthier::ops::rmsnorm::{RmsNorm, RmsNormResidual};
 use luthier::ops::rope::Rope;
 
 const NORM: RmsNorm = RmsNorm { N: 4, C: 8, eps: 1e-5, shift: 0.0 };
@@ -183,6 +183,35 @@ fn calls_run_in_order() {
             }
             assert_eq!(b.download_f32(&sum).unwrap(), vec![1200.0; 3001], "{}", d.name);
             [sum, other, one].into_iter().for_each(|buf| b.free(buf));
+        }
+    });
+}
+
+/// What the forward has made by one op, the backward makes again by the other.
+#[test]
+fn the_norm_of_a_sum_is_that_of_the_sum_bit_for_bit() {
+    on_devices(|devices| {
+        for (d, dtype) in devices.iter().flat_map(|d| [F32, F16, Bf16].map(|dtype| (d, dtype))) {
+            for (N, C) in
+                [(5, 66), (9, 1024), (7, 1288), (6, 2048), (5, 2056), (70, 4096), (3, 4104), (3, 8192), (2, 16384)]
+            {
+                let b = &*d.backend;
+                let (n, c) = (N as usize, C as usize);
+                let noise = |len: usize, seed: usize| {
+                    let values = (0..len).map(|i| ((i * 7919 + seed * 104_729) % 10_007) as f32 / 5003.5 - 1.0);
+                    b.alloc_f32(&values.collect::<Vec<_>>(), dtype).unwrap()
+                };
+                let [x, y, weight] = [noise(n * c, 1), noise(n * c, 2), noise(c, 3)];
+                let [mut out, mut again, mut sum] = bufs(b, [(n * c, dtype), (n * c, dtype), (n * c, dtype)]);
+                let [mut rstd, mut rstd_again] = bufs(b, [(n, F32), (n, F32)]);
+                let p = RmsNormResidual { N, C, eps: 1e-5, shift: 0.0, scale: 0.375 };
+                b.rmsnorm_residual_forward(&mut out, &mut rstd, &mut sum, &x, &y, &weight, &p).unwrap();
+                let p = RmsNorm { N, C, eps: 1e-5, shift: 0.0 };
+                b.rmsnorm_forward(&mut again, &mut rstd_again, &sum, &weight, &p).unwrap();
+                let same = |a: &Buf, b_: &Buf| b.download(a).unwrap() == b.download(b_).unwrap();
+                assert!(same(&rstd, &rstd_again) && same(&out, &again), "{} {dtype:?} {N} x {C}", d.name);
+                [x, y, weight, out, again, sum, rstd, rstd_again].into_iter().for_each(|buf| b.free(buf));
+            }
         }
     });
 }

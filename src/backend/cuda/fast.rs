@@ -78,24 +78,23 @@ pub(super) fn run(cuda: &Cuda, launch: &Launch, pointers: &[u64]) -> Result<bool
 
 const ROWS: &str = include_str!("../../../kernels/fast/rmsnorm.cu");
 
-/// RMSNorm of long rows in registers, by the longest: `THREADS` of a row and 16-byte loads of a thread are constants of the kernel.
+/// RMSNorm of long rows in registers, by the longest: `THREADS` of a row and 16-byte loads of a thread are constants of the kernel. The
+/// forward and the norm of a sum have the same threads, and so the same order of sums: either may make again what the other made.
 pub const LONG_ROWS: &[(u32, Variant)] = &[
     (2048, Variant { name: "warp8", text: ROWS, constants: &[("THREADS", 32), ("KEEP", 8)] }),
-    (4096, Variant { name: "warp16", text: ROWS, constants: &[("THREADS", 32), ("KEEP", 16)] }),
+    (4096, Variant { name: "block4", text: ROWS, constants: &[("THREADS", 128), ("KEEP", 4)] }),
     (8192, Variant { name: "block8", text: ROWS, constants: &[("THREADS", 128), ("KEEP", 8)] }),
     (16384, Variant { name: "block16", text: ROWS, constants: &[("THREADS", 128), ("KEEP", 16)] }),
 ];
 /// Shorter rows fill no warp.
 const SHORT: u32 = 1024;
-/// The backward, and the norm of a sum, hold two rows, of which longer ones leave a multiprocessor too few warps where a warp has one
-/// alone.
-pub const LONG_ROWS_OF_TWO: &[(u32, Variant)] =
-    &[LONG_ROWS[0], (4096, Variant { name: "block4", text: ROWS, constants: &[("THREADS", 128), ("KEEP", 4)] })];
+/// The backward holds two rows, of which longer ones leave a multiprocessor too few warps.
+pub const LONG_ROWS_BACKWARD: &[(u32, Variant)] = &[LONG_ROWS[0], LONG_ROWS[1]];
 
 /// Wants one 16-bit type, and rows that start at multiples of 16 bytes.
 fn long_rows(launch: &Launch, pointers: &[u64]) -> Option<Variant> {
     let C = launch.op().extents(launch.params()).0[1] as u32;
-    let known = if launch.op() == Op::rmsnorm_forward { LONG_ROWS } else { LONG_ROWS_OF_TWO };
+    let known = if launch.op() == Op::rmsnorm_backward { LONG_ROWS_BACKWARD } else { LONG_ROWS };
     let fits = C > SHORT && C.is_multiple_of(8) && pointers.iter().all(|p| p % 16 == 0);
     one_half_type(launch).filter(|_| fits)?;
     known.iter().find(|(longest, _)| C <= *longest).map(|(_, variant)| *variant)

@@ -20,7 +20,7 @@ const WORTH: f64 = 0.99;
 /// What was chosen for this product before.
 pub(super) fn kept(product: &str, device: &Device, version: usize) -> Kept {
     let on = format!("{} {} {version}", device.name, device.arch);
-    Kept::new("product", "algo", &[product, &on, "at work"])
+    Kept::new("product", "algo", &[product, &on, "at work, last turns"])
 }
 
 /// The place of the fastest of `algos`. `run` queues one, to another place than its output where that is added to.

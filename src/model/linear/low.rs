@@ -288,7 +288,18 @@ mod tests {
     }
 
     /// Outputs, the input's gradient, and those of A and B; and whether the adapters were one.
-    fn run(b: &dyn Backend, which: &[usize], (together, from): (bool, Source), dtype: DType) -> (Vec<Vec<f32>>, bool) {
+    fn run(b: &dyn Backend, which: &[usize], how: (bool, Source), dtype: DType) -> (Vec<Vec<f32>>, bool) {
+        run_wanting(b, which, how, dtype, true)
+    }
+
+    /// The same where the input's gradient may not be wanted.
+    fn run_wanting(
+        b: &dyn Backend,
+        which: &[usize],
+        (together, from): (bool, Source),
+        dtype: DType,
+        wanted: bool,
+    ) -> (Vec<Vec<f32>>, bool) {
         let (scope, mut p) = (Scope::new(b), projections(b, which, together, dtype));
         let scratch = LinearScratch::new(&scope, p.0.iter(), N, dtype).unwrap();
         let bufs = |seed: usize| -> Vec<Buf> {
@@ -304,7 +315,8 @@ mod tests {
         // others run in between
         let mut passing = part(&scratch.xa, scratch.xa.as_ref().unwrap().len());
         b.fill(&mut passing, f32::NAN).unwrap();
-        p.backward(b, scratch.keeping(&place), (&mut dinp, true), &douts.iter().collect::<Vec<_>>(), &inp, N).unwrap();
+        let douts: Vec<_> = douts.iter().collect();
+        p.backward(b, scratch.keeping(&place), (&mut dinp, wanted), &douts, &inp, N).unwrap();
         let loras = p.0.iter().filter_map(|linear| linear.lora.as_ref());
         let grads = loras.flat_map(|lora| [&lora.a, &lora.b]).map(|param| param.grad(b).unwrap());
         let values = outs.iter().chain([&dinp]).map(|buf| b.download_f32(buf).unwrap()).chain(grads).collect();
@@ -350,6 +362,21 @@ mod tests {
                         assert!(distance(got, want) <= 1e-12, "{which:?} {together} {from:?}: {i}");
                     }
                 }
+            }
+        }
+    }
+
+    /// Of the first layer's input, where nothing before it is trained.
+    #[test]
+    fn without_the_inputs_gradient_those_of_adapters_are_the_same() {
+        let b = Cpu::new();
+        for which in [[0, 1, 2].as_slice(), &[0, 3], &[1, 3], &[3]] {
+            for how in [(true, Source::Again), (false, Source::Again), (true, Source::Forward)] {
+                let (want, _) = run(&b, which, how, DType::F32);
+                let (got, _) = run_wanting(&b, which, how, DType::F32, false);
+                let dinp = which.len();
+                assert_eq!(got[dinp], noise(N * C, 60), "{which:?} {how:?}: it is left alone");
+                assert!(got[dinp + 1..] == want[dinp + 1..] && got[dinp] != want[dinp], "{which:?} {how:?}");
             }
         }
     }

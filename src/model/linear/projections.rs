@@ -1,6 +1,6 @@
 //! Several projections of one input: a module each, or fused.
 use super::Linear;
-use super::low::{Stack, With};
+use super::low::{Columns, Stack, With};
 use crate::backend::{Backend, Buf};
 use crate::error::Result;
 
@@ -56,9 +56,13 @@ impl Projections {
             return self.backward_stacked(b, with, &stack, (dinp, wanted), douts, inp, N);
         }
         for (i, (linear, douts)) in each(&mut self.0, douts).enumerate() {
-            // A's gradient may come by way of the input's
-            if wanted || linear.lora.is_some() {
-                linear.backward_input(b, with, dinp, douts, N, i > 0)?;
+            match &linear.lora {
+                None if !wanted => {}
+                // P, of which A's gradient is made
+                Some(lora) if !wanted && lora.is_plain(&with) => {
+                    linear.backward_narrow(b, with, douts, N, Columns::alone(lora.R))?
+                }
+                _ => linear.backward_input(b, with, dinp, douts, N, i > 0)?,
             }
             linear.backward_weight(b, with, douts, inp, N)?;
             with = with.behind(linear, N);
