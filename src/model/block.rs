@@ -323,8 +323,8 @@ impl Block {
         self.mlp.balance(b, &saved.mlp, &mut t.mlp)
     }
 
-    /// dx [N, C] comes in as ∂L/∂out and leaves as ∂L/∂x, unless that is not `wanted`. `saved` is used up. With anything but [`Keep::All`], the forward has just
-    /// run again, as far as `keep` says.
+    /// dx [N, C] comes in as ∂L/∂out and leaves as ∂L/∂x, unless that is not `wanted`. `saved` is used up. With anything but
+    /// [`Keep::All`], the forward has just run again, as far as `keep` says.
     pub fn backward(
         &mut self,
         b: &dyn Backend,

@@ -3,7 +3,8 @@
 //!
 //! Nothing of CUDA is linked: the driver and the libraries are found at run time (`libs.rs`), and what is missing is an
 //! `Error::Device` that says how to get it. Everything runs on one stream, in order, but for copies from and to the host's
-//! memory (`host.rs`) and for packed weights, which are unpacked ahead of their products (`ahead.rs`).
+//! memory (`host.rs`) and for packed weights, which are unpacked ahead of their products (`ahead.rs`). Since Hopper the blocks of
+//! our own kernels come while the kernel before them still ends, and wait for it in their first line (`kernels.rs`).
 use super::dry::Rules;
 use super::{Backend, Buf, CudaRules, HostBuf, Launch, Mark, Memory, Recording, Use, same_bytes};
 use crate::dtype::DType;
