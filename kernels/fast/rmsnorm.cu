@@ -13,16 +13,13 @@ template <typename F> INLINE void each_chunk(u32 C, F then) {
     for (int i = 0; i < KEEP; i++, c += THREADS * 8)
         if (c < C) then(i, c);
 }
-INLINE void unpack8(float (&x)[8], uint4 w) {
-    unpack<T>(w.x, x[0], x[1]), unpack<T>(w.y, x[2], x[3]), unpack<T>(w.z, x[4], x[5]), unpack<T>(w.w, x[6], x[7]);
-}
 
 // The row out, from what is kept of the row that went in.
 template <typename O, typename R, typename W> INLINE void finish(O* out, R* rstd, const W* weight, float scale, const uint4 (&kept)[KEEP], const Params& p) {
     if (threadIdx.x % THREADS == 0) rstd[own_row()] = scale;
     each_chunk(p.C, [&](int i, u32 c) {
         float x[8], w[8];
-        unpack8(x, kept[i]), load8(w, weight + c);
+        unpack8<T>(x, kept[i]), load8(w, weight + c);
 #pragma unroll
         for (int k = 0; k < 8; k++) x[k] = x[k] * scale * (w[k] + p.shift);
         store8(out + c, x);
@@ -36,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(128) rmsnorm_forward(T_out* out, T_
     float x[8], sum = 0.f;
     each_chunk(C, [&](int i, u32 c) { kept[i] = *(const uint4*)(inp + (u64)n * C + c); });
     each_chunk(C, [&](int i, u32) {
-        unpack8(x, kept[i]);
+        unpack8<T>(x, kept[i]);
 #pragma unroll
         for (int k = 0; k < 8; k++) sum += x[k] * x[k];
     });
@@ -56,13 +53,13 @@ extern "C" __global__ void __launch_bounds__(128) rmsnorm_residual_forward(T_out
     float squares = 0.f;
     each_chunk(p.C, [&](int i, u32 c) {
         float x[8], y[8];
-        unpack8(x, kept[i]), unpack8(y, more[i]);
+        unpack8<T>(x, kept[i]), unpack8<T>(y, more[i]);
 #pragma unroll
         for (int k = 0; k < 8; k++) x[k] += p.scale * y[k];
         // as it is stored, so that the norm made again is the same
-        kept[i] = make_uint4(pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7]));
+        kept[i] = pack8<T>(x);
         if (live) *(uint4*)(sum + row + c) = kept[i];
-        unpack8(x, kept[i]);
+        unpack8<T>(x, kept[i]);
 #pragma unroll
         for (int k = 0; k < 8; k++) squares += x[k] * x[k];
     });
@@ -80,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(128) rmsnorm_backward(T_dinp* dinp,
         gs[i] = *(const uint4*)(dout + (u64)n * C + c);
     });
     each_chunk(C, [&](int i, u32 c) {
-        unpack8(x, xs[i]), unpack8(g, gs[i]);
+        unpack8<T>(x, xs[i]), unpack8<T>(g, gs[i]);
         load8(w, weight + c);
 #pragma unroll
         for (int k = 0; k < 8; k++) sum += g[k] * (w[k] + p.shift) * x[k];
@@ -89,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(128) rmsnorm_backward(T_dinp* dinp,
     if (own_row() >= p.N) return;
     each_chunk(C, [&](int i, u32 c) {
         T_dinp* at = dinp + (u64)n * C + c;
-        unpack8(x, xs[i]), unpack8(g, gs[i]);
+        unpack8<T>(x, xs[i]), unpack8<T>(g, gs[i]);
         load8(w, weight + c), load8(d, at);
 #pragma unroll
         for (int k = 0; k < 8; k++) d[k] += scale * (g[k] * (w[k] + p.shift) - x[k] * slope);

@@ -74,21 +74,26 @@ template <typename T> INLINE void unpack(u32 word, float& lo, float& hi) {
     lo = widen(a), hi = widen(b);
 }
 
+// The same of 8 values.
+template <typename T> INLINE uint4 pack8(const float (&x)[8]) {
+    return make_uint4(pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7]));
+}
+template <typename T> INLINE void unpack8(float (&x)[8], uint4 w) {
+    unpack<T>(w.x, x[0], x[1]), unpack<T>(w.y, x[2], x[3]), unpack<T>(w.z, x[4], x[5]), unpack<T>(w.w, x[6], x[7]);
+}
+
 // 8 values at an address that is a multiple of 16 bytes.
 INLINE void load8(float (&x)[8], const float* at) {
     float4 a = ((const float4*)at)[0], b = ((const float4*)at)[1];
     x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
 }
-template <typename T> INLINE void load8(float (&x)[8], const T* at) {
-    uint4 w = *(const uint4*)at;
-    unpack<T>(w.x, x[0], x[1]), unpack<T>(w.y, x[2], x[3]), unpack<T>(w.z, x[4], x[5]), unpack<T>(w.w, x[6], x[7]);
-}
+template <typename T> INLINE void load8(float (&x)[8], const T* at) { unpack8<T>(x, *(const uint4*)at); }
 INLINE void store8(float* at, const float (&x)[8]) {
     ((float4*)at)[0] = make_float4(x[0], x[1], x[2], x[3]);
     ((float4*)at)[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
 template <typename T> INLINE void store8(T* at, const float (&x)[8]) {
-    *(uint4*)at = make_uint4(pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7]));
+    *(uint4*)at = pack8<T>(x);
 }
 
 // Elements i..i+8 of a row that ends at `end`, zeros beyond; `wide` says that the row starts at a multiple of 16 bytes.

@@ -50,11 +50,11 @@ pub struct Saved {
     post: Option<[Post; 2]>,
 }
 
-/// The norm of what a block makes: the next block's first, or the last of all.
+/// A norm of the residual stream as it comes to be: of what a half of a block makes, the next half's, or the last of all.
 pub(super) struct Following<'a> {
     pub weights: &'a NormParams,
     pub stats: &'a mut Buf,
-    /// `None`: where the next block reads it.
+    /// `None`: where the next half reads it.
     pub out: Option<&'a mut Buf>,
 }
 
@@ -239,6 +239,23 @@ impl Block {
         self.mlp.forward_saved(b, s, saved_mlp, (mlp, linear), n2, N)
     }
 
+    /// sum = x + scale·c, and `following` of it, which is in n unless it has a place; whether there is one.
+    fn sum(
+        b: &dyn Backend,
+        (s, norm): (&Spec, &Norm),
+        (sum, n): (&mut Buf, &mut Buf),
+        (x, c): (&Buf, &Buf),
+        following: Option<Following>,
+    ) -> Result<bool> {
+        match following {
+            Some(Following { weights, stats, out }) => {
+                norm.forward_sum(b, (out.unwrap_or(n), stats), sum, (x, c, s.residual_scale), weights)?;
+                Ok(true)
+            }
+            None => b.residual_forward(sum, x, c, &branch(s, sum)).map(|()| false),
+        }
+    }
+
     /// x2, if there is one, from x and the branch c, and what the MLP reads.
     fn second<'a>(
         &self,
@@ -250,10 +267,7 @@ impl Block {
         (x, c): (&'a Buf, &Buf),
     ) -> Result<&'a Buf> {
         let Some(x2) = x2 else { return self.normed(b, norm, 1, pre, n, x) };
-        match (self.pre_norms.get(1), pre.get_mut(1)) {
-            (Some(weights), Some(stats)) => norm.forward_sum(b, (n, stats), x2, (x, c, s.residual_scale), weights)?,
-            _ => b.residual_forward(x2, x, c, &branch(s, x2))?,
-        }
+        Self::sum(b, (s, norm), (&mut *x2, &mut *n), (x, c), self.pre_norm(1, pre))?;
         Ok(self.read(n, x2))
     }
 
@@ -267,7 +281,7 @@ impl Block {
         n: &'a mut Buf,
         inp: &'a Buf,
     ) -> Result<&'a Buf> {
-        if let (Some(weights), Some(stats)) = (self.pre_norms.get(which), pre.get_mut(which)) {
+        if let Some(Following { weights, stats, .. }) = self.pre_norm(which, pre) {
             norm.forward(b, n, stats, inp, weights)?;
         }
         Ok(self.read(n, inp))
@@ -280,8 +294,12 @@ impl Block {
 
     /// The norm of its input, with the statistics in `saved`.
     pub(super) fn first_norm<'a>(&'a self, saved: &'a mut Saved) -> Option<Following<'a>> {
-        let (weights, stats) = (self.pre_norms.first()?, saved.pre.first_mut()?);
-        Some(Following { weights, stats, out: None })
+        self.pre_norm(0, &mut saved.pre)
+    }
+
+    /// The norm of what attention (0) or MLP (1) reads, if it has one of its own.
+    fn pre_norm<'a>(&'a self, which: usize, pre: &'a mut [Buf]) -> Option<Following<'a>> {
+        Some(Following { weights: self.pre_norms.get(which)?, stats: pre.get_mut(which)?, out: None })
     }
 
     /// out [N, C] = the block's output for x [N, C], of which `normed` is as in `forward_saved`. Whether `following` was made, too.
@@ -309,13 +327,7 @@ impl Block {
         if self.post_norms.is_none() {
             self.mlp.output(b, s, &saved.mlp, (mlp, linear), c, self.read(n, x2), N)?;
         }
-        let Some(Following { weights, stats, out: place }) = following else {
-            b.residual_forward(out, x2, c, &branch(s, x2))?;
-            return Ok(false);
-        };
-        let place = place.unwrap_or(n);
-        Norm::rows(s, N).forward_sum(b, (place, stats), out, (x2, c, s.residual_scale), weights)?;
-        Ok(true)
+        Self::sum(b, (s, &Norm::rows(s, N)), (out, n), (x2, c), following)
     }
 
     /// After a forward: what its router did, where the routers' balance counts.

@@ -324,9 +324,8 @@ impl<'b> Session<'b> {
             ..
         } = model;
         // whether anything that is trained lies before the first block
-        let is_trained = |param: &Param| param.train.is_some();
-        let table = matches!(embed, Table::Dense(param) if is_trained(param));
-        let embeds = table || self.embed_rows.is_some() || positions.as_ref().is_some_and(is_trained);
+        let mut embeddings = embed.param().into_iter().chain(&*positions);
+        let embeds = self.embed_rows.is_some() || embeddings.any(|param| param.train.is_some());
         let (dx, dh) = self.dx.as_mut().expect("a session for training");
         // a tied head's rows are the embedding's
         let rows = if head.is_some() { head_rows.as_mut() } else { embed_rows.as_mut() };
